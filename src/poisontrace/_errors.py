@@ -1,0 +1,33 @@
+"""Every exception poisontrace raises, and its one warning.
+
+PoisontraceError
+├── InvalidInputError (ValueError)        an argument or a file breaks a stated rule
+├── UnsupportedModelError (TypeError)     the model has no last linear layer we can use
+├── UnlearningDivergedError (RuntimeError)  a last layer could not be fitted
+└── StoreError (OSError)                  a case or incident folder cannot be read or written
+PoisontraceWarning (UserWarning)          a result exists but may mislead
+"""
+
+
+class PoisontraceError(Exception):
+    """Base of all errors raised on purpose by poisontrace."""
+
+
+class InvalidInputError(PoisontraceError, ValueError):
+    """An argument or a file from outside breaks the rule that its message states."""
+
+
+class UnsupportedModelError(PoisontraceError, TypeError):
+    """The model offers no last linear layer that the tracer can use."""
+
+
+class UnlearningDivergedError(PoisontraceError, RuntimeError):
+    """Fitting a last layer ended in numbers that are not finite."""
+
+
+class StoreError(PoisontraceError, OSError):
+    """A case folder or an incident folder cannot be read or written."""
+
+
+class PoisontraceWarning(UserWarning):
+    """A result exists but may mislead the reader."""

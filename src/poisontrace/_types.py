@@ -1,0 +1,133 @@
+"""The nouns of the method: frozen, without behaviour beyond their invariants. Ground truth has no place here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Verdict = Literal["poison", "inconclusive", "no-poison"]
+Decision = Literal["responsible", "pruned", "split"]
+
+
+@dataclass(frozen=True)
+class Test:
+    """What unlearning a cluster did: losses before and after, in nats.
+
+    Attributes:
+        event_before, event_after: cross-entropy of the event with the wrong label that the model gave it.
+        control_before, control_after: median cross-entropy of the control events, with their own labels.
+    """
+
+    event_before: float
+    event_after: float
+    control_before: float
+    control_after: float
+
+    @property
+    def event_rise(self) -> float:
+        """How much unlearning the cluster hurts the event's wrong label."""
+        return self.event_after - self.event_before
+
+    @property
+    def control_rise(self) -> float:
+        """How much unlearning the cluster hurts ordinary samples of that label."""
+        return self.control_after - self.control_before
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A node of the tree: a set of training samples, its test and what was decided.
+
+    Attributes:
+        id: position in ``Trace.clusters``.
+        parent: the cluster it was split from; None for a root (one per event).
+        event: which event it was tested against.
+        indices: training samples, int64, ascending.
+        test: None for a root, which is never unlearned.
+        decision: "responsible" (kept whole), "pruned" (dropped whole) or "split" (went on into its children).
+        reason: why, in a few words.
+    """
+
+    id: int
+    parent: int | None
+    event: int
+    indices: NDArray[np.int64] = field(repr=False)
+    test: Test | None
+    decision: Decision
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one event led to.
+
+    Attributes:
+        label: the wrong label the model gave.
+        probability: the model's confidence in it, in [0, 1].
+        verdict: this event's verdict.
+        poison: responsible samples for this event, int64, ascending.
+        statistics: the numbers that led to the verdict, by name.
+    """
+
+    label: int
+    probability: float
+    verdict: Verdict
+    poison: NDArray[np.int64] = field(repr=False)
+    statistics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The result of a trace.
+
+    Attributes:
+        verdict: "poison" if any event led to responsible samples, "inconclusive" if evidence was found but is weak,
+            else "no-poison".
+        poison: indices of the responsible samples in the training set, int64, ascending; empty unless "poison".
+        scores: (n,) float32 in [0, 1], confidence that a sample is responsible.
+        labels: (n,) int64, the labels of the training set as it was read.
+        findings: one per event, in the order given.
+        clusters: every cluster of every event's tree, parents before children.
+        rule: "default" or "paper".
+        config: every setting, by name.
+        seed: the seed given.
+        device: where the network ran.
+        seconds: wall time of each stage.
+        warnings: sentences on what may mislead.
+        exhibits: a few inputs for the report: ``events``, ``poison`` and ``benign`` (as the model takes them), the two
+            latter with their indices ``poison_index`` and ``benign_index``.
+        ids: (n,) sample ids of the data set, or None where the position is the id.
+    """
+
+    verdict: Verdict
+    poison: NDArray[np.int64] = field(repr=False)
+    scores: NDArray[np.float32] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    findings: tuple[Finding, ...]
+    clusters: tuple[Cluster, ...] = field(repr=False)
+    rule: str
+    config: Mapping[str, Any] = field(repr=False)
+    seed: int
+    device: str
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+    exhibits: Mapping[str, NDArray[Any]] = field(repr=False)
+    ids: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def save(self, folder: str | Path, *, context: Mapping[str, Any] | None = None) -> Path:
+        """Write the case folder: ``trace.json``, ``poison.csv``, ``scores.npy``, ``exhibits.npz``, ``report.html``.
+
+        Args:
+            folder: a new or empty folder.
+            context: what only the caller knows: ``inputs`` (name to path and SHA-256), ``command``, ``classes``.
+
+        Raises:
+            InvalidInputError: if the folder exists and is not empty.
+            StoreError: if it cannot be written.
+        """
+        from poisontrace.report import save_case
+
+        return save_case(self, Path(folder), context or {})

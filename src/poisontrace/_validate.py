@@ -1,0 +1,97 @@
+"""Checks at the public boundary; every message names the argument, the rule, what was got and the way out."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poisontrace._errors import InvalidInputError
+
+
+def check_rate(rate: float) -> float:
+    """Return ``rate`` if it lies in (0, 1)."""
+    if not 0 < rate < 1:
+        raise InvalidInputError(f"'rate' must be a fraction in (0, 1) (got {rate!r}). For five percent pass 0.05.")
+    return rate
+
+
+def check_inputs(x: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return ``x`` if it is non-empty and either uint8 (n, height, width, channels) or finite float (n, ...)."""
+    if x.ndim < 2 or len(x) == 0:
+        raise InvalidInputError(f"'{name}' must have at least one row and one column (got shape {x.shape}).")
+    if x.dtype == np.uint8:
+        if x.ndim != 4 or x.shape[3] not in (1, 2, 3, 4):
+            raise InvalidInputError(
+                f"'{name}' must have shape (n, height, width, channels) when it is uint8 (got {x.shape}). "
+                "Add a channel axis at the end, or store float32 to have it fed as it is."
+            )
+    elif not np.issubdtype(x.dtype, np.floating):
+        raise InvalidInputError(
+            f"'{name}' must be uint8 images or a float array (got dtype {x.dtype}). Convert it with astype('float32')."
+        )
+    elif not (finite := np.isfinite(x.reshape(len(x), -1)).all(1)).all():
+        bad = np.flatnonzero(~finite)
+        raise InvalidInputError(
+            f"'{name}' must hold finite numbers (got NaN or infinity in {len(bad)} of {len(x)} rows, first {bad[0]}). "
+            "Drop or fill these rows."
+        )
+    return x
+
+
+def check_labels(y: NDArray[Any], name: str, *, n: int | None = None) -> NDArray[np.int64]:
+    """Return ``y`` as int64 (n,) if it holds one non-negative whole number for each of ``n`` samples."""
+    if y.ndim != 1 or (n is not None and len(y) != n):
+        wanted = "(n,)" if n is None else f"({n},), one label a sample"
+        raise InvalidInputError(f"'{name}' must have shape {wanted} (got {y.shape}).")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise InvalidInputError(f"'{name}' must hold integers (got dtype {y.dtype}). Convert it with astype('int64').")
+    if len(y) and int(y.min()) < 0:
+        raise InvalidInputError(f"'{name}' must hold labels of 0 or more (got {int(y.min())}).")
+    return y.astype(np.int64)
+
+
+def check_label_range(y: NDArray[np.int64], name: str, n_classes: int) -> None:
+    """Refuse labels that the model has no output for."""
+    if len(y) and int(y.max()) >= n_classes:
+        row = int(np.argmax(y >= n_classes))
+        raise InvalidInputError(
+            f"'{name}' must hold labels below {n_classes}, the number of the model's outputs (got {int(y[row])} at row "
+            f"{row}). Check that data and model belong together."
+        )
+
+
+def check_file(path: Path, name: str) -> Path:
+    """Return ``path`` if it is a file."""
+    if not path.is_file():
+        raise InvalidInputError(f"'{name}' must be an existing file (got {str(path)!r}).")
+    return path
+
+
+def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Read every array of an ``.npz`` file; pickled members are refused.
+
+    Raises:
+        InvalidInputError: if the file is missing, is no ``.npz``, holds pickles or lacks a required array.
+    """
+    check_file(path, name)
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a file of another kind")
+        missing = [key for key in required if key not in archive.files]
+        if missing:
+            raise InvalidInputError(
+                f"'{name}' must hold the arrays {', '.join(required)} (got {', '.join(archive.files) or 'none'} "
+                f"in {path.name!r})."
+            )
+        return {key: archive[key] for key in archive.files}
+    except InvalidInputError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        reason = "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
+        raise InvalidInputError(
+            f"'{name}' must be an .npz file of plain arrays (got {reason} in {path.name!r}). "
+            "Write it with numpy.savez_compressed(path, x=..., y=...)."
+        ) from error

@@ -1,0 +1,305 @@
+"""Data sets in, batches out: a sample is its position plus an id, and nothing here shuffles.
+
+Arrays follow one rule everywhere: ``uint8`` images of shape (n, height, width, channels) are fed to the model as float32
+(n, channels, height, width) in [0, 1]; float arrays are fed as they are.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from poisontrace._errors import InvalidInputError, StoreError
+from poisontrace._rng import numpy_generator
+from poisontrace._validate import check_inputs, check_labels, read_npz
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def to_inputs(x: NDArray[Any]) -> Tensor:
+    """Turn stored samples into what the model takes.
+
+    Args:
+        x: uint8 (n, height, width, channels) or float (n, ...).
+
+    Returns:
+        float32; images become (n, channels, height, width) in [0, 1], float arrays keep their shape.
+    """
+    if x.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+class TrainSet(Protocol):
+    """What the tracer needs of a training set: a length and its samples in a fixed order."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs (b, ...) as float32 and labels (b,) in order, each sample once."""
+
+    def inputs(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the inputs of some samples, (len(indices), ...), float32."""
+
+
+@dataclass(frozen=True)
+class ArraySet:
+    """A training set held in two arrays."""
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    ids: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that break the rules of the module."""
+        check_inputs(self.x, "x")
+        object.__setattr__(self, "y", check_labels(self.y, "y", n=len(self.x)))
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one sample as the model takes it, and its label."""
+        return to_inputs(self.x[index][None])[0], int(self.y[index])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs and labels in order."""
+        for start in range(0, len(self), batch_size):
+            stop = start + batch_size
+            yield to_inputs(self.x[start:stop]), self.y[start:stop]
+
+    def inputs(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the inputs of some samples."""
+        return to_inputs(self.x[indices])
+
+
+class IndexedSet:
+    """Anything with ``len`` and ``[index]`` that yields (x, y): a torch ``Dataset``, a list of pairs.
+
+    Samples are fetched one at a time; ``x`` is what the model takes for one sample, without the batch axis.
+    """
+
+    def __init__(self, source: Any) -> None:
+        """Wrap ``source`` and refuse it when two reads of one sample differ (shuffling, random augmentation)."""
+        self._source = source
+        if len(self) == 0:
+            raise InvalidInputError("'train_set' must have at least one sample (got 0).")
+        for index in sorted({0, len(self) // 2, len(self) - 1}):
+            (x, y), (x_again, y_again) = self._fetch(index), self._fetch(index)
+            if y != y_again or not torch.equal(x, x_again):
+                raise InvalidInputError(
+                    f"'train_set' must give the same sample each time it is read (got two different samples at "
+                    f"index {index}). Switch off shuffling and random augmentation."
+                )
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._source)
+
+    def _fetch(self, index: int) -> tuple[Tensor, int]:
+        try:
+            x, y = self._source[index]
+            return torch.as_tensor(x, dtype=torch.float32), int(y)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"'train_set' must yield pairs (x, y) of an array and an integer label (got {error} at index {index})."
+            ) from error
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs and labels in order."""
+        for start in range(0, len(self), batch_size):
+            pairs = [self._fetch(index) for index in range(start, min(start + batch_size, len(self)))]
+            x = torch.stack([x for x, _ in pairs])
+            if not bool(torch.isfinite(x).all()):
+                bad = start + int((~torch.isfinite(x.flatten(1)).all(1)).nonzero()[0])
+                raise InvalidInputError(f"'train_set' must hold finite numbers (got NaN or infinity in sample {bad}).")
+            yield x, check_labels(np.array([y for _, y in pairs]), "train_set labels")
+
+    def inputs(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the inputs of some samples."""
+        return torch.stack([self._fetch(int(index))[0] for index in indices])
+
+
+def as_train_set(source: Any) -> TrainSet:
+    """Return ``source`` as a :class:`TrainSet`.
+
+    Args:
+        source: an ``ArraySet``, a pair of arrays (x, y), or anything indexable that yields (x, y).
+
+    Raises:
+        InvalidInputError: if it is none of these, is empty, or gives different samples when read twice.
+    """
+    if isinstance(source, ArraySet | IndexedSet):
+        return source
+    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, np.ndarray) for part in source):
+        return ArraySet(source[0], source[1])
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return IndexedSet(source)
+    raise InvalidInputError(
+        f"'train_set' must have a length and yield (x, y) by index (got {type(source).__name__}). "
+        "Pass the data set itself, not a loader."
+    )
+
+
+def read_array_set(path: Path, name: str) -> ArraySet:
+    """Read arrays ``x`` and ``y`` from an ``.npz`` file.
+
+    Args:
+        path: the file.
+        name: the argument's name, for messages.
+
+    Raises:
+        InvalidInputError: if the file is missing, holds pickles, lacks an array, or the arrays break the rules.
+    """
+    arrays = read_npz(path, name, required=("x", "y"))
+    x, y = arrays["x"], arrays["y"]
+    check_inputs(x, f"{name}: x")
+    return ArraySet(x, check_labels(y, f"{name}: y", n=len(x)))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set with its official split."""
+
+    name: str
+    x_train: NDArray[Any]
+    y_train: NDArray[np.int64]
+    x_test: NDArray[Any]
+    y_test: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def subset(self, n_train: int | None, seed: int) -> "Dataset":
+        """Return the same data set with ``n_train`` training samples drawn by ``seed`` (None: all of them)."""
+        if n_train is None or n_train >= len(self.x_train):
+            return self
+        chosen = np.sort(numpy_generator(seed, f"subset/{self.name}").permutation(len(self.x_train))[:n_train])
+        return Dataset(self.name, self.x_train[chosen], self.y_train[chosen], self.x_test, self.y_test, self.classes)
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    y = bunch.target.astype(np.int64)
+    # No official split exists; a fixed fifth is held out.
+    is_test = np.arange(len(x)) % 5 == 0
+    return Dataset("digits", x[~is_test], y[~is_test], x[is_test], y[is_test], tuple("0123456789"))
+
+
+def data_folders() -> list[Path]:
+    """Return the folders searched for data sets: ``POISONTRACE_DATA`` if set, else ``data`` and ``../shared/data``."""
+    named = os.environ.get("POISONTRACE_DATA")
+    return [Path(named)] if named else [Path("data"), Path("../shared/data")]
+
+
+def _find(name: str) -> Path | None:
+    return next((folder / name for folder in data_folders() if (folder / name).is_file()), None)
+
+
+def _cifar10() -> Dataset:
+    if sheets := _find("cifar10.npz"):
+        return _cifar10_sheets(sheets)
+    archive = _find("cifar-10-binary.tar.gz") or _download(CIFAR10_URL, CIFAR10_MD5)
+    return _cifar10_archive(archive)
+
+
+def _download(url: str, md5: str) -> Path:
+    import pooch  # only needed, and only allowed to touch the network, when a data set is not on disk
+
+    url = os.environ.get("POISONTRACE_MIRROR", url.rsplit("/", 1)[0]).rstrip("/") + "/" + url.rsplit("/", 1)[1]
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", path=pooch.os_cache("poisontrace")))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"'dataset' must be on disk or downloadable (got {error} from {url}). "
+            "Put the file into a folder and name that folder in POISONTRACE_DATA."
+        ) from error
+
+
+def _cifar10_sheets(path: Path) -> Dataset:
+    """Read CIFAR-10 stored as lossless 100x100 sheets of 32x32 tiles, one per official batch."""
+    from PIL import Image
+
+    arrays = read_npz(path, "dataset", required=("y_train", "y_test", "test_0"))
+
+    def decode(key: str) -> NDArray[np.uint8]:
+        sheet = np.asarray(Image.open(io.BytesIO(arrays[key].tobytes())).convert("RGB"))
+        return sheet.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+
+    x_train = np.concatenate([decode(f"train_{batch}") for batch in range(5)])
+    y_train, y_test = (arrays[key].astype(np.int64) for key in ("y_train", "y_test"))
+    return Dataset("cifar10", x_train, y_train, decode("test_0"), y_test, CIFAR10_CLASSES)
+
+
+def _cifar10_archive(path: Path) -> Dataset:
+    """Read the official binary version: rows of one label byte and 3,072 pixel bytes in CHW order."""
+    batches = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.name.endswith(".bin") and (stream := archive.extractfile(member)):
+                batches[Path(member.name).stem] = np.frombuffer(stream.read(), np.uint8).reshape(-1, 3073)
+
+    def split(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), rows[:, 0].astype(np.int64)
+
+    x_train, y_train = split(np.concatenate([batches[f"data_batch_{batch}"] for batch in range(1, 6)]))
+    return Dataset("cifar10", x_train, y_train, *split(batches["test_batch"]), CIFAR10_CLASSES)
+
+
+DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
+    "digits": (_digits, "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn"),
+    "cifar10": (_cifar10, "60,000 photographs, 32x32 colour, 10 classes"),
+}
+
+
+def load_dataset(name: str) -> Dataset:
+    """Load a data set by its name in ``DATASETS``.
+
+    Raises:
+        InvalidInputError: if no data set has that name.
+        StoreError: if its files are neither on disk nor downloadable.
+    """
+    if name not in DATASETS:
+        raise InvalidInputError(f"'dataset' must be one of {', '.join(sorted(DATASETS))} (got {name!r}).")
+    return DATASETS[name][0]()
+
+
+def as_events(events: Sequence[tuple[Any, int]] | ArraySet) -> list[tuple[Tensor, int]]:
+    """Return events as a list of (input without the batch axis, wrong label the model gave).
+
+    Raises:
+        InvalidInputError: if there is no event or one is not such a pair of finite numbers and a label.
+    """
+    if isinstance(events, ArraySet):
+        events = [events[index] for index in range(len(events))]
+    if isinstance(events, Tensor | np.ndarray | str) or not hasattr(events, "__len__"):
+        raise InvalidInputError(f"'events' must be a list of pairs (x, y_wrong) (got {type(events).__name__}).")
+    if len(events) == 0:
+        raise InvalidInputError("'events' must have at least one row (got 0). Pass inputs the model misclassifies.")
+    pairs = []
+    for position, pair in enumerate(events):
+        try:
+            x, y = pair
+            x, y = torch.as_tensor(x, dtype=torch.float32), int(y)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"'events' must be a list of pairs (x, y_wrong) (got {error} at row {position})."
+            ) from error
+        if not bool(torch.isfinite(x).all()):
+            raise InvalidInputError(f"'events' must hold finite numbers (got NaN or infinity in row {position}).")
+        pairs.append((x, y))
+    return pairs

@@ -1,0 +1,113 @@
+"""Small reference networks for attacks, demos and benchmarks; each ends in one linear layer.
+
+Image networks take float32 NCHW in [0, 1] and normalise inside, so that a saved model carries its own preprocessing.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from poisontrace._errors import InvalidInputError
+
+
+class Normalise(nn.Module):
+    """Subtract a mean and divide by a standard deviation per channel; both travel with the weights."""
+
+    def __init__(self, n_channels: int) -> None:
+        """Start as the identity; :meth:`fit` sets the statistics."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_channels))
+        self.register_buffer("std", torch.ones(n_channels))
+        self.mean: Tensor
+        self.std: Tensor
+
+    def fit(self, x: Tensor) -> None:
+        """Set the statistics from inputs of shape (n, channels, ...)."""
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        self.mean.copy_(x.mean(axes))
+        self.std.copy_(x.std(axes).clamp_min(1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the standardised inputs, same shape."""
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+def conv_block(n_in: int, n_out: int, *, pool: bool = False) -> nn.Sequential:
+    """3x3 convolution, batch normalisation, ReLU and, if asked, 2x2 max pooling."""
+    layers = [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+class Residual(nn.Module):
+    """Two convolution blocks around a skip connection."""
+
+    def __init__(self, width: int) -> None:
+        """Keep ``width`` channels throughout."""
+        super().__init__()
+        self.blocks = nn.Sequential(conv_block(width, width), conv_block(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + blocks(x)."""
+        out: Tensor = x + self.blocks(x)
+        return out
+
+
+class MeanPool(nn.Module):
+    """Mean over height and width: (n, c, h, w) to (n, c)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the spatial mean."""
+        return x.mean((2, 3))
+
+
+def resnet9(n_classes: int = 10, *, n_channels: int = 3, width: int = 16) -> nn.Sequential:
+    """ResNet-9 (the DAWNBench form) of ``width``, 2, 4 and 8 times ``width`` channels with a mean-pooled linear head."""
+    return nn.Sequential(
+        Normalise(n_channels),
+        conv_block(n_channels, width),
+        conv_block(width, 2 * width, pool=True),
+        Residual(2 * width),
+        conv_block(2 * width, 4 * width, pool=True),
+        conv_block(4 * width, 8 * width, pool=True),
+        Residual(8 * width),
+        MeanPool(),
+        nn.Linear(8 * width, n_classes),
+    )
+
+
+def small_cnn(n_classes: int = 10, *, n_channels: int = 1, width: int = 32) -> nn.Sequential:
+    """Three convolution blocks and a linear head, for images of about 8x8."""
+    return nn.Sequential(
+        Normalise(n_channels),
+        conv_block(n_channels, width),
+        conv_block(width, 2 * width, pool=True),
+        conv_block(2 * width, 4 * width),
+        MeanPool(),
+        nn.Linear(4 * width, n_classes),
+    )
+
+
+def mlp(n_classes: int = 2, *, n_features: int, width: int = 64) -> nn.Sequential:
+    """Two hidden layers for rows of features."""
+    return nn.Sequential(
+        Normalise(n_features),
+        nn.Linear(n_features, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, n_classes),
+    )
+
+
+MODELS = {"resnet9": resnet9, "small_cnn": small_cnn, "mlp": mlp}
+
+
+def build(name: str, **options: int) -> nn.Sequential:
+    """Return a fresh network by its name in ``MODELS``.
+
+    Raises:
+        InvalidInputError: if no network has that name.
+    """
+    if name not in MODELS:
+        raise InvalidInputError(f"'model' must be one of {', '.join(sorted(MODELS))} (got {name!r}).")
+    return MODELS[name](**options)

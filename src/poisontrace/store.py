@@ -1,0 +1,63 @@
+"""Files on disk: written whole or not at all, JSON, NumPy and safetensors, never pickle."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from poisontrace._errors import InvalidInputError, StoreError
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that no reader ever sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"'{path.name}' must be writable (got {error}).") from error
+
+
+@contextmanager
+def new_folder(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a temporary sibling of ``folder`` that takes its name when the block ends well and vanishes otherwise.
+
+    Args:
+        folder: where the result belongs.
+        name: the argument's name, for messages.
+
+    Raises:
+        InvalidInputError: if the folder exists and is not empty.
+        StoreError: if it cannot be written.
+    """
+    check_new_folder(folder, name)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.replace(folder)
+    except OSError as error:
+        raise StoreError(f"'{name}' must be a folder that can be written (got {error}).") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that exists with anything in it, before any long work."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InvalidInputError(f"'{name}' must be a new or empty folder (got {str(folder)!r}). Name another one.")

@@ -1,0 +1,128 @@
+"""Plain training of a victim, for attacks and benchmarks; the tracer itself never trains a network."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from poisontrace._rng import torch_generator
+from poisontrace.data import to_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a victim is trained: SGD with Nesterov momentum under a one-cycle learning rate."""
+
+    epochs: int = 16
+    batch_size: int = 128
+    lr: float = 0.1  # peak of the cycle
+    weight_decay: float = 5e-4
+    shift: int = 0  # random crops after zero padding by this many pixels
+    flip: bool = False  # random left-right flips
+
+    def __post_init__(self) -> None:
+        """Refuse a recipe that trains nothing."""
+        if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
+            raise ValueError(f"'recipe' must have epochs >= 1, batch_size >= 2 and lr > 0 (got {self}).")
+
+
+# Augmentation only where mirror images and small shifts keep the label.
+RECIPES = {
+    "digits": Recipe(epochs=20, batch_size=64, lr=0.05),
+    "cifar10": Recipe(epochs=15, batch_size=128, lr=0.1, shift=2, flip=True),
+}
+
+
+def _augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Crop and flip each image of (b, c, h, w) on its own."""
+    n, _, height, width = x.shape
+    if recipe.shift:
+        padded = functional.pad(x, (recipe.shift,) * 4)
+        rows = torch.randint(2 * recipe.shift + 1, (n, 1), generator=generator) + torch.arange(height)
+        columns = torch.randint(2 * recipe.shift + 1, (n, 1), generator=generator) + torch.arange(width)
+        x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if recipe.flip:
+        is_flipped = torch.rand(n, generator=generator) < 0.5
+        x = torch.where(is_flipped[:, None, None, None], x.flip(3), x)
+    return x
+
+
+def fit(
+    model: nn.Module,
+    x: NDArray[Any],
+    y: NDArray[np.int64],
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str = "cpu",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> float:
+    """Train ``model`` in place and leave it in eval mode on the CPU.
+
+    Args:
+        model: network whose first module may be a ``models.Normalise``, fitted here.
+        x: inputs as stored, (n, ...); see ``data.to_inputs``.
+        y: labels, (n,).
+        recipe: optimiser settings and augmentation.
+        seed: order of samples and augmentation.
+        device: where to train.
+        progress: called with (stage, steps done, steps in all).
+
+    Returns:
+        seconds of wall time.
+    """
+    start = time.perf_counter()
+    inputs, labels = to_inputs(x), torch.from_numpy(y)
+    is_image = inputs.ndim == 4
+    for module in model.modules():
+        if hasattr(module, "fit"):
+            module.fit(inputs)
+    model.to(device, memory_format=torch.channels_last if is_image else torch.preserve_format).train()
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    )
+    # The last incomplete batch of an epoch is dropped: batch normalisation over a few samples is noise.
+    steps_per_epoch = max(1, len(x) // recipe.batch_size)
+    n_steps = recipe.epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=n_steps + 1)
+    order, augmentation = torch_generator(seed, "fit/order"), torch_generator(seed, "fit/augmentation")
+
+    step = 0
+    for _ in range(recipe.epochs):
+        shuffled = torch.randperm(len(x), generator=order)
+        for batch in shuffled[: steps_per_epoch * recipe.batch_size].split(recipe.batch_size):
+            x_batch = inputs[batch]
+            if is_image:
+                x_batch = _augment(x_batch, recipe, augmentation).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=is_image):
+                logits = model(x_batch.to(device))
+            loss = functional.cross_entropy(logits.float(), labels[batch].to(device))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            step += 1
+            if progress:
+                progress("train", step, n_steps)
+    model.to("cpu", memory_format=torch.contiguous_format if is_image else torch.preserve_format).eval()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: NDArray[Any], *, batch_size: int = 500) -> NDArray[np.float32]:
+    """Return the logits (n, k) of inputs as stored, in eval mode."""
+    model.eval()
+    parts = [model(to_inputs(x[start : start + batch_size])) for start in range(0, len(x), batch_size)]
+    logits: NDArray[np.float32] = torch.cat(parts).float().numpy()
+    return logits
+
+
+def accuracy(model: nn.Module, x: NDArray[Any], y: NDArray[np.int64]) -> float:
+    """Return the fraction in [0, 1] of inputs whose largest logit is at their label."""
+    return float((predict(model, x).argmax(1) == y).mean())
