@@ -1,0 +1,341 @@
+"""What each training sample does to each layer: one forward pass, rank-one gradients that are never written out.
+
+The gradient of a loss with respect to the weights of a linear or convolutional layer is the product of what arrives
+from above (the residual) and what arrives from below (the activation). For the last linear layer z = W h + b it is
+exactly (p - target) (x) h, so one forward pass gives the embedding of Poison Forensics section 4.2 without a Jacobian.
+The same pass hands over the inputs of a spread of earlier layers, pooled over space or tokens, because the footprint of
+a trigger is in the middle of a network and that of a feature collision at its end (decision 0002).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from poisontrace._errors import InvalidInputError, UnsupportedModelError
+from poisontrace._validate import check_label_range
+from poisontrace.data import TrainSet
+
+MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
+
+
+@dataclass(frozen=True)
+class Features:
+    """All that the tracer knows of a model, a training set and its events after one pass.
+
+    Attributes:
+        layers: names of the layers whose inputs were kept, in the order they run; the last is the last linear layer.
+        activations: one float32 (n, d_l) a layer: the layer's input, for images and tokens its mean and maximum.
+        logits: float32 (n, k).
+        labels: int64 (n,).
+        weight, bias: the last linear layer, (k, d) and (k,).
+        event_activations, event_logits: the same for the m events.
+        saliency: one (m, d_l) a layer: how much of the event's margin rests on each coordinate, in logits.
+    """
+
+    layers: tuple[str, ...]
+    activations: tuple[Tensor, ...]
+    logits: Tensor
+    labels: Tensor
+    weight: Tensor
+    bias: Tensor
+    event_activations: tuple[Tensor, ...]
+    event_logits: Tensor
+    saliency: tuple[Tensor, ...]
+
+    @property
+    def hidden(self) -> Tensor:
+        """The input of the last linear layer, (n, d)."""
+        return self.activations[-1]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Unit rows, one per sample, each a residual times activations: row i = residual_i (x) activation_i, never formed.
+
+    With several layers a row is the layers' products side by side; the paper's embedding is the one-layer case.
+
+    Attributes:
+        residual: (n, k), rows of length 1.
+        activation: (n, d), rows of length 1; several layers side by side.
+    """
+
+    residual: Tensor
+    activation: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.residual)
+
+    def __getitem__(self, rows: Tensor) -> "Embedding":
+        """Return the embedding of some rows."""
+        return Embedding(self.residual[rows], self.activation[rows])
+
+    def mean(self) -> Tensor:
+        """Return the mean row as a (k, d) matrix."""
+        return self.residual.T @ self.activation / len(self)  # (k, n) @ (n, d) -> (k, d)
+
+    def similarity(self, centroid: Tensor) -> Tensor:
+        """Return the inner product of each row with a (k, d) centroid, shape (n,)."""
+        return ((self.residual @ centroid) * self.activation).sum(1)  # (n, k) @ (k, d) -> (n, d) -> (n,)
+
+    def dense(self) -> Tensor:
+        """Write all rows out, (n, k * d): only for tests and pictures."""
+        return (self.residual[:, :, None] * self.activation[:, None, :]).flatten(1)
+
+
+def residual(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return the gradient of the cross-entropy with respect to the logits, (n, k).
+
+    Args:
+        logits: (n, k).
+        labels: (n,) int64 for the label form, p - onehot(y); None for the paper's uniform target, p - 1/k.
+    """
+    p = logits.softmax(1)
+    if labels is None:
+        return p - 1 / logits.shape[1]
+    return p - nn.functional.one_hot(labels, logits.shape[1])
+
+
+def embed(layers: Sequence[Tensor], residual: Tensor) -> Embedding:
+    """Return the embedding of samples by their effect on the weights of some layers.
+
+    Paper: section 4.2; differs from it: all coordinates instead of at most 5,000 random ones, and any number of layers.
+
+    Args:
+        layers: one (n, d_l) a layer, the activations below it.
+        residual: (n, k), see :func:`residual`.
+
+    Returns:
+        unit rows; each layer weighs the same.
+    """
+    # The L2 norm of a product is the product of the norms, so each factor is normalised on its own.
+    unit = [nn.functional.normalize(layer, dim=1) for layer in layers]
+    return Embedding(nn.functional.normalize(residual, dim=1), torch.cat(unit, 1) / len(unit) ** 0.5)
+
+
+def pool(activation: Tensor, *, channels_last: bool) -> Tensor:
+    """Return mean and maximum over space or tokens, (n, 2 c); activations of shape (n, c) are returned as they are."""
+    if activation.ndim == 2:
+        return activation
+    flat = activation.flatten(1, -2).transpose(1, 2) if channels_last else activation.flatten(2)  # (n, c, positions)
+    return torch.cat([flat.mean(2), flat.amax(2)], 1)
+
+
+@contextmanager
+def _watching(modules: dict[str, nn.Module], watch: Callable[[str, nn.Module, Tensor, Any], None]) -> Iterator[None]:
+    """Call ``watch(name, module, input, output)`` whenever one of the modules runs; hooks are removed afterwards."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
+                if args and isinstance(args[0], Tensor) and args[0].is_floating_point() and args[0].ndim >= 2:
+                    watch(name, module, args[0], output)
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode inside the block and restore each one's own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
+    """Return the logits of a batch, or say in one sentence what the model made of it."""
+    try:
+        logits = model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInputError(
+            f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
+            "uint8 images are fed as float32 (n, channels, height, width) in [0, 1], float arrays as they are."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UnsupportedModelError(
+            f"'model' must return logits of shape (n, classes) (got {got}). Wrap it in a module that does."
+        )
+    return logits
+
+
+def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[str, ...]:
+    """Return the names of the layers to watch, in the order they run; the last one is the last linear layer.
+
+    Args:
+        model: in eval mode.
+        x: a few inputs, (b, ...).
+        last: name of the last linear layer; None finds the one whose output is the model's output.
+
+    Returns:
+        at most ``MAX_LAYERS`` names, spread evenly, the first layer with weights and the last linear layer among them.
+
+    Raises:
+        UnsupportedModelError: if no linear layer, or more than one, ends in the model's output.
+    """
+    weighted = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
+    runs: list[tuple[str, Tensor, Tensor]] = []
+    with torch.no_grad(), _watching(weighted, lambda name, _, below, out: runs.append((name, below, out))):
+        output = _run(model, x, "events")
+
+    def is_output(out: Any) -> bool:
+        # log_softmax on top changes neither the probabilities nor the algebra, so it is accepted.
+        same = isinstance(out, Tensor) and out.shape == output.shape
+        return same and torch.allclose(out.log_softmax(1), output.log_softmax(1), atol=1e-4)
+
+    linear = [(name, below, out) for name, below, out in runs if isinstance(weighted[name], nn.Linear)]
+    found = list(dict.fromkeys(name for name, below, out in linear if below.ndim == 2 and is_output(out)))
+    if last is not None:
+        found = [name for name, below, out in linear if name == last and below.ndim == 2 and out.shape == output.shape]
+    if len(found) != 1:
+        names = ", ".join(repr(name) for name in (found or dict.fromkeys(name for name, _, _ in linear))) or "none"
+        problem = "exactly one" if found else "a"
+        raise UnsupportedModelError(
+            f"'layer' must be {problem} linear layer that takes (n, d) and whose output is the model's output "
+            f"(got {last!r}; linear layers that ran: {names}). "
+            + ("Name one of them with 'layer'." if linear else "Wrap the model so that it ends in torch.nn.Linear.")
+        )
+
+    # Layers fed by the same tensor (a block and its shortcut) are one layer to us; a layer run twice counts once.
+    names: list[str] = []
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, below, _ in runs:
+        if name != found[0] and name not in names and len(below) == len(x) and (below.data_ptr(), below.shape) not in seen:
+            seen.add((below.data_ptr(), below.shape))
+            names.append(name)
+    n_kept = min(len(names), MAX_LAYERS - 1)
+    kept = [names[round(position)] for position in np.linspace(0, len(names) - 1, n_kept)] if n_kept else []
+    return (*kept, found[0])
+
+
+def collect(
+    model: nn.Module,
+    train_set: TrainSet,
+    events: Sequence[tuple[Tensor, int]],
+    *,
+    layer: str | None = None,
+    device: str = "cpu",
+    batch_size: int = 256,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Features:
+    """Run the training set through the model once, in eval mode, and each event once forward and backward.
+
+    Args:
+        model: returns logits (n, k); left as found.
+        train_set: n samples.
+        events: m pairs of an input without its batch axis and the wrong label that the model gave.
+        layer: name of the last linear layer, see :func:`find_layers`.
+        device: where to run; results come back to the CPU.
+        batch_size: samples a step; does not change the result.
+        progress: called with (stage, samples done, samples in all).
+
+    Raises:
+        InvalidInputError: if an input or a label does not fit the model, or an event is not labelled as stated.
+        UnsupportedModelError: if the model has no usable last linear layer.
+    """
+    modules = dict(model.named_modules())
+    with evaluating(model):
+        first = torch.stack([x for x, _ in events[:1]]).to(device)
+        names = find_layers(model, first, layer)
+        watched = {name: modules[name] for name in names}
+        linear = modules[names[-1]]
+        assert isinstance(linear, nn.Linear)
+
+        pooled: dict[str, list[Tensor]] = {name: [] for name in names}
+
+        def keep(name: str, module: nn.Module, below: Tensor, _: Any) -> None:
+            if len(pooled[name]) < n_batches:  # a layer that runs twice in one pass: the first run counts
+                pooled[name].append(pool(below, channels_last=isinstance(module, nn.Linear)).float().cpu())
+
+        labels: list[NDArray[np.int64]] = []
+        logits: list[Tensor] = []
+        n_batches = n_done = 0
+        with torch.inference_mode(), _watching(watched, keep):
+            for x, y in train_set.batches(batch_size):
+                n_batches += 1
+                out = _run(model, x.to(device), "data")
+                check_label_range(y, "data: y", out.shape[1])
+                logits.append(out.float().cpu())
+                labels.append(y)
+                n_done += len(y)
+                if progress:
+                    progress("forward pass", n_done, len(train_set))
+        activations = tuple(torch.cat(pooled[name]) for name in names)
+        all_logits = torch.cat(logits)
+        if not bool(torch.isfinite(all_logits).all()):
+            row = int((~torch.isfinite(all_logits).all(1)).nonzero()[0])
+            raise InvalidInputError(f"'weights' must give finite outputs (got NaN or infinity for training sample {row}).")
+
+        parts = [_event_features(model, watched, x.to(device), y, activations) for x, y in events]
+    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
+    return Features(
+        layers=names,
+        activations=activations,
+        logits=all_logits,
+        labels=torch.from_numpy(np.concatenate(labels)),
+        weight=linear.weight.detach().float().cpu(),
+        bias=bias.detach().float().cpu(),
+        event_activations=tuple(torch.cat(layer) for layer in zip(*(part[0] for part in parts), strict=True)),
+        event_logits=torch.cat([part[1] for part in parts]),
+        saliency=tuple(torch.cat(layer) for layer in zip(*(part[2] for part in parts), strict=True)),
+    )
+
+
+def _event_features(
+    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, label: int, activations: tuple[Tensor, ...]
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Return an event's pooled activations, logits and saliency, each with a leading axis of 1.
+
+    The saliency of a channel is |sum over positions of d margin / d a * (a - mean of the training set)|, the first-order
+    share of the margin (wrong label over its best rival) that would vanish if the channel were ordinary.
+    """
+    below: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, activation: Tensor, __: Any) -> None:
+        if name not in below:
+            below[name] = activation
+            values[name] = activation.detach().clone()  # a later layer may work in place
+
+    with torch.enable_grad(), _watching(watched, keep):
+        logits = _run(model, x[None].detach().clone().requires_grad_(), "events")
+    if not 0 <= label < logits.shape[1]:
+        raise InvalidInputError(f"'events: y' must hold labels below {logits.shape[1]} (got {label}).")
+    given = int(logits[0].argmax())
+    if given != label:
+        raise InvalidInputError(
+            f"'events: y' must hold the wrong label that the model gave (got {label}, but the model answers {given}). "
+            "Check the weights and the preprocessing, or state the label the model gave."
+        )
+    rival = logits[0].detach().clone()
+    rival[label] = -torch.inf
+    margin = logits[0, label] - logits[0, int(rival.argmax())]
+    gradients = torch.autograd.grad(margin, list(below.values()))
+
+    pooled, saliency = [], []
+    for (name, activation), gradient, train in zip(values.items(), gradients, activations, strict=True):
+        is_linear = isinstance(watched[name], nn.Linear)
+        pooled.append(pool(activation, channels_last=is_linear).float().cpu())
+        axis = -1 if is_linear else 1
+        a, g = (t.detach().float().cpu().movedim(axis, 1).flatten(2) if t.ndim > 2 else t.detach().float().cpu()[..., None]
+                for t in (activation, gradient))  # (1, c, positions)
+        mean = train[:, : a.shape[1]].mean(0)[None, :, None]
+        share = ((a - mean) * g).sum(2).abs()  # (1, c)
+        saliency.append(share.repeat(1, pooled[-1].shape[1] // share.shape[1]))
+    return pooled, logits.detach().float().cpu(), saliency
