@@ -1,0 +1,440 @@
+"""The case folder and its page: what they hold, what they refuse, and what hostile evidence cannot do to them."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from poisontrace import _types as types
+from poisontrace._errors import InvalidInputError, StoreError
+from poisontrace.report import render, save_case
+
+HOSTILE = '<script>alert("x")</script>'
+KEYS = {
+    *("schema", "tool", "created", "verdict", "summary", "n_samples", "n_classes", "n_poison", "rule", "seed"),
+    *("device", "config", "versions", "events", "clusters", "seconds", "warnings", "inputs", "command", "classes"),
+}
+CLUSTER_KEYS = {
+    *("id", "parent", "event", "n", "labels", "decision", "reason"),
+    *("event_before", "event_after", "control_before", "control_after"),
+}
+CONTEXT: dict[str, Any] = {
+    "inputs": {
+        "model": {"path": "arch.py:build", "sha256": "a" * 64},
+        "data": {"path": "train.npz", "sha256": "b" * 64},
+    },
+    "command": "poisontrace trace --model arch.py:build --out case/",
+    "classes": ["cat", "dog", "ship"],
+}
+
+
+def make_trace(shape: tuple[int, ...] = (3, 32, 32), *, n: int = 120, **changes: Any) -> types.Trace:
+    """Return a plausible trace of one event: samples 0..9 are poison of label 1."""
+    rng = np.random.default_rng(0)
+    poison = np.arange(10)
+    labels = rng.integers(0, 3, n)
+    labels[poison] = 1
+    scores = rng.uniform(0, 0.4, n).astype(np.float32)
+    scores[poison] = 0.95
+    x = rng.uniform(0, 1, (n, *shape)).astype(np.float32)
+    x[:10, ..., -1] = 1
+    benign = np.flatnonzero(labels == 1)[10:20]
+    test = types.Test(0.01, 9.5, 0.02, 0.021)
+    pruned = types.Test(0.01, 0.009, 0.02, 12.0)
+    clusters = (
+        types.Cluster(0, None, 0, np.arange(n), None, "split", "the whole training set"),
+        types.Cluster(1, 0, 0, poison, test, "responsible", "raises the event's loss only"),
+        types.Cluster(2, 0, 0, np.arange(10, n), pruned, "pruned", "hurts the controls only"),
+    )
+    trace = types.Trace(
+        verdict="poison",
+        poison=poison,
+        scores=scores,
+        labels=labels,
+        findings=(types.Finding(1, 0.987, "poison", poison, {"event_rise": 9.49}),),
+        clusters=clusters,
+        rule="default",
+        config={"batch_size": np.int64(64), "layers": ("a", "b")},
+        seed=0,
+        device="cpu",
+        seconds={"embedding": 1.5, "unlearning": 0.25},
+        warnings=(),
+        exhibits={
+            "events": x[:1],
+            "poison": x[poison],
+            "benign": x[benign],
+            "poison_index": poison,
+            "benign_index": benign,
+        },
+    )
+    return replace(trace, **changes)
+
+
+def make_empty_trace(verdict: types.Verdict = "no-poison") -> types.Trace:
+    """Return a trace whose clusters were all pruned."""
+    trace = make_trace()
+    nothing = np.zeros(0, np.int64)
+    return replace(
+        trace,
+        verdict=verdict,
+        poison=nothing,
+        findings=(replace(trace.findings[0], verdict=verdict, poison=nothing),),
+        clusters=tuple(
+            replace(cluster, decision="pruned") if cluster.decision == "responsible" else cluster
+            for cluster in trace.clusters
+        ),
+        exhibits={**trace.exhibits, "poison": np.zeros((0, 3, 32, 32)), "poison_index": nothing},
+    )
+
+
+def read_csv(case: Path) -> list[list[str]]:
+    """Return the rows of poison.csv with its header."""
+    with (case / "poison.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.reader(stream))
+
+
+def test_save_writes_the_five_files(tmp_path: Path) -> None:
+    """Trace.save returns a folder with exactly the files of a case."""
+    case = make_trace().save(tmp_path / "case", context=CONTEXT)
+    assert sorted(path.name for path in case.iterdir()) == [
+        "exhibits.npz",
+        "poison.csv",
+        "report.html",
+        "scores.npy",
+        "trace.json",
+    ]
+    assert list(tmp_path.iterdir()) == [case]
+
+
+def test_trace_json_holds_the_schema(tmp_path: Path) -> None:
+    """trace.json has the keys of schema 1, and each cluster its label counts and losses."""
+    case = json.loads((save_case(make_trace(), tmp_path / "case", CONTEXT) / "trace.json").read_text("utf-8"))
+    assert case.keys() == KEYS
+    assert case["versions"].keys() == {"python", "torch", "numpy", "poisontrace", "platform"}
+    assert [cluster.keys() for cluster in case["clusters"]] == [CLUSTER_KEYS] * 3
+    assert (case["schema"], case["n_samples"], case["n_classes"], case["n_poison"]) == (1, 120, 3, 10)
+    assert case["events"][0] == {
+        "label": 1,
+        "label_name": "dog",
+        "probability": 0.987,
+        "verdict": "poison",
+        "n_poison": 10,
+        "statistics": {"event_rise": 9.49},
+    }
+    root, responsible, _ = case["clusters"]
+    assert (root["event_before"], root["parent"]) == (None, None)
+    assert (responsible["labels"], responsible["event_after"]) == ({"1": 10}, 9.5)
+    assert case["config"] == {"batch_size": 64, "layers": ["a", "b"]}
+
+
+def test_summary_states_the_verdict_with_numbers(tmp_path: Path) -> None:
+    """The summary is one sentence that says how many samples did what to which event."""
+    case = json.loads((save_case(make_trace(), tmp_path / "case", CONTEXT) / "trace.json").read_text("utf-8"))
+    assert case["summary"] == (
+        "10 of 120 training samples (8.3%) are responsible for the event, which the model labelled “dog” with 98.7% "
+        "confidence."
+    )
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    """Numbers that are not finite are written as null, and the page still renders."""
+    trace = make_trace()
+    clusters = (*trace.clusters[:2], replace(trace.clusters[2], test=types.Test(0.1, float("inf"), 0.1, float("nan"))))
+    finding = replace(trace.findings[0], statistics={"gap": float("nan")})
+    folder = save_case(replace(trace, clusters=clusters, findings=(finding,)), tmp_path / "case", {})
+    text = (folder / "trace.json").read_text("utf-8")
+    assert not re.search(r"\b(NaN|Infinity)\b", text)
+    case = json.loads(text)
+    assert case["clusters"][2]["event_after"] is None
+    assert case["events"][0]["statistics"] == {"gap": None}
+
+
+def test_poison_csv_has_one_row_per_responsible_sample(tmp_path: Path) -> None:
+    """poison.csv lists index, id, label and score with four decimals, by ascending index."""
+    trace = replace(make_trace(), poison=np.array([2, 5, 40]))
+    rows = read_csv(save_case(trace, tmp_path / "case", {}))
+    assert rows == [
+        ["index", "id", "label", "score"],
+        ["2", "2", "1", "0.9500"],
+        ["5", "5", "1", "0.9500"],
+        ["40", "40", str(trace.labels[40]), f"{trace.scores[40]:.4f}"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("+cmd|calc", "'+cmd|calc"),
+        ("-x", "'-x"),
+        ("\tx", "'\tx"),
+        ("\r=x", "'\r=x"),
+        ("a\r=x", "a\r=x"),
+        ("-12.5", "-12.5"),
+        ("+7", "+7"),
+        ('a,"b"\nc', 'a,"b"\nc'),
+        ("café \udcff", "café \\udcff"),
+    ],
+)
+def test_ids_cannot_become_formulas(tmp_path: Path, name: str, cell: str) -> None:
+    """An id that a spreadsheet would run gets an apostrophe; a plain number and odd text stay as they are."""
+    ids = (name, *(f"file{index}.png" for index in range(1, 120)))
+    rows = read_csv(save_case(make_trace(ids=ids), tmp_path / "case", {}))
+    assert rows[1] == ["0", cell, "1", "0.9500"]
+    assert rows[2][1] == "file1.png"
+
+
+def test_scores_are_float32(tmp_path: Path) -> None:
+    """scores.npy holds one float32 for each training sample."""
+    trace = make_trace()
+    scores = np.load(save_case(trace, tmp_path / "case", {}) / "scores.npy")
+    assert (scores.dtype, scores.shape) == (np.float32, (120,))
+    np.testing.assert_array_equal(trace.scores, scores)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (2, 8, 8), (4, 8, 8), (12,), (6, 5)], ids=str)
+def test_render_equals_the_saved_page(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A page rendered again from the folder is the page that was saved, for images, rows and other arrays."""
+    folder = save_case(make_trace(shape), tmp_path / "case", CONTEXT)
+    assert render(folder) == (folder / "report.html").read_text("utf-8")
+    shutil.move(folder, tmp_path / "moved")
+    assert render(tmp_path / "moved") == (tmp_path / "moved" / "report.html").read_text("utf-8")
+
+
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
+    """Class names, ids, paths, hashes, warnings, settings, reasons and the command cannot bring in markup."""
+    trace = make_trace(
+        ids=tuple(HOSTILE for _ in range(120)),
+        warnings=(HOSTILE,),
+        config={HOSTILE: HOSTILE},
+        device=HOSTILE,
+        rule=HOSTILE,
+        seconds={HOSTILE: 1.0},
+    )
+    trace = replace(
+        trace,
+        clusters=tuple(replace(cluster, reason=HOSTILE) for cluster in trace.clusters),
+        findings=(replace(trace.findings[0], statistics={HOSTILE: 1.0}),),
+    )
+    context = {
+        "inputs": {HOSTILE: {"path": HOSTILE, "sha256": HOSTILE}},
+        "command": HOSTILE,
+        "classes": [HOSTILE] * 3,
+    }
+    page = render(save_case(trace, tmp_path / "case", context))
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") > 20
+
+
+def test_page_loads_nothing(tmp_path: Path) -> None:
+    """The page names no address beyond the SVG namespaces, holds no script and forbids both."""
+    page = render(save_case(make_trace(), tmp_path / "case", CONTEXT))
+    assert set(re.findall(r"https?://[^\"' )<]+", page)) == {
+        "http://www.w3.org/1999/xlink",
+        "http://www.w3.org/2000/svg",
+    }
+    assert set(re.findall(r"<(?:script|iframe|object|embed|base|form)\b|@import|\son\w+=", page)) == set()
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]+)"', page))
+    assert "default-src 'none'" in page
+
+
+def test_page_shows_thumbnails_with_index_and_score(tmp_path: Path) -> None:
+    """An image case shows the event and both groups of samples, each with its index and score."""
+    page = render(save_case(make_trace(), tmp_path / "case", CONTEXT))
+    assert page.count("<img ") == 1 + 10 + 10
+    assert 'alt="training sample 9"' in page
+    assert "<b>9</b> 0.950" in page
+
+
+def test_page_shows_columns_for_rows(tmp_path: Path) -> None:
+    """A tabular case shows a table that starts with the column in which responsible samples differ most."""
+    page = render(save_case(make_trace((20,)), tmp_path / "case", CONTEXT))
+    assert "<img" not in page
+    rows = re.findall(r'<th scope="row">(\d+)</th>', page)
+    assert (rows[0], len(rows)) == ("19", 12)
+
+
+def test_empty_result_is_said_plainly(tmp_path: Path) -> None:
+    """A case without poison says that no cluster tested responsible, shows the tree and accuses nothing."""
+    folder = save_case(make_empty_trace(), tmp_path / "case", CONTEXT)
+    page = render(folder)
+    assert "<h1>No cluster tested responsible for the event" in page
+    assert "hurts the controls only" in page
+    assert 'class="node responsible"' not in page
+    assert read_csv(folder) == [["index", "id", "label", "score"]]
+
+
+def test_inconclusive_result_accuses_nobody(tmp_path: Path) -> None:
+    """An inconclusive case says that the evidence is too weak."""
+    page = render(save_case(make_empty_trace("inconclusive"), tmp_path / "case", {}))
+    assert "<h1>The evidence is too weak" in page
+    assert "No sample is accused" in page
+
+
+def test_small_rises_draw_short_bars(tmp_path: Path) -> None:
+    """In a case where nothing happened no bar looks like a finding."""
+    trace = make_empty_trace()
+    quiet = types.Test(0.9, 0.93, 0.01, 0.02)
+    clusters = tuple(replace(cluster, test=cluster.test and quiet) for cluster in trace.clusters)
+    page = render(save_case(replace(trace, clusters=clusters), tmp_path / "case", {}))
+    assert {"2.1", "0.7"} == set(re.findall(r'-bar" style="width: ([\d.]+)%', page))
+
+
+def test_several_events_each_get_a_tree(tmp_path: Path) -> None:
+    """Two events are counted in the verdict and have a tree of clusters each."""
+    trace = make_trace()
+    second = tuple(
+        replace(cluster, id=cluster.id + 3, event=1, parent=None if cluster.parent is None else cluster.parent + 3)
+        for cluster in trace.clusters
+    )
+    findings = (trace.findings[0], replace(trace.findings[0], probability=0.5))
+    page = render(
+        save_case(replace(trace, clusters=trace.clusters + second, findings=findings), tmp_path / "case", CONTEXT)
+    )
+    assert "all 2 events, which the model labelled “dog” with 50.0% to 98.7% confidence" in page
+    assert page.count("<details") == 2
+
+
+def test_tree_is_nested_as_it_was_split(tmp_path: Path) -> None:
+    """The list of clusters is well formed and nested like the tree, however deep it is."""
+    trace = make_trace()
+    root, child, sibling = trace.clusters
+    deep = [replace(child, id=number, parent=number - 1 if number > 3 else 1) for number in range(3, 1500)]
+    trace = replace(trace, clusters=(root, child, sibling, *deep))
+    page = render(save_case(trace, tmp_path / "case", {}))
+    tree = page[page.index('<ul class="root"') : page.index("</details>")]
+    assert [tree.count(tag) for tag in ("<ul", "</ul>", "<li>", "</li>")] == [1499, 1499, 1500, 1500]
+    assert re.findall(r"Cluster (\d+)", tree)[:4] == ["0", "1", "3", "4"]
+    assert re.findall(r"Cluster (\d+)", tree)[-1] == "2"
+
+
+def test_truth_is_shown_only_if_given(tmp_path: Path) -> None:
+    """Precision and recall have a section only when the caller knows the truth."""
+    truth = {"truth": {"precision": 0.9, "recall": 1.0}}
+    assert 'id="truth"' not in render(save_case(make_trace(), tmp_path / "without", CONTEXT))
+    page = render(save_case(make_trace(), tmp_path / "with", CONTEXT | truth))
+    assert 'id="truth"' in page
+    assert "<dd>90.0%</dd>" in page
+
+
+def test_exhibits_may_be_missing(tmp_path: Path) -> None:
+    """Without exhibits.npz the page has no thumbnails and says so."""
+    folder = save_case(make_trace(), tmp_path / "case", CONTEXT)
+    (folder / "exhibits.npz").unlink()
+    page = render(folder)
+    assert "<img" not in page
+    assert "The case holds no inputs to show" in page
+
+
+def test_save_refuses_a_folder_with_content(tmp_path: Path) -> None:
+    """A case never overwrites anything."""
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(InvalidInputError, match=r"'out' must be a new or empty folder"):
+        save_case(make_trace(), tmp_path, {})
+
+
+def test_render_refuses_a_missing_folder(tmp_path: Path) -> None:
+    """A folder that does not exist is named with the way out."""
+    with pytest.raises(StoreError, match=r"'case' must be an existing folder \(got .*nowhere'\)\. Name a folder that"):
+        render(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["trace.json", "poison.csv", "scores.npy"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\x93NUMPY\x01\xff{[", b"[" * 100_000], ids=["none", "empty", "bytes", "deep"]
+)
+def test_render_refuses_a_broken_file(tmp_path: Path, name: str, content: bytes | None) -> None:
+    """A file that is missing or broken is named in one sentence."""
+    folder = save_case(make_trace(), tmp_path / "case", {})
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(StoreError, match=rf"'case' must be a folder with a readable {name} \(got "):
+        render(folder)
+
+
+def test_render_refuses_pickles(tmp_path: Path) -> None:
+    """Pickled arrays in evidence are never loaded."""
+    folder = save_case(make_trace(), tmp_path / "case", {})
+    np.save(folder / "scores.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(StoreError, match=r"readable scores\.npy"):
+        render(folder)
+
+
+def test_render_refuses_files_that_do_not_fit(tmp_path: Path) -> None:
+    """Scores of another training set are noticed."""
+    folder = save_case(make_trace(), tmp_path / "case", {})
+    np.save(folder / "scores.npy", np.zeros(7, np.float32))
+    with pytest.raises(StoreError, match=r"fit its trace\.json \(got 7 scores and 10 rows for 120 samples and 10"):
+        render(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, r"of schema 1 \(got 2\)\. Trace again"),
+        ({"verdict": "guilty"}, r"as poisontrace wrote them \(got KeyError: 'guilty'\)"),
+        ({"events": None}, r"as poisontrace wrote them \(got "),
+        ({"seconds": {"embedding": "long"}}, r"as poisontrace wrote them \(got "),
+        ({"clusters": [{"id": 0}]}, r"as poisontrace wrote them \(got "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_render_refuses_another_trace_json(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """A trace.json of another schema, or one that was tampered with, is refused in one sentence."""
+    folder = save_case(make_trace(), tmp_path / "case", {})
+    case = json.loads((folder / "trace.json").read_text("utf-8"))
+    (folder / "trace.json").write_text(json.dumps(case | changes))
+    with pytest.raises(StoreError, match=message):
+        render(folder)
+
+
+def test_render_refuses_a_cluster_that_is_its_own_parent(tmp_path: Path) -> None:
+    """A tree with a loop is refused instead of being followed for ever."""
+    folder = save_case(make_trace(), tmp_path / "case", {})
+    case = json.loads((folder / "trace.json").read_text("utf-8"))
+    case["clusters"][1]["parent"] = 1
+    (folder / "trace.json").write_text(json.dumps(case))
+    with pytest.raises(StoreError, match=r"cluster 1 before its parent 1"):
+        render(folder)
+
+
+def test_page_works_in_a_browser(tmp_path: Path) -> None:
+    """Opened from disk the page shows its verdict, logs no error, asks for nothing and never scrolls sideways."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    long = {"classes": ["cat", "d" * 300 + HOSTILE, "ship"]}
+    folders = [
+        save_case(make_trace(ids=tuple("n" * 200 for _ in range(120))), tmp_path / "images", CONTEXT | long),
+        save_case(make_trace((20,)), tmp_path / "rows", CONTEXT),
+        save_case(make_empty_trace(), tmp_path / "none", CONTEXT),
+    ]
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", *quiet])
+        for folder in folders:
+            for width in (1280, 390):
+                page = browser.new_page(viewport={"width": width, "height": 800})
+                errors: list[str] = []
+                requests: list[str] = []
+                page.on("console", lambda message, errors=errors: errors.append(message.text))
+                page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+                page.on("request", lambda request, requests=requests: requests.append(request.url))
+                page.goto((folder / "report.html").as_uri())
+                assert page.get_by_role("region", name="Verdict").get_by_role("heading", level=1).is_visible()
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+                assert errors == []
+                assert {url.split(":")[0] for url in requests} <= {"file", "data"}
+                page.close()
+        browser.close()
