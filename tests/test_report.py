@@ -45,8 +45,8 @@ def make_trace(shape: tuple[int, ...] = (3, 32, 32), *, n: int = 120, **changes:
     x = rng.uniform(0, 1, (n, *shape)).astype(np.float32)
     x[:10, ..., -1] = 1
     benign = np.flatnonzero(labels == 1)[10:20]
-    test = types.Test(0.01, 9.5, 0.02, 0.021)
-    pruned = types.Test(0.01, 0.009, 0.02, 12.0)
+    test = types.Losses(0.01, 9.5, 0.02, 0.021)
+    pruned = types.Losses(0.01, 0.009, 0.02, 12.0)
     clusters = (
         types.Cluster(0, None, 0, np.arange(n), None, "split", "the whole training set"),
         types.Cluster(1, 0, 0, poison, test, "responsible", "raises the event's loss only"),
@@ -145,7 +145,7 @@ def test_summary_states_the_verdict_with_numbers(tmp_path: Path) -> None:
 def test_json_is_strict(tmp_path: Path) -> None:
     """Numbers that are not finite are written as null, and the page still renders."""
     trace = make_trace()
-    clusters = (*trace.clusters[:2], replace(trace.clusters[2], test=types.Test(0.1, float("inf"), 0.1, float("nan"))))
+    clusters = (*trace.clusters[:2], replace(trace.clusters[2], losses=types.Losses(0.1, float("inf"), 0.1, float("nan"))))
     finding = replace(trace.findings[0], statistics={"gap": float("nan")})
     folder = save_case(replace(trace, clusters=clusters, findings=(finding,)), tmp_path / "case", {})
     text = (folder / "trace.json").read_text("utf-8")
@@ -281,8 +281,8 @@ def test_inconclusive_result_accuses_nobody(tmp_path: Path) -> None:
 def test_small_rises_draw_short_bars(tmp_path: Path) -> None:
     """In a case where nothing happened no bar looks like a finding."""
     trace = make_empty_trace()
-    quiet = types.Test(0.9, 0.93, 0.01, 0.02)
-    clusters = tuple(replace(cluster, test=cluster.test and quiet) for cluster in trace.clusters)
+    quiet = types.Losses(0.9, 0.93, 0.01, 0.02)
+    clusters = tuple(replace(cluster, losses=cluster.losses and quiet) for cluster in trace.clusters)
     page = render(save_case(replace(trace, clusters=clusters), tmp_path / "case", {}))
     assert {"2.1", "0.7"} == set(re.findall(r'-bar" style="width: ([\d.]+)%', page))
 

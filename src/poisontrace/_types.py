@@ -13,7 +13,7 @@ Decision = Literal["responsible", "pruned", "split"]
 
 
 @dataclass(frozen=True)
-class Test:
+class Losses:
     """What unlearning a cluster did: losses before and after, in nats.
 
     Attributes:
@@ -46,7 +46,7 @@ class Cluster:
         parent: the cluster it was split from; None for a root (one per event).
         event: which event it was tested against.
         indices: training samples, int64, ascending.
-        test: None for a root, which is never unlearned.
+        losses: None for a root, which is never unlearned.
         decision: "responsible" (kept whole), "pruned" (dropped whole) or "split" (went on into its children).
         reason: why, in a few words.
     """
@@ -55,7 +55,7 @@ class Cluster:
     parent: int | None
     event: int
     indices: NDArray[np.int64] = field(repr=False)
-    test: Test | None
+    losses: Losses | None
     decision: Decision
     reason: str
 

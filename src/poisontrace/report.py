@@ -193,13 +193,13 @@ def _describe_cluster(cluster: Cluster, labels: NDArray[np.int64]) -> dict[str, 
         "labels": dict(zip(values.tolist(), counts.tolist(), strict=True)),
         "decision": cluster.decision,
         "reason": cluster.reason,
-        **{name: getattr(cluster.test, name) if cluster.test else None for name in losses},
+        **{name: getattr(cluster.losses, name) if cluster.losses else None for name in losses},
     }
 
 
 def _summary(trace: Trace, classes: Sequence[str]) -> str:
     n, n_poison, n_events = len(trace.labels), len(trace.poison), len(trace.findings)
-    n_tested = sum(cluster.test is not None for cluster in trace.clusters)
+    n_tested = sum(cluster.losses is not None for cluster in trace.clusters)
     tested = f"{n_tested:,} cluster{'' if n_tested == 1 else 's'} of {n:,} training samples"
     findings = [finding for finding in trace.findings if finding.verdict == trace.verdict] or list(trace.findings)
     said = " or ".join(dict.fromkeys(f"“{_class_name(classes, finding.label)}”" for finding in findings))

@@ -1,0 +1,114 @@
+"""Forget a cluster and see what the model no longer knows: the test of innocence of Poison Forensics section 4.3.
+
+Only the last linear layer is fitted again, on features that are already there, so forgetting is a softmax regression:
+strongly convex, with one answer. It is solved to convergence, because a head that is still moving mistakes its own
+drift for guilt (decision 0004), and for all clusters of a level at once, as a batch of heads over the same features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from poisontrace._errors import UnlearningDivergedError
+
+MAX_ROWS = 4000  # samples that stand for the rest of the training set, and for a cluster, each
+TETHER = 1e-3  # pull towards the trained head; makes the problem strongly convex
+MAX_STEPS = 100
+TOLERANCE = 1e-6  # of the largest entry of the gradient
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A batch of last linear layers.
+
+    Attributes:
+        weight: (b, k, d).
+        bias: (b, k).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of each sample under each head, (b, n), in nats."""
+        logits = torch.einsum("bkd,nd->bnk", self.weight, hidden) + self.bias[:, None]
+        return logits.logsumexp(2) - logits.gather(2, labels[None, :, None].expand(len(logits), -1, 1))[..., 0]
+
+
+def spread(indices: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Return at most ``limit`` of the indices, evenly spread over their order."""
+    if len(indices) <= limit:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, limit).round().astype(np.int64)]
+
+
+def unlearn(
+    hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, clusters: Sequence[NDArray[np.int64]]
+) -> Heads:
+    """Refit the last layer once for each cluster, to answer "don't know" on it and to keep the labels of the rest.
+
+    Minimises, for each cluster S with the rest R, mean over R of CE(W h + b, y) + mean over S of CE(W h + b, uniform)
+    + TETHER/2 |W - W_0|^2 in units of the features' root mean square. An empty cluster gives the head that forgets
+    nothing: what every other one is compared with.
+
+    Paper: section 4.3; differs from it: converged L-BFGS on cached features instead of a fixed number of SGD steps
+    through the network.
+
+    Args:
+        hidden: (n, d), inputs of the last linear layer.
+        labels: (n,) int64.
+        weight, bias: the trained layer, (k, d) and (k,).
+        clusters: sets of training indices; may be empty sets.
+
+    Raises:
+        UnlearningDivergedError: if a head ends in numbers that are not finite.
+    """
+    n, k = len(hidden), weight.shape[0]
+    order = labels.argsort(stable=True).numpy()  # by label, so that an even spread keeps every class
+    rows, member = [], []
+    for cluster in clusters:
+        is_in = np.zeros(n, bool)
+        is_in[cluster] = True
+        chosen = [spread(order[is_in[order]], MAX_ROWS), spread(order[~is_in[order]], MAX_ROWS)]
+        rows.append(np.concatenate(chosen))
+        member.append(np.repeat([True, False], [len(part) for part in chosen]))
+    used, position = np.unique(np.concatenate(rows), return_inverse=True)
+
+    scale = hidden.square().mean().sqrt().clamp_min(1e-12).double()
+    h = torch.cat([hidden[used].double() / scale, torch.ones(len(used), 1, dtype=torch.float64)], 1)  # (u, d + 1)
+    start = torch.cat([weight.double() * scale, bias.double()[:, None]], 1)  # (k, d + 1)
+    target = torch.nn.functional.one_hot(labels[used], k).double()  # (u, k)
+    # Weight of each row for each head, once for keeping its label and once for going to uniform.
+    keep, forget = torch.zeros(2, len(clusters), len(used), dtype=torch.float64)
+    for b, is_member in enumerate(member):
+        place = torch.from_numpy(position[: len(is_member)])
+        position = position[len(is_member) :]
+        for weights, mask in ((keep, ~is_member), (forget, is_member)):
+            weights[b, place[torch.from_numpy(mask)]] = 1 / max(1, int(mask.sum()))
+    goal = torch.einsum("bu,uk->buk", keep, target) + forget[:, :, None] / k  # (b, u, k)
+    total = keep + forget  # (b, u)
+
+    heads = start.repeat(len(clusters), 1, 1).requires_grad_()  # (b, k, d + 1)
+    optimiser = torch.optim.LBFGS(
+        [heads], max_iter=MAX_STEPS, tolerance_grad=TOLERANCE, tolerance_change=0, history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimiser.zero_grad()
+        logits = torch.einsum("bkd,ud->buk", heads, h)
+        loss = (total * logits.logsumexp(2)).sum() - (goal * logits).sum()
+        loss = loss + TETHER / 2 * (heads - start).square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(objective)
+    fitted = heads.detach()
+    if not bool(torch.isfinite(fitted).all()):
+        raise UnlearningDivergedError("Unlearning must end in finite weights (got NaN or infinity). Check the features.")
+    return Heads((fitted[:, :, :-1] / scale).to(hidden.dtype), fitted[:, :, -1].to(hidden.dtype))
