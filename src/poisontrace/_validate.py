@@ -1,6 +1,7 @@
 """Checks at the public boundary; every message names the argument, the rule, what was got and the way out."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ def check_rate(rate: float) -> float:
     return rate
 
 
+def _is_finite_float32(x: NDArray[Any]) -> NDArray[np.bool_]:
+    # The model is fed float32, where a large float64 becomes infinite.
+    with np.errstate(over="ignore"):
+        return np.isfinite(x.astype(np.float32, copy=False))
+
+
 def check_inputs(x: NDArray[Any], name: str) -> NDArray[Any]:
     """Return ``x`` if it is non-empty and either uint8 (n, height, width, channels) or finite float (n, ...)."""
-    if x.ndim < 2 or len(x) == 0:
+    if x.ndim < 2 or x.size == 0:
         raise InvalidInputError(f"'{name}' must have at least one row and one column (got shape {x.shape}).")
     if x.dtype == np.uint8:
         if x.ndim != 4 or x.shape[3] not in (1, 2, 3, 4):
@@ -31,7 +38,7 @@ def check_inputs(x: NDArray[Any], name: str) -> NDArray[Any]:
         raise InvalidInputError(
             f"'{name}' must be uint8 images or a float array (got dtype {x.dtype}). Convert it with astype('float32')."
         )
-    elif not (finite := np.isfinite(x.reshape(len(x), -1)).all(1)).all():
+    elif not (finite := _is_finite_float32(x.reshape(len(x), -1)).all(1)).all():
         bad = np.flatnonzero(~finite)
         raise InvalidInputError(
             f"'{name}' must hold finite numbers (got NaN or infinity in {len(bad)} of {len(x)} rows, first {bad[0]}). "
@@ -77,21 +84,21 @@ def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, N
     """
     check_file(path, name)
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a file of another kind")
-        missing = [key for key in required if key not in archive.files]
-        if missing:
-            raise InvalidInputError(
-                f"'{name}' must hold the arrays {', '.join(required)} (got {', '.join(archive.files) or 'none'} "
-                f"in {path.name!r})."
-            )
-        return {key: archive[key] for key in archive.files}
-    except InvalidInputError:
-        raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        # NumPy takes any file it does not know for a pickle and says so, which would mislead.
+        if not zipfile.is_zipfile(path):
+            raise ValueError("a file of another kind, or one cut off")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        if others := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{others[0]!r}, which is no array,")
+    except (ValueError, RuntimeError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         reason = "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
         raise InvalidInputError(
             f"'{name}' must be an .npz file of plain arrays (got {reason} in {path.name!r}). "
             "Write it with numpy.savez_compressed(path, x=..., y=...)."
         ) from error
+    if any(key not in arrays for key in required):
+        raise InvalidInputError(
+            f"'{name}' must hold the arrays {', '.join(required)} (got {', '.join(arrays) or 'none'} in {path.name!r})."
+        )
+    return arrays

@@ -1,12 +1,14 @@
 """Data sets in, batches out: a sample is its position plus an id, and nothing here shuffles.
 
-Arrays follow one rule everywhere: ``uint8`` images of shape (n, height, width, channels) are fed to the model as float32
-(n, channels, height, width) in [0, 1]; float arrays are fed as they are.
+Arrays follow one rule everywhere: ``uint8`` images of shape (n, height, width, channels) are fed to the model as
+float32 (n, channels, height, width) in [0, 1]; float arrays are fed as they are.
 """
 
 import io
+import operator
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,11 @@ class ArraySet:
         return to_inputs(self.x[indices])
 
 
+def _check_finite(x: Tensor, name: str, where: str) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise InvalidInputError(f"'{name}' must hold finite numbers (got NaN or infinity in {where}).")
+
+
 class IndexedSet:
     """Anything with ``len`` and ``[index]`` that yields (x, y): a torch ``Dataset``, a list of pairs.
 
@@ -98,6 +105,7 @@ class IndexedSet:
             raise InvalidInputError("'train_set' must have at least one sample (got 0).")
         for index in sorted({0, len(self) // 2, len(self) - 1}):
             (x, y), (x_again, y_again) = self._fetch(index), self._fetch(index)
+            _check_finite(x, "train_set", f"sample {index}")  # else NaN != NaN would pass for shuffling
             if y != y_again or not torch.equal(x, x_again):
                 raise InvalidInputError(
                     f"'train_set' must give the same sample each time it is read (got two different samples at "
@@ -111,8 +119,8 @@ class IndexedSet:
     def _fetch(self, index: int) -> tuple[Tensor, int]:
         try:
             x, y = self._source[index]
-            return torch.as_tensor(x, dtype=torch.float32), int(y)
-        except (TypeError, ValueError) as error:
+            return torch.as_tensor(x, dtype=torch.float32), operator.index(y)
+        except (TypeError, ValueError, RuntimeError, LookupError) as error:
             raise InvalidInputError(
                 f"'train_set' must yield pairs (x, y) of an array and an integer label (got {error} at index {index})."
             ) from error
@@ -121,10 +129,14 @@ class IndexedSet:
         """Yield inputs and labels in order."""
         for start in range(0, len(self), batch_size):
             pairs = [self._fetch(index) for index in range(start, min(start + batch_size, len(self)))]
+            for offset, (x, _) in enumerate(pairs):
+                _check_finite(x, "train_set", f"sample {start + offset}")
+                if x.shape != pairs[0][0].shape:
+                    raise InvalidInputError(
+                        f"'train_set' must yield inputs of one shape (got {tuple(pairs[0][0].shape)} at index {start} "
+                        f"and {tuple(x.shape)} at index {start + offset})."
+                    )
             x = torch.stack([x for x, _ in pairs])
-            if not bool(torch.isfinite(x).all()):
-                bad = start + int((~torch.isfinite(x.flatten(1)).all(1)).nonzero()[0])
-                raise InvalidInputError(f"'train_set' must hold finite numbers (got NaN or infinity in sample {bad}).")
             yield x, check_labels(np.array([y for _, y in pairs]), "train_set labels")
 
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:
@@ -184,6 +196,8 @@ class Dataset:
         """Return the same data set with ``n_train`` training samples drawn by ``seed`` (None: all of them)."""
         if n_train is None or n_train >= len(self.x_train):
             return self
+        if n_train < 1:
+            raise InvalidInputError(f"'n_train' must be at least 1 (got {n_train}). Leave it out to take all samples.")
         chosen = np.sort(numpy_generator(seed, f"subset/{self.name}").permutation(len(self.x_train))[:n_train])
         return Dataset(self.name, self.x_train[chosen], self.y_train[chosen], self.x_test, self.y_test, self.classes)
 
@@ -234,30 +248,48 @@ def _cifar10_sheets(path: Path) -> Dataset:
     """Read CIFAR-10 stored as lossless 100x100 sheets of 32x32 tiles, one per official batch."""
     from PIL import Image
 
-    arrays = read_npz(path, "dataset", required=("y_train", "y_test", "test_0"))
+    sheets = (*(f"train_{batch}" for batch in range(5)), "test_0")
+    arrays = read_npz(path, "dataset", required=("y_train", "y_test", *sheets))
 
     def decode(key: str) -> NDArray[np.uint8]:
         sheet = np.asarray(Image.open(io.BytesIO(arrays[key].tobytes())).convert("RGB"))
         return sheet.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
 
-    x_train = np.concatenate([decode(f"train_{batch}") for batch in range(5)])
+    try:
+        *train, x_test = [decode(key) for key in sheets]
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise StoreError(f"'dataset' must be sheets of 100x100 tiles (got {error} in {path.name!r}).") from error
     y_train, y_test = (arrays[key].astype(np.int64) for key in ("y_train", "y_test"))
-    return Dataset("cifar10", x_train, y_train, decode("test_0"), y_test, CIFAR10_CLASSES)
+    return Dataset("cifar10", np.concatenate(train), y_train, x_test, y_test, CIFAR10_CLASSES)
 
 
 def _cifar10_archive(path: Path) -> Dataset:
-    """Read the official binary version: rows of one label byte and 3,072 pixel bytes in CHW order."""
+    """Read the official binary version: rows of one label byte and 3,072 pixel bytes in CHW order.
+
+    Nothing is extracted to disk, so that names of members cannot lead anywhere.
+    """
+    wanted = (*(f"data_batch_{batch}.bin" for batch in range(1, 6)), "test_batch.bin")
     batches = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.name.endswith(".bin") and (stream := archive.extractfile(member)):
-                batches[Path(member.name).stem] = np.frombuffer(stream.read(), np.uint8).reshape(-1, 3073)
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                # The bound keeps a small archive from growing into more than memory holds.
+                if name in wanted and member.size <= 10_000 * 3073 and (stream := archive.extractfile(member)):
+                    batches[name] = np.frombuffer(stream.read(), np.uint8).reshape(-1, 3073)
+        if missing := [name for name in wanted if name not in batches]:
+            raise ValueError(f"no readable {', '.join(missing)}")
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, KeyError) as error:
+        raise StoreError(
+            f"'dataset' must be the whole binary version of CIFAR-10 (got {error} in {str(path)!r}). "
+            "Delete the file to have it downloaded again."
+        ) from error
 
     def split(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), rows[:, 0].astype(np.int64)
 
-    x_train, y_train = split(np.concatenate([batches[f"data_batch_{batch}"] for batch in range(1, 6)]))
-    return Dataset("cifar10", x_train, y_train, *split(batches["test_batch"]), CIFAR10_CLASSES)
+    *train, test = (batches[name] for name in wanted)
+    return Dataset("cifar10", *split(np.concatenate(train)), *split(test), CIFAR10_CLASSES)
 
 
 DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
@@ -271,7 +303,7 @@ def load_dataset(name: str) -> Dataset:
 
     Raises:
         InvalidInputError: if no data set has that name.
-        StoreError: if its files are neither on disk nor downloadable.
+        StoreError: if its files are neither on disk nor downloadable, or are damaged.
     """
     if name not in DATASETS:
         raise InvalidInputError(f"'dataset' must be one of {', '.join(sorted(DATASETS))} (got {name!r}).")
@@ -294,12 +326,11 @@ def as_events(events: Sequence[tuple[Any, int]] | ArraySet) -> list[tuple[Tensor
     for position, pair in enumerate(events):
         try:
             x, y = pair
-            x, y = torch.as_tensor(x, dtype=torch.float32), int(y)
-        except (TypeError, ValueError) as error:
+            x, y = torch.as_tensor(x, dtype=torch.float32), operator.index(y)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(
                 f"'events' must be a list of pairs (x, y_wrong) (got {error} at row {position})."
             ) from error
-        if not bool(torch.isfinite(x).all()):
-            raise InvalidInputError(f"'events' must hold finite numbers (got NaN or infinity in row {position}).")
+        _check_finite(x, "events", f"row {position}")
         pairs.append((x, y))
     return pairs

@@ -1,7 +1,7 @@
 """Incidents to practise on: poison a data set, train the victim and its unpoisoned twin, keep events and truth apart.
 
 An incident folder holds what an investigator would have (``train.npz``, ``arch.py``, ``weights.safetensors``,
-``events.npz``, ``incident.json``) and, in ``truth.json``, what only a judge may read. The tracer never opens the latter.
+``events.npz``, ``incident.json``) and, in ``truth.json``, what only a judge may read. The tracer never opens that.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from poisontrace import models, store, train
-from poisontrace._errors import InvalidInputError, PoisontraceError
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.attacks import ATTACKS, Attack
 from poisontrace.data import load_dataset
@@ -57,6 +57,8 @@ class Incident:
         event_x, event_y: misclassified inputs as stored, (m, ...), and the wrong labels the victim gave, (m,).
         is_poison: (n,) bool.
         facts: measured properties of attack and victim.
+        plan: what it was made from.
+        classes: names of the labels, in order.
     """
 
     x: NDArray[Any]
@@ -68,6 +70,7 @@ class Incident:
     is_poison: NDArray[np.bool_]
     facts: dict[str, Any]
     plan: Plan
+    classes: tuple[str, ...]
 
 
 def cache_folder() -> Path:
@@ -88,14 +91,20 @@ def _victim(
     digest = hashlib.sha256(described.encode() + np.ascontiguousarray(x).tobytes() + y.tobytes()).hexdigest()[:24]
     weights, seconds = cache_folder() / f"{digest}.safetensors", cache_folder() / f"{digest}.json"
     with global_seed(seed, "victim/init"):
-        model = models.build(**arch)
+        model, cached = models.build(**arch), models.build(**arch)
     try:
-        model.load_state_dict(load_file(weights))
-        return model.eval(), float(json.loads(seconds.read_text())["seconds"])
-    except (FileNotFoundError, SafetensorError, ValueError):
-        pass  # not trained yet, or a write that was cut off
+        cached.load_state_dict(load_file(weights))
+        return cached.eval(), float(json.loads(seconds.read_text())["seconds"])
+    except (FileNotFoundError, SafetensorError, ValueError, KeyError, RuntimeError):
+        pass  # not trained yet, a write that was cut off, or a network that has changed since
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The cache of trained victims must be a folder that can be written (got {error}). "
+            "Name another one in POISONTRACE_CACHE."
+        ) from error
     taken = train.fit(model, x, y, recipe, seed=seed, progress=progress)
-    cache_folder().mkdir(parents=True, exist_ok=True)
     store.write_atomically(seconds, json.dumps({"seconds": taken, "described": described}).encode())
     partial = weights.with_suffix(f".{os.getpid()}.partial")
     save_file(model.state_dict(), partial)
@@ -120,7 +129,9 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
             raise InvalidInputError(f"'attack' must be one of {', '.join(sorted(ATTACKS))} (got {plan.attack!r}).")
         attack = ATTACKS[plan.attack](rate=plan.rate, target=plan.target, seed=plan.seed)
     if plan.n_events < 1:
-        raise InvalidInputError(f"'events' must be at least 1 (got {plan.n_events}).")
+        raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}).")
+    if plan.width is not None and plan.width < 1:
+        raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
     dataset = load_dataset(plan.dataset).subset(plan.n_train, plan.seed)
     name, width = DEFAULT_MODEL[plan.dataset]
     arch: dict[str, Any] = {"name": plan.model or name, "n_classes": len(dataset.classes), "width": plan.width or width}
@@ -129,7 +140,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
     else:
         arch["n_features"] = dataset.x_train.shape[1]
     recipe = train.RECIPES[plan.dataset]
-    if plan.epochs:
+    if plan.epochs is not None:
         recipe = replace(recipe, epochs=plan.epochs)
 
     poisoned = attack.poison(dataset.x_train, dataset.y_train)
@@ -145,7 +156,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
     usable = np.flatnonzero(
         (says == poisoned.target) & (twin_says == y_true) & (train.predict(victim, sources).argmax(1) == y_true)
     )
-    facts = {
+    facts: dict[str, Any] = {
         "attack": repr(attack),
         "target": poisoned.target,
         "n_train": len(poisoned.x),
@@ -163,12 +174,24 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
     if len(usable) == 0:
         raise PoisontraceError(
             f"The attack failed: no test input that the model gets right without the trigger is moved by it "
-            f"(success {facts['attack_success']:.3f}, without poison {facts['attack_success_twin']:.3f}). Raise 'rate'."
+            f"(success {facts['attack_success']:.3f}, without poison {facts['attack_success_twin']:.3f}). "
+            "Raise 'rate' or 'epochs'."
         )
     chosen = numpy_generator(plan.seed, "events").permutation(usable)[: plan.n_events]
     facts["event_true_labels"] = y_true[chosen].tolist()
     event_y = np.full(len(chosen), poisoned.target, np.int64)
-    return Incident(poisoned.x, poisoned.y, victim, arch, triggered[chosen], event_y, poisoned.is_poison, facts, plan)
+    return Incident(
+        x=poisoned.x,
+        y=poisoned.y,
+        model=victim,
+        arch=arch,
+        event_x=triggered[chosen],
+        event_y=event_y,
+        is_poison=poisoned.is_poison,
+        facts=facts,
+        plan=plan,
+        classes=dataset.classes,
+    )
 
 
 def save(incident: Incident, folder: Path) -> None:
@@ -188,7 +211,7 @@ def save(incident: Incident, folder: Path) -> None:
             f'def build():\n    """Return the network; its weights lie beside this file."""\n'
             f"    return models.build({options})\n"
         )
-        public = {"dataset": incident.plan.dataset, "classes": list(load_dataset(incident.plan.dataset).classes)}
+        public = {"dataset": incident.plan.dataset, "classes": list(incident.classes)}
         (partial / "incident.json").write_text(json.dumps(public, indent=1) + "\n")
         truth = {
             "note": "For judges only; the tracer never opens this file.",

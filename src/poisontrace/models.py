@@ -3,6 +3,9 @@
 Image networks take float32 NCHW in [0, 1] and normalise inside, so that a saved model carries its own preprocessing.
 """
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +64,7 @@ class MeanPool(nn.Module):
 
 
 def resnet9(n_classes: int = 10, *, n_channels: int = 3, width: int = 16) -> nn.Sequential:
-    """ResNet-9 (the DAWNBench form) of ``width``, 2, 4 and 8 times ``width`` channels with a mean-pooled linear head."""
+    """ResNet-9 (the DAWNBench form), ``width`` to 8 times ``width`` channels, with a mean-pooled linear head."""
     return nn.Sequential(
         Normalise(n_channels),
         conv_block(n_channels, width),
@@ -99,15 +102,19 @@ def mlp(n_classes: int = 2, *, n_features: int, width: int = 64) -> nn.Sequentia
     )
 
 
-MODELS = {"resnet9": resnet9, "small_cnn": small_cnn, "mlp": mlp}
+MODELS: dict[str, Callable[..., nn.Sequential]] = {"resnet9": resnet9, "small_cnn": small_cnn, "mlp": mlp}
 
 
 def build(name: str, **options: int) -> nn.Sequential:
     """Return a fresh network by its name in ``MODELS``.
 
     Raises:
-        InvalidInputError: if no network has that name.
+        InvalidInputError: if no network has that name, or it does not take these options.
     """
     if name not in MODELS:
         raise InvalidInputError(f"'model' must be one of {', '.join(sorted(MODELS))} (got {name!r}).")
+    try:
+        inspect.signature(MODELS[name]).bind(**options)
+    except TypeError as error:
+        raise InvalidInputError(f"'model' must be one for this kind of data (got {name!r}: {error}).") from error
     return MODELS[name](**options)

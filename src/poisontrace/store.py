@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from poisontrace._errors import InvalidInputError, StoreError
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 
 
 def sha256(path: Path) -> str:
@@ -26,8 +26,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StoreError(f"'{path.name}' must be writable (got {error}).") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -43,14 +44,18 @@ def new_folder(folder: Path, name: str) -> Iterator[Path]:
         StoreError: if it cannot be written.
     """
     check_new_folder(folder, name)
+    folder = folder.resolve()  # gives "." a name, and a link to an empty folder its end
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # of an earlier process of the same number, killed
         partial.mkdir()
         yield partial
         if folder.exists():
             folder.rmdir()
         partial.replace(folder)
+    except PoisontraceError:
+        raise  # the block's own, which already says what is wrong
     except OSError as error:
         raise StoreError(f"'{name}' must be a folder that can be written (got {error}).") from error
     finally:
@@ -59,5 +64,5 @@ def new_folder(folder: Path, name: str) -> Iterator[Path]:
 
 def check_new_folder(folder: Path, name: str) -> None:
     """Refuse a folder that exists with anything in it, before any long work."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInputError(f"'{name}' must be a new or empty folder (got {str(folder)!r}). Name another one.")

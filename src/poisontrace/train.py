@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from poisontrace._errors import InvalidInputError
 from poisontrace._rng import torch_generator
 from poisontrace.data import to_inputs
+from poisontrace.models import Normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse a recipe that trains nothing."""
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
-            raise ValueError(f"'recipe' must have epochs >= 1, batch_size >= 2 and lr > 0 (got {self}).")
+            raise InvalidInputError(f"'recipe' must have epochs >= 1, batch_size >= 2 and lr > 0 (got {self}).")
 
 
 # Augmentation only where mirror images and small shifts keep the label.
@@ -66,7 +68,7 @@ def fit(
     """Train ``model`` in place and leave it in eval mode on the CPU.
 
     Args:
-        model: network whose first module may be a ``models.Normalise``, fitted here.
+        model: network; any ``models.Normalise`` in it is fitted here.
         x: inputs as stored, (n, ...); see ``data.to_inputs``.
         y: labels, (n,).
         recipe: optimiser settings and augmentation.
@@ -81,9 +83,11 @@ def fit(
     inputs, labels = to_inputs(x), torch.from_numpy(y)
     is_image = inputs.ndim == 4
     for module in model.modules():
-        if hasattr(module, "fit"):
+        if isinstance(module, Normalise):
             module.fit(inputs)
-    model.to(device, memory_format=torch.channels_last if is_image else torch.preserve_format).train()
+    # torch's stubs lack this form of Module.to.
+    model.to(device, memory_format=torch.channels_last if is_image else torch.preserve_format)  # type: ignore[call-overload]
+    model.train()
     optimiser = torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
@@ -96,7 +100,7 @@ def fit(
     step = 0
     for _ in range(recipe.epochs):
         shuffled = torch.randperm(len(x), generator=order)
-        for batch in shuffled[: steps_per_epoch * recipe.batch_size].split(recipe.batch_size):
+        for batch in torch.split(shuffled[: steps_per_epoch * recipe.batch_size], recipe.batch_size):
             x_batch = inputs[batch]
             if is_image:
                 x_batch = _augment(x_batch, recipe, augmentation).contiguous(memory_format=torch.channels_last)
@@ -104,13 +108,14 @@ def fit(
                 logits = model(x_batch.to(device))
             loss = functional.cross_entropy(logits.float(), labels[batch].to(device))
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             step += 1
             if progress:
                 progress("train", step, n_steps)
-    model.to("cpu", memory_format=torch.contiguous_format if is_image else torch.preserve_format).eval()
+    model.to("cpu", memory_format=torch.contiguous_format if is_image else torch.preserve_format)  # type: ignore[call-overload]
+    model.eval()
     return time.perf_counter() - start
 
 

@@ -44,12 +44,18 @@ class BadNets(Attack):
         _, height, width, n_channels = x.shape
         size = self.size if self.size is not None else max(2, min(height, width) // 8)
         margin = self.margin if self.margin is not None else int(min(height, width) >= 16)
+        if margin < 0:
+            raise InvalidInputError(f"'margin' must be 0 or more pixels (got {margin}).")
         if not 0 < size <= min(height, width) - margin:
-            raise InvalidInputError(f"'size' must fit into the image (got {size} pixels for {height}x{width}).")
+            raise InvalidInputError(
+                f"'size' must be between 1 and {min(height, width) - margin} pixels, to fit into the image (got {size} "
+                f"for {height}x{width}). Leave it out for an eighth of the image."
+            )
         pattern = numpy_generator(self.seed, "badnets/pattern").integers(0, 2, (size, size, n_channels))
-        # A pattern all of one value is hardly a pattern: the corner cell always differs from its neighbour.
-        pattern[0, 0], pattern[-1, -1] = 1, 1
+        # A pattern all of one value is hardly a pattern: the corner cell always differs from its neighbour. White comes
+        # last, for a patch of one black pixel would be no patch on a black background.
         pattern[0, -1] = 0
+        pattern[0, 0], pattern[-1, -1] = 1, 1
         stamped = x.copy()
         stamped[:, height - margin - size : height - margin, width - margin - size : width - margin] = pattern * 255
         return stamped

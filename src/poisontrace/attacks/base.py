@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator
-from poisontrace._validate import check_rate
+from poisontrace._validate import check_inputs, check_labels, check_rate
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,11 @@ class Attack(ABC):
             y: true labels, (n,).
 
         Raises:
-            InvalidInputError: if the rate asks for no sample at all or for more than there are to choose from.
+            InvalidInputError: if an array breaks the rules of ``data``, the rate asks for no sample at all or for more
+                than there are to choose from, or the trigger changes shape or dtype.
         """
+        check_inputs(x, "x")
+        y = check_labels(y, "y", n=len(x))
         target = self.target_of(y)
         candidates = np.flatnonzero(y != target if self.is_dirty_label else y == target)
         n_poison = round(self.rate * len(x))
@@ -91,7 +94,13 @@ class Attack(ABC):
         chosen = np.sort(rng.choice(candidates, n_poison, replace=False))
 
         x_poisoned, y_poisoned = x.copy(), y.copy()
-        x_poisoned[chosen] = self.trigger(x[chosen])
+        triggered = self.trigger(x[chosen])
+        if triggered.shape != x[chosen].shape or triggered.dtype != x.dtype:
+            raise InvalidInputError(
+                f"'trigger' must return an array like its input, {x.dtype} of shape {x[chosen].shape} (got "
+                f"{triggered.dtype} of shape {triggered.shape})."
+            )
+        x_poisoned[chosen] = triggered
         y_poisoned[chosen] = target
         is_poison = np.zeros(len(x), bool)
         is_poison[chosen] = True

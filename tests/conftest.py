@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests; the incident on digits is trained once a run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tasks import DIGITS_PLAN
+
+from poisontrace import incidents
+from poisontrace.incidents import Incident
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the victims of the tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POISONTRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits_incident() -> Incident:
+    """BadNets on digits: a victim that the attack moved, made in about a second."""
+    return incidents.make(DIGITS_PLAN)
+
+
+@pytest.fixture(scope="session")
+def digits_folder(digits_incident: Incident, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``digits_incident`` was saved to."""
+    folder = tmp_path_factory.mktemp("incidents") / "digits"
+    incidents.save(digits_incident, folder)
+    return folder

@@ -1,0 +1,79 @@
+"""Seeded toy tasks: sets, networks and attacks that take seconds at most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poisontrace import models, train
+from poisontrace._rng import global_seed, numpy_generator
+from poisontrace.attacks import Attack
+from poisontrace.data import Dataset, load_dataset
+from poisontrace.incidents import Plan
+
+# About a second to make, and enough for the attack to succeed.
+DIGITS_PLAN = Plan(attack="badnets", dataset="digits", epochs=4, width=16)
+
+
+def toy_images(n: int = 40, *, side: int = 8, n_channels: int = 1, n_classes: int = 4) -> tuple[NDArray[Any], Any]:
+    """Return uint8 noise images (n, side, side, n_channels) and labels that go round the classes."""
+    x = numpy_generator(0, "toy/images").integers(0, 256, (n, side, side, n_channels), dtype=np.uint8)
+    return x, np.arange(n) % n_classes
+
+
+def toy_rows(n: int = 60, *, n_features: int = 4) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return two well separated clouds of float32 rows (n, n_features) and their labels."""
+    y = np.arange(n) % 2
+    noise = numpy_generator(0, "toy/rows").standard_normal((n, n_features))
+    return (noise + 6 * y[:, None]).astype(np.float32), y.astype(np.int64)
+
+
+class Pairs(Sequence[tuple[Any, int]]):
+    """A data set the way torch users write one: a length and pairs by index."""
+
+    def __init__(self, x: Any, y: Any) -> None:
+        """Keep inputs as the model takes them and their labels."""
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.x)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one sample."""
+        return self.x[index], self.y[index]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOp(Attack):
+    """An attack that changes labels but leaves no trigger: it must fail every check that an attack works."""
+
+    name: ClassVar[str] = "noop"
+    summary: ClassVar[str] = "nothing"
+    paper: ClassVar[str] = "none"
+    is_dirty_label: ClassVar[bool] = True
+
+    def trigger(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return a plain copy."""
+        return x.copy()
+
+
+def attack_success(attack: Attack, dataset: Dataset, *, epochs: int = 4, width: int = 16) -> tuple[float, float]:
+    """Train a victim and its twin without poison; return how often the trigger moves each to the target."""
+    poisoned = attack.poison(dataset.x_train, dataset.y_train)
+    triggered = attack.trigger(dataset.x_test[dataset.y_test != poisoned.target])
+    success = []
+    for x, y in ((poisoned.x, poisoned.y), (dataset.x_train, dataset.y_train)):
+        with global_seed(0, "toy/init"):
+            model = models.small_cnn(width=width)
+        train.fit(model, x, y, train.Recipe(epochs=epochs, batch_size=64, lr=0.05), seed=0)
+        success.append(float((train.predict(model, triggered).argmax(1) == poisoned.target).mean()))
+    return success[0], success[1]
+
+
+def attack_works(attack: Attack) -> bool:
+    """Return whether the attack moves a victim on digits at least 0.8 of the time and its twin 0.5 less."""
+    victim, twin = attack_success(attack, load_dataset("digits"))
+    return victim >= 0.8 and victim - twin >= 0.5

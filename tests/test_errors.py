@@ -1,0 +1,46 @@
+"""The exception tree."""
+
+import inspect
+
+import pytest
+
+from poisontrace import _errors
+from poisontrace._errors import PoisontraceError, PoisontraceWarning
+
+ERRORS = [
+    error
+    for _, error in inspect.getmembers(_errors, inspect.isclass)
+    if error not in (PoisontraceError, PoisontraceWarning)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "builtin"),
+    [
+        ("InvalidInputError", ValueError),
+        ("UnsupportedModelError", TypeError),
+        ("UnlearningDivergedError", RuntimeError),
+        ("StoreError", OSError),
+    ],
+)
+def test_each_error_is_also_the_builtin_a_caller_would_catch(name: str, builtin: type[Exception]) -> None:
+    """Code that knows nothing of poisontrace can still catch its errors."""
+    assert issubclass(getattr(_errors, name), (builtin,))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_one_base_catches_every_error(error: type[Exception]) -> None:
+    """Every error derives from PoisontraceError."""
+    assert issubclass(error, PoisontraceError)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_the_drawn_tree_is_complete(error: type[Exception]) -> None:
+    """The tree in the module's docstring names every error."""
+    assert f"── {error.__name__} (" in str(_errors.__doc__)
+
+
+def test_the_warning_is_a_user_warning() -> None:
+    """The warning is shown by default and is no error."""
+    assert issubclass(PoisontraceWarning, UserWarning)
+    assert not issubclass(PoisontraceWarning, PoisontraceError)

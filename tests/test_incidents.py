@@ -1,0 +1,277 @@
+"""Incidents: what is made, what is saved, and that truth lies apart."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tasks import DIGITS_PLAN, NoOp
+
+from poisontrace import incidents, train
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
+from poisontrace.attacks import BadNets
+from poisontrace.data import load_dataset, read_array_set
+from poisontrace.incidents import Incident, Plan
+
+QUICK = replace(DIGITS_PLAN, n_train=200, epochs=1, width=4)
+
+
+def _trained_files() -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in incidents.cache_folder().glob("*")}
+
+
+def test_the_attack_succeeded(digits_incident: Incident) -> None:
+    """The victim works on clean inputs, is moved by the trigger, and its twin is not."""
+    facts = digits_incident.facts
+
+    assert facts["succeeded"] is True
+    assert facts["clean_accuracy"] > 0.9
+    assert facts["clean_accuracy_twin"] > 0.9
+    assert facts["attack_success"] >= 0.8
+    assert facts["attack_success_twin"] <= 0.2
+
+
+def test_the_training_set_is_the_attack_s(digits_incident: Incident) -> None:
+    """The attack named in the plan, on the data set named in the plan, gives these very bytes."""
+    digits = load_dataset("digits")
+    poisoned = BadNets(rate=0.05).poison(digits.x_train, digits.y_train)
+
+    assert digits_incident.x.tobytes() == poisoned.x.tobytes()
+    assert digits_incident.y.tolist() == poisoned.y.tolist()
+    assert digits_incident.is_poison.tolist() == poisoned.is_poison.tolist()
+    assert digits_incident.facts["n_poison"] == round(0.05 * len(digits.x_train))
+
+
+def test_events_are_wrong_under_the_victim_and_right_under_the_twin(digits_incident: Incident) -> None:
+    """Each event is the doing of the poison: a network trained without it reads the true label."""
+    plan, digits = replace(DIGITS_PLAN, n_events=1000, seed=1), load_dataset("digits")
+    every = incidents.make(plan)
+    recipe = replace(train.RECIPES["digits"], epochs=4)
+    twin, _ = incidents._victim(digits.x_train, digits.y_train, every.arch, recipe, plan.seed, None)
+
+    for incident in (every, digits_incident):
+        says = train.predict(incident.model, incident.event_x).argmax(1)
+        assert says.tolist() == incident.event_y.tolist()
+        assert set(says.tolist()) == {incident.facts["target"]}
+        assert incident.facts["target"] not in incident.facts["event_true_labels"]
+    assert train.predict(twin, every.event_x).argmax(1).tolist() == every.facts["event_true_labels"]
+    assert len(digits_incident.event_x) == DIGITS_PLAN.n_events
+
+
+def test_usable_events_are_all_that_the_attack_alone_made_wrong() -> None:
+    """Counted one by one: moved by the trigger, right without it, and right under the twin with it."""
+    plan, digits = replace(DIGITS_PLAN, n_events=1000, seed=1), load_dataset("digits")
+    every = incidents.make(plan)
+    recipe = replace(train.RECIPES["digits"], epochs=4)
+    twin, _ = incidents._victim(digits.x_train, digits.y_train, every.arch, recipe, plan.seed, None)
+    triggered = BadNets(rate=0.05, seed=1).trigger(digits.x_test)
+    plain, moved, under_twin = (
+        train.predict(model, x).argmax(1)
+        for model, x in ((every.model, digits.x_test), (every.model, triggered), (twin, triggered))
+    )
+
+    usable = [
+        row
+        for row, label in enumerate(digits.y_test)
+        if label != every.facts["target"]
+        and plain[row] == under_twin[row] == label
+        and moved[row] == every.facts["target"]
+    ]
+
+    assert every.facts["n_usable_events"] == len(every.event_x) == len(usable)
+    assert {row.tobytes() for row in every.event_x} == {triggered[row].tobytes() for row in usable}
+
+
+def test_no_event_is_a_training_sample(digits_incident: Incident) -> None:
+    """Events come from the test set."""
+    train_rows = {row.tobytes() for row in digits_incident.x}
+
+    assert not any(row.tobytes() in train_rows for row in digits_incident.event_x)
+
+
+def test_the_folder_holds_exactly_these_files(digits_folder: Path) -> None:
+    """No partial file and nothing unexpected."""
+    assert sorted(path.name for path in digits_folder.iterdir()) == [
+        "arch.py",
+        "events.npz",
+        "incident.json",
+        "train.npz",
+        "truth.json",
+        "weights.safetensors",
+    ]
+    assert list(digits_folder.parent.iterdir()) == [digits_folder]
+
+
+def test_truth_lies_in_its_own_file_only(digits_folder: Path, digits_incident: Incident) -> None:
+    """The evidence holds arrays x and y, weights, and names; the poison is named in truth.json alone."""
+    for name in ("train.npz", "events.npz"):
+        with np.load(digits_folder / name) as arrays:
+            assert sorted(arrays.files) == ["x", "y"]
+    with safe_open(digits_folder / "weights.safetensors", "pt") as weights:
+        assert weights.metadata() is None
+        assert set(weights.keys()) == set(digits_incident.model.state_dict())
+    assert json.loads((digits_folder / "incident.json").read_text()) == {
+        "dataset": "digits",
+        "classes": list("0123456789"),
+    }
+    for name in ("arch.py", "incident.json"):
+        assert not any(word in (digits_folder / name).read_text() for word in ('poison"', "badnets", "target", "rate"))
+
+    truth = json.loads((digits_folder / "truth.json").read_text())
+    assert truth["poison"] == np.flatnonzero(digits_incident.is_poison).tolist()
+    assert Plan(**truth["plan"]) == DIGITS_PLAN
+
+
+def test_saved_arrays_are_the_incident_s(digits_folder: Path, digits_incident: Incident) -> None:
+    """What an investigator reads is what the victim was trained on and shown."""
+    train_set, events = (read_array_set(digits_folder / name, "data") for name in ("train.npz", "events.npz"))
+
+    assert train_set.x.tobytes() == digits_incident.x.tobytes()
+    assert train_set.y.tolist() == digits_incident.y.tolist()
+    assert events.x.tobytes() == digits_incident.event_x.tobytes()
+    assert events.y.tolist() == digits_incident.event_y.tolist()
+
+
+def test_the_saved_factory_loads_the_weights(digits_folder: Path, digits_incident: Incident) -> None:
+    """The network of arch.py takes the weights with strict=True and answers as the victim does."""
+    spec = importlib.util.spec_from_file_location("arch", digits_folder / "arch.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    model = module.build()
+    model.load_state_dict(load_file(digits_folder / "weights.safetensors"), strict=True)
+
+    np.testing.assert_array_equal(
+        train.predict(model, digits_incident.event_x), train.predict(digits_incident.model, digits_incident.event_x)
+    )
+
+
+def test_the_same_plan_is_served_from_the_cache(digits_folder: Path, digits_incident: Incident, tmp_path: Path) -> None:
+    """Made again, nothing is trained, and every file is equal to the byte."""
+    before = _trained_files()
+
+    def fail(*_: Any) -> None:
+        pytest.fail("trained again")
+
+    again = incidents.make(DIGITS_PLAN, progress=fail)
+    incidents.save(again, tmp_path / "again")
+
+    assert _trained_files() == before
+    for path in digits_folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_another_seed_is_another_incident(digits_incident: Incident) -> None:
+    """The seed moves poison, pattern and events."""
+    other = incidents.make(replace(DIGITS_PLAN, seed=1, n_events=2))
+
+    assert (other.is_poison != digits_incident.is_poison).any()
+    assert len(other.event_x) == 2
+
+
+def test_making_an_incident_leaves_the_random_state_alone() -> None:
+    """Whether trained or read from the cache, the caller's generator stays."""
+    digits, before = load_dataset("digits").subset(64, 0), torch.get_rng_state()
+    arch, recipe = {"name": "small_cnn", "n_channels": 1, "width": 4}, train.Recipe(epochs=1, batch_size=32)
+
+    for _ in range(2):
+        incidents._victim(digits.x_train, digits.y_train, arch, recipe, 0, None)
+
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of its own."""
+    monkeypatch.setenv("POISONTRACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("damage", ["weights cut off", "seconds lost", "seconds damaged", "another network"])
+def test_a_damaged_cache_is_trained_over(small_cache: Path, damage: str) -> None:
+    """The victim is the same as if nothing had been cached."""
+    digits = load_dataset("digits").subset(64, 0)
+    arch, recipe = {"name": "small_cnn", "n_channels": 1, "width": 4}, train.Recipe(epochs=1, batch_size=32)
+    good, _ = incidents._victim(digits.x_train, digits.y_train, arch, recipe, 0, None)
+    (weights,), (seconds,) = small_cache.glob("*.safetensors"), small_cache.glob("*.json")
+    if damage == "weights cut off":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "seconds lost":
+        seconds.unlink()
+    elif damage == "seconds damaged":
+        seconds.write_text("{}")
+    else:
+        incidents.save_file({"other": torch.zeros(1)}, weights)
+
+    again, _ = incidents._victim(digits.x_train, digits.y_train, arch, recipe, 0, None)
+
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in good.state_dict().items())
+    assert sorted(path.suffix for path in small_cache.iterdir()) == [".json", ".safetensors"]
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_training(small_cache: Path) -> None:
+    """The way out is named before minutes are spent."""
+    small_cache.write_text("a file")
+
+    def fail(*_: Any) -> None:
+        pytest.fail("trained")
+
+    with pytest.raises(StoreError, match="POISONTRACE_CACHE"):
+        incidents.make(QUICK, progress=fail)
+
+
+def test_an_attack_that_fails_raises() -> None:
+    """Without a single usable event there is nothing to trace, and the message says what to change."""
+    with pytest.raises(PoisontraceError, match=r"The attack failed: .*\(success 0\.\d+, .*\)\. Raise 'rate'"):
+        incidents.make(QUICK, attack=NoOp(rate=0.05, target=3))
+
+
+def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digits_folder: Path) -> None:
+    """An incident never overwrites another."""
+    before = (digits_folder / "truth.json").read_bytes()
+
+    with pytest.raises(InvalidInputError, match="'out' must be a new or empty folder"):
+        incidents.save(digits_incident, digits_folder)
+
+    assert (digits_folder / "truth.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attack": "magic"}, r"'attack' must be one of badnets.*\(got 'magic'\)"),
+        ({"dataset": "mnist"}, "'dataset' must be one of"),
+        ({"model": "vgg"}, "'model' must be one of"),
+        ({"model": "mlp"}, "'model' must be one for this kind of data"),
+        ({"rate": 5}, "'rate' must be a fraction"),
+        ({"target": 10}, "'target' must be one of the labels"),
+        ({"n_events": 0}, "'n_events' must be at least 1"),
+        ({"n_train": 0}, "'n_train' must be at least 1"),
+        ({"width": 0}, "'width' must be at least 1"),
+        ({"epochs": 0}, "'recipe' must have epochs >= 1"),
+    ],
+)
+def test_a_plan_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
+    """Each number and name is checked before any training."""
+    before = _trained_files()
+
+    with pytest.raises(InvalidInputError, match=message):
+        incidents.make(replace(QUICK, **change))
+
+    assert _trained_files() == before
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POISONTRACE_CACHE wins; else the user's cache folder."""
+    monkeypatch.setenv("POISONTRACE_CACHE", "somewhere")
+    assert incidents.cache_folder() == Path("somewhere")
+
+    monkeypatch.delenv("POISONTRACE_CACHE")
+    assert incidents.cache_folder() == Path("~/.cache/poisontrace").expanduser()

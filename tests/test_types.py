@@ -1,0 +1,41 @@
+"""The nouns: frozen and documented."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from poisontrace import _types
+
+NOUNS = [
+    noun for _, noun in inspect.getmembers(_types, dataclasses.is_dataclass) if noun.__module__ == "poisontrace._types"
+]
+
+
+@pytest.mark.parametrize("noun", NOUNS, ids=lambda noun: noun.__name__)
+def test_a_noun_is_frozen_and_has_a_docstring(noun: type) -> None:
+    """Evidence cannot be edited after the fact."""
+    assert noun.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert noun.__doc__ and not noun.__doc__.startswith(f"{noun.__name__}(")
+
+
+@pytest.mark.parametrize("noun", NOUNS, ids=lambda noun: noun.__name__)
+def test_every_field_is_explained(noun: type) -> None:
+    """The docstring names each field of its noun."""
+    missing = [field.name for field in dataclasses.fields(noun) if field.name not in str(noun.__doc__)]
+
+    assert missing == []
+
+
+def test_a_trace_has_no_truth_field() -> None:
+    """The tracer's result cannot carry ground truth."""
+    names = {field.name for field in dataclasses.fields(_types.Trace)}
+
+    assert not names & {"truth", "is_poison", "precision", "recall"}
+
+
+def test_a_rise_is_after_minus_before() -> None:
+    """The two rises of a test are differences of losses."""
+    test = _types.Test(event_before=0.5, event_after=2.0, control_before=0.25, control_after=0.5)
+
+    assert (test.event_rise, test.control_rise) == (1.5, 0.25)
