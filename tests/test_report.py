@@ -145,7 +145,10 @@ def test_summary_states_the_verdict_with_numbers(tmp_path: Path) -> None:
 def test_json_is_strict(tmp_path: Path) -> None:
     """Numbers that are not finite are written as null, and the page still renders."""
     trace = make_trace()
-    clusters = (*trace.clusters[:2], replace(trace.clusters[2], losses=types.Losses(0.1, float("inf"), 0.1, float("nan"))))
+    clusters = (
+        *trace.clusters[:2],
+        replace(trace.clusters[2], losses=types.Losses(0.1, float("inf"), 0.1, float("nan"))),
+    )
     finding = replace(trace.findings[0], statistics={"gap": float("nan")})
     folder = save_case(replace(trace, clusters=clusters, findings=(finding,)), tmp_path / "case", {})
     text = (folder / "trace.json").read_text("utf-8")

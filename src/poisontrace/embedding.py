@@ -216,7 +216,12 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
     names: list[str] = []
     seen: set[tuple[int, torch.Size]] = set()
     for name, below, _ in runs:
-        if name != found[0] and name not in names and len(below) == len(x) and (below.data_ptr(), below.shape) not in seen:
+        if (
+            name != found[0]
+            and name not in names
+            and len(below) == len(x)
+            and (below.data_ptr(), below.shape) not in seen
+        ):
             seen.add((below.data_ptr(), below.shape))
             names.append(name)
     n_kept = min(len(names), MAX_LAYERS - 1)
@@ -280,7 +285,9 @@ def collect(
         all_logits = torch.cat(logits)
         if not bool(torch.isfinite(all_logits).all()):
             row = int((~torch.isfinite(all_logits).all(1)).nonzero()[0])
-            raise InvalidInputError(f"'weights' must give finite outputs (got NaN or infinity for training sample {row}).")
+            raise InvalidInputError(
+                f"'weights' must give finite outputs (got NaN or infinity for training sample {row})."
+            )
 
         parts = [_event_features(model, watched, x.to(device), y, activations) for x, y in events]
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
@@ -333,8 +340,10 @@ def _event_features(
         is_linear = isinstance(watched[name], nn.Linear)
         pooled.append(pool(activation, channels_last=is_linear).float().cpu())
         axis = -1 if is_linear else 1
-        a, g = (t.detach().float().cpu().movedim(axis, 1).flatten(2) if t.ndim > 2 else t.detach().float().cpu()[..., None]
-                for t in (activation, gradient))  # (1, c, positions)
+        a, g = (
+            t.detach().float().cpu().movedim(axis, 1).flatten(2) if t.ndim > 2 else t.detach().float().cpu()[..., None]
+            for t in (activation, gradient)
+        )  # (1, c, positions)
         mean = train[:, : a.shape[1]].mean(0)[None, :, None]
         share = ((a - mean) * g).sum(2).abs()  # (1, c)
         saliency.append(share.repeat(1, pooled[-1].shape[1] // share.shape[1]))

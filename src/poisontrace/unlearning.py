@@ -16,7 +16,8 @@ from torch import Tensor
 from poisontrace._errors import UnlearningDivergedError
 
 MAX_ROWS = 4000  # samples that stand for the rest of the training set, and for a cluster, each
-TETHER = 1e-3  # pull towards the trained head; makes the problem strongly convex
+TETHER = 1e-2  # price of changing the logits, per squared unit; makes the problem strongly convex
+RIDGE = 1e-4  # of the mean second moment, where features are collinear
 MAX_STEPS = 100
 TOLERANCE = 1e-6  # of the largest entry of the gradient
 
@@ -69,32 +70,35 @@ def unlearn(
     """
     n, k = len(hidden), weight.shape[0]
     order = labels.argsort(stable=True).numpy()  # by label, so that an even spread keeps every class
-    rows, member = [], []
-    for cluster in clusters:
+    keep, forget = torch.zeros(2, len(clusters), n, dtype=torch.float64)
+    for b, cluster in enumerate(clusters):
         is_in = np.zeros(n, bool)
         is_in[cluster] = True
-        chosen = [spread(order[is_in[order]], MAX_ROWS), spread(order[~is_in[order]], MAX_ROWS)]
-        rows.append(np.concatenate(chosen))
-        member.append(np.repeat([True, False], [len(part) for part in chosen]))
-    used, position = np.unique(np.concatenate(rows), return_inverse=True)
+        for weights, part in ((forget[b], order[is_in[order]]), (keep[b], order[~is_in[order]])):
+            chosen = spread(part, MAX_ROWS)
+            weights[chosen] = len(part) / max(1, len(chosen)) / n  # the chosen ones speak for the whole part
+    used = (keep + forget).sum(0).nonzero()[:, 0]
+    keep, forget = keep[:, used], forget[:, used]
 
-    scale = hidden.square().mean().sqrt().clamp_min(1e-12).double()
-    h = torch.cat([hidden[used].double() / scale, torch.ones(len(used), 1, dtype=torch.float64)], 1)  # (u, d + 1)
-    start = torch.cat([weight.double() * scale, bias.double()[:, None]], 1)  # (k, d + 1)
+    # In coordinates where the features have unit second moment the problem is well conditioned, and the squared
+    # distance between two heads is the mean squared difference of the logits they give.
+    h = torch.cat([hidden[used].double(), torch.ones(len(used), 1, dtype=torch.float64)], 1)  # (u, d + 1)
+    moment = h.T @ h / len(h)
+    moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
+    root = torch.linalg.cholesky(moment)  # (d + 1, d + 1), root @ root.T = moment
+    h = torch.linalg.solve_triangular(root, h.T, upper=False).T
+    start = torch.cat([weight.double(), bias.double()[:, None]], 1) @ root  # (k, d + 1)
+
     target = torch.nn.functional.one_hot(labels[used], k).double()  # (u, k)
-    # Weight of each row for each head, once for keeping its label and once for going to uniform.
-    keep, forget = torch.zeros(2, len(clusters), len(used), dtype=torch.float64)
-    for b, is_member in enumerate(member):
-        place = torch.from_numpy(position[: len(is_member)])
-        position = position[len(is_member) :]
-        for weights, mask in ((keep, ~is_member), (forget, is_member)):
-            weights[b, place[torch.from_numpy(mask)]] = 1 / max(1, int(mask.sum()))
-    goal = torch.einsum("bu,uk->buk", keep, target) + forget[:, :, None] / k  # (b, u, k)
+    goal = keep[:, :, None] * target + forget[:, :, None] / k  # (b, u, k)
     total = keep + forget  # (b, u)
-
     heads = start.repeat(len(clusters), 1, 1).requires_grad_()  # (b, k, d + 1)
     optimiser = torch.optim.LBFGS(
-        [heads], max_iter=MAX_STEPS, tolerance_grad=TOLERANCE, tolerance_change=0, history_size=20,
+        [heads],
+        max_iter=MAX_STEPS,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=0,
+        history_size=20,
         line_search_fn="strong_wolfe",
     )
 
@@ -108,7 +112,9 @@ def unlearn(
 
     with torch.enable_grad():
         optimiser.step(objective)
-    fitted = heads.detach()
+    fitted = torch.linalg.solve_triangular(root, heads.detach(), upper=False, left=False)
     if not bool(torch.isfinite(fitted).all()):
-        raise UnlearningDivergedError("Unlearning must end in finite weights (got NaN or infinity). Check the features.")
-    return Heads((fitted[:, :, :-1] / scale).to(hidden.dtype), fitted[:, :, -1].to(hidden.dtype))
+        raise UnlearningDivergedError(
+            "Unlearning must end in finite weights (got NaN or infinity). Check the features."
+        )
+    return Heads(fitted[:, :, :-1].to(hidden.dtype), fitted[:, :, -1].to(hidden.dtype))
