@@ -7,6 +7,7 @@ and Li, *Adaptive dimension reduction using discriminant analysis and k-means cl
 sample is judged by a direction fitted without it, a set without structure cannot be made to look split (decision 0003).
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,11 @@ from poisontrace.embedding import Embedding
 
 N_FOLDS = 5
 MAX_ROUNDS = 30
-MAX_DIRECTIONS = 256  # principal directions kept before discriminating
+MAX_SWEEPS = 4
+TWO_KINDS = (
+    6.0  # standard deviations between two clusters that are two kinds of samples; one kind, halved, gives 3 to 5
+)
+MAX_DIRECTIONS = 128  # principal directions kept before discriminating
 RIDGE = 0.1  # of the mean variance, added to every direction
 
 
@@ -33,6 +38,26 @@ class Split:
     is_first: Tensor
     score: Tensor
     separation: float
+
+    @property
+    def n_smaller(self) -> int:
+        """Size of the smaller cluster."""
+        n_first = int(self.is_first.sum())
+        return min(n_first, len(self.is_first) - n_first)
+
+    def is_at_least(self, threshold: float) -> bool:
+        """Whether the clusters lie ``threshold`` apart; the fewer samples, the more is asked for."""
+        return self.separation >= threshold * (1 + 1 / float(max(1, self.n_smaller)) ** 0.5)
+
+    @property
+    def strength(self) -> tuple[bool, float]:
+        """What a search maximises: two kinds before one, then size times gap among the former, gap among the latter.
+
+        The gap alone would prefer a handful of extreme members to the whole cluster.
+        """
+        if self.is_at_least(TWO_KINDS):
+            return True, self.separation * float(self.n_smaller) ** 0.5
+        return False, self.separation
 
 
 def two_means(embedding: Embedding, *, max_rounds: int = 100) -> Tensor:
@@ -70,11 +95,13 @@ def principal(x: Tensor) -> Tensor:
     if d <= MAX_DIRECTIONS:
         return x
     if d <= n:
-        values, vectors = torch.linalg.eigh(x.T @ x)
-        return x @ vectors[:, -MAX_DIRECTIONS:]
+        _, vectors = torch.linalg.eigh(x.T @ x)  # ascending
+        coordinates: Tensor = x @ vectors[:, -MAX_DIRECTIONS:]
+        return coordinates
     values, vectors = torch.linalg.eigh(x @ x.T)  # the smaller side: (n, n)
     kept = min(n, MAX_DIRECTIONS)
-    return vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt()
+    coordinates = vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt()
+    return coordinates
 
 
 def _discriminate(x: Tensor, is_first: Tensor) -> Tensor:
@@ -84,17 +111,17 @@ def _discriminate(x: Tensor, is_first: Tensor) -> Tensor:
     """
     n, d = x.shape
     fold = torch.empty(n, dtype=torch.long)
-    for side in (is_first, ~is_first):  # the same share of each cluster in each fold
+    sides = (~is_first, is_first)
+    for side in sides:  # the same share of each cluster in each fold
         fold[side] = torch.arange(int(side.sum())) % N_FOLDS
     score = torch.empty(n)
-    sides = (~is_first, is_first)
     # Sums over each fold and cluster once; a direction is fitted on their totals less one fold.
     counts = torch.zeros(2, N_FOLDS)
     sums, grams = torch.zeros(2, N_FOLDS, d), torch.zeros(2, N_FOLDS, d, d)
-    for side in (0, 1):
+    for c, side in enumerate(sides):
         for k in range(N_FOLDS):
-            part = x[sides[side] & (fold == k)]
-            counts[side, k], sums[side, k], grams[side, k] = len(part), part.sum(0), part.T @ part
+            part = x[side & (fold == k)]
+            counts[c, k], sums[c, k], grams[c, k] = len(part), part.sum(0), part.T @ part
     for k in range(N_FOLDS):
         count = counts.sum(1) - counts[:, k]
         mean = (sums.sum(1) - sums[:, k]) / count[:, None]  # (2, d)
@@ -139,3 +166,66 @@ def separate(x: Tensor, start: Tensor) -> Split:
             break
         is_first = moved
     return Split(is_first, score, separation(score, is_first))
+
+
+def search(x: Tensor, rankings: Sequence[Tensor], starts: Sequence[Tensor] = (), *, growth: int = 2) -> Split:
+    """Return the best split found from the tops of some rankings, then from the tops of the ranking it gives itself.
+
+    A start that is too small or too mixed may end in a part of the true cluster; the direction that part gives ranks the
+    rest of it first, so a second sweep over all sizes finds the whole.
+
+    Args:
+        x: (n, d) coordinates, n at least ``2 * N_FOLDS``.
+        rankings: (n,) each, largest first.
+        starts: (n,) bool each, further first guesses.
+        growth: ratio of neighbouring sizes of the tops.
+    """
+    guesses = [top for ranking in rankings for top in _tops(ranking, growth)] + list(starts)
+    best = max((separate(x, guess) for guess in guesses), key=lambda split: split.strength)
+    for _ in range(MAX_SWEEPS):
+        better = max((separate(x, top) for top in _tops(best.score, 2)), key=lambda split: split.strength)
+        if better.strength <= best.strength:
+            break
+        best = better
+    return best
+
+
+def _tops(ranking: Tensor, growth: int) -> Iterator[Tensor]:
+    """Yield the first 5, 5 * growth, ... up to half of the samples as masks."""
+    order = ranking.argsort(descending=True)
+    size = N_FOLDS
+    while size <= len(ranking) // 2:
+        top = torch.zeros(len(ranking), dtype=torch.bool)
+        top[order[:size]] = True
+        yield top
+        size *= growth
+
+
+def k_means(x: Tensor, k: int) -> list[Tensor]:
+    """Return the clusters of scikit-learn's k-means as k masks (n,): starts that know nothing of the event."""
+    from sklearn.cluster import KMeans
+
+    assignment = torch.from_numpy(KMeans(k, n_init=1, random_state=0).fit_predict(x.numpy()))
+    return [assignment == cluster for cluster in range(k)]
+
+
+def posterior(x: Tensor, is_first: Tensor) -> Tensor:
+    """Return each sample's probability of belonging to the first of two clusters, (n,) in [0, 1].
+
+    Both clusters are taken as normal along their cross-fitted discriminant, with their own spread and size.
+
+    Args:
+        x: (n, d) coordinates.
+        is_first: (n,) bool, both clusters with at least ``N_FOLDS`` samples, else the answer is the membership.
+    """
+    if min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS:
+        return is_first.float()
+    score = _discriminate(x, is_first)
+    log_odds = torch.zeros(len(x))
+    for sign, side in ((1, is_first), (-1, ~is_first)):
+        # A spread near zero would turn a sample just outside into an impossibility; 0.05 of the gap is our floor.
+        std = score[side].std().clamp_min(0.05)
+        # Beyond its mean a cluster has no rival, so the density does not fall off on the far side.
+        off = (sign * (score[side].mean() - score)).clamp_min(0) / std
+        log_odds += sign * (side.float().mean().log() - std.log() - off.square() / 2)
+    return log_odds.sigmoid()

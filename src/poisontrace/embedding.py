@@ -185,7 +185,7 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
     Raises:
         UnsupportedModelError: if no linear layer, or more than one, ends in the model's output.
     """
-    weighted = {
+    weighted: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
@@ -204,11 +204,11 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
     if last is not None:
         found = [name for name, below, out in linear if name == last and below.ndim == 2 and out.shape == output.shape]
     if len(found) != 1:
-        names = ", ".join(repr(name) for name in (found or dict.fromkeys(name for name, _, _ in linear))) or "none"
+        ran = ", ".join(repr(name) for name in (found or dict.fromkeys(name for name, _, _ in linear))) or "none"
         problem = "exactly one" if found else "a"
         raise UnsupportedModelError(
             f"'layer' must be {problem} linear layer that takes (n, d) and whose output is the model's output "
-            f"(got {last!r}; linear layers that ran: {names}). "
+            f"(got {last!r}; linear layers that ran: {ran}). "
             + ("Name one of them with 'layer'." if linear else "Wrap the model so that it ends in torch.nn.Linear.")
         )
 
