@@ -7,6 +7,7 @@ and Li, *Adaptive dimension reduction using discriminant analysis and k-means cl
 sample is judged by a direction fitted without it, a set without structure cannot be made to look split (decision 0003).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Split:
 
     def is_at_least(self, threshold: float) -> bool:
         """Whether the clusters lie ``threshold`` apart; the fewer samples, the more is asked for."""
-        return self.separation >= threshold * (1 + 1 / float(max(1, self.n_smaller)) ** 0.5)
+        return self.separation >= threshold * (1 + 1 / math.sqrt(max(1, self.n_smaller)))
 
     @property
     def strength(self) -> tuple[bool, float]:
@@ -56,7 +57,7 @@ class Split:
         The gap alone would prefer a handful of extreme members to the whole cluster.
         """
         if self.is_at_least(TWO_KINDS):
-            return True, self.separation * float(self.n_smaller) ** 0.5
+            return True, self.separation * math.sqrt(self.n_smaller)
         return False, self.separation
 
 
@@ -171,8 +172,8 @@ def separate(x: Tensor, start: Tensor) -> Split:
 def search(x: Tensor, rankings: Sequence[Tensor], starts: Sequence[Tensor] = (), *, growth: int = 2) -> Split:
     """Return the best split found from the tops of some rankings, then from the tops of the ranking it gives itself.
 
-    A start that is too small or too mixed may end in a part of the true cluster; the direction that part gives ranks the
-    rest of it first, so a second sweep over all sizes finds the whole.
+    A start that is too small or too mixed may end in a part of the true cluster; the direction that part gives ranks
+    the rest of it first, so a second sweep over all sizes finds the whole.
 
     Args:
         x: (n, d) coordinates, n at least ``2 * N_FOLDS``.

@@ -309,8 +309,8 @@ def _event_features(
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Return an event's pooled activations, logits and saliency, each with a leading axis of 1.
 
-    The saliency of a channel is |sum over positions of d margin / d a * (a - mean of the training set)|, the first-order
-    share of the margin (wrong label over its best rival) that would vanish if the channel were ordinary.
+    The saliency of a channel is |sum over positions of d margin / d a * (a - mean of the training set)|, the
+    first-order share of the margin (wrong label over its best rival) that would vanish if the channel were ordinary.
     """
     below: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}

@@ -110,7 +110,7 @@ def unlearn(
         logits = torch.einsum("bkd,ud->buk", heads, h)
         loss = (total * logits.logsumexp(2)).sum() - (goal * logits).sum()
         loss = loss + TETHER / 2 * (heads - start).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return cast(Tensor, loss)
 
     with torch.enable_grad():
