@@ -1,4 +1,4 @@
-"""Slow twins that are obviously right: loops and literal formulas in float64, what the fast code is measured against."""
+"""Slow twins that are obviously right: loops and literal formulas in float64, to measure the fast code against."""
 
 from collections.abc import Callable, Sequence
 
@@ -150,7 +150,7 @@ def unlearn(
 def unlearn_whole_network(
     build: Callable[[], nn.Module], state: dict[str, Tensor], x: Tensor, y: Tensor, cluster: NDArray[np.int64]
 ) -> nn.Module:
-    """Return a network with every weight fitted again, in full batches: "don't know" on the cluster, labels elsewhere."""
+    """Return a network with all weights fitted again in full batches: "don't know" on the cluster, labels elsewhere."""
     model = build()
     model.load_state_dict(state)
     k = model(x[:1]).shape[1]
@@ -162,3 +162,16 @@ def unlearn_whole_network(
         functional.cross_entropy(model(x), goal).backward()
         optimiser.step()
     return model
+
+
+def condition(activation: Tensor, of_event: Tensor, saliency: Tensor, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return one layer's coordinates (n, d) and cosines to the event (n,), one coordinate at a time."""
+    own, event = activation.double().numpy()[rows], of_event.double().numpy()
+    weights = saliency.double().numpy() / saliency.double().numpy().mean()
+    seen, seen_event = np.zeros_like(own), np.zeros_like(event)
+    for c in range(own.shape[1]):
+        mean, std = own[:, c].mean(), own[:, c].std(ddof=1)
+        seen[:, c] = (own[:, c] - mean) / std * np.sqrt(weights[c])
+        seen_event[c] = (event[c] - mean) / std * np.sqrt(weights[c])
+    cosines = [row @ seen_event / np.linalg.norm(row) / np.linalg.norm(seen_event) for row in seen]
+    return torch.from_numpy(seen), torch.tensor(cosines)
