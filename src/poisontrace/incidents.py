@@ -26,6 +26,8 @@ from poisontrace.data import load_dataset
 
 Progress = Callable[[str, int, int], None]
 
+# A CPU trains a victim on so many in minutes; None is all of them.
+DEFAULT_N_TRAIN: dict[str, int | None] = {"digits": None, "cifar10": 20_000}
 # The network each data set is trained with unless another is named.
 DEFAULT_MODEL = {"digits": ("small_cnn", 32), "cifar10": ("resnet9", 16)}
 
@@ -132,7 +134,8 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}).")
     if plan.width is not None and plan.width < 1:
         raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
-    dataset = load_dataset(plan.dataset).subset(plan.n_train, plan.seed)
+    n_train = DEFAULT_N_TRAIN.get(plan.dataset) if plan.n_train is None else plan.n_train
+    dataset = load_dataset(plan.dataset).subset(n_train, plan.seed)
     name, width = DEFAULT_MODEL[plan.dataset]
     arch: dict[str, Any] = {"name": plan.model or name, "n_classes": len(dataset.classes), "width": plan.width or width}
     if dataset.x_train.ndim == 4:
@@ -202,7 +205,7 @@ def save(incident: Incident, folder: Path) -> None:
         StoreError: if it cannot be written.
     """
     with store.new_folder(folder, "out") as partial:
-        np.savez_compressed(partial / "train.npz", x=incident.x, y=incident.y)
+        np.savez_compressed(partial / "train.npz", x=incident.x, y=incident.y, classes=np.array(incident.classes))
         np.savez_compressed(partial / "events.npz", x=incident.event_x, y=incident.event_y)
         save_file(incident.model.state_dict(), partial / "weights.safetensors")
         options = ", ".join(f"{key}={value!r}" for key, value in incident.arch.items())
