@@ -214,7 +214,7 @@ def list_() -> None:
         kinds: dict[str, dict[str, str]] = {
             "attacks": {name: f"{kind.summary}; {kind.paper}" for name, kind in ATTACKS.items()},
             "data sets": {name: summary for name, (_, summary) in DATASETS.items()},
-            "models": {name: (build.__doc__ or "").splitlines()[0] for name, build in MODELS.items()},
+            "models": {name: (build.__doc__ or "").splitlines()[0].replace("``", "") for name, build in MODELS.items()},
         }
         for kind, entries in kinds.items():
             print(f"{kind}:")
