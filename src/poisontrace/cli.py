@@ -227,7 +227,10 @@ def bench(
     grid: Annotated[Path | None, typer.Argument(help="A grid of incidents, .toml.")] = None,
     tables_only: Annotated[bool, typer.Option(help="Renew the tables from the committed rows alone.")] = False,
     results: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks/results"),
-    readme: Annotated[Path, typer.Option(help="Where the tables go.")] = Path("benchmarks/README.md"),
+    readme: Annotated[
+        list[Path] | None,
+        typer.Option(help="Page with marks where tables go; default benchmarks/README.md, README.md."),
+    ] = None,
 ) -> None:
     """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
     with _errors():
@@ -238,8 +241,9 @@ def bench(
         if grid is not None:
             with _progress(Console(stderr=True)) as progress:
                 bench_module.run(grid, results, progress=progress)
-        bench_module.write_tables(results, readme)
-        print(readme)
+        for page in readme or [Path("benchmarks/README.md"), Path("README.md")]:
+            bench_module.write_tables(results, page)
+            print(page)
 
 
 def _plain(text: str) -> str:
