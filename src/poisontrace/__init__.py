@@ -1,5 +1,8 @@
 """Given a trained model, its training set and one misclassification, find the poisoned training samples behind it."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from poisontrace._errors import (
     InvalidInputError,
     PoisontraceError,
@@ -8,8 +11,10 @@ from poisontrace._errors import (
     UnlearningDivergedError,
     UnsupportedModelError,
 )
-from poisontrace._types import Cluster, Finding, Losses, Trace
-from poisontrace.tracing import Config, trace
+
+if TYPE_CHECKING:
+    from poisontrace._types import Cluster, Finding, Losses, Trace
+    from poisontrace.tracing import Config, trace
 
 __version__ = "0.1.0"
 
@@ -27,3 +32,16 @@ __all__ = [
     "UnsupportedModelError",
     "trace",
 ]
+
+# What needs torch is imported when it is first asked for, so that the command line answers at once.
+_LATER = {
+    **dict.fromkeys(("Cluster", "Finding", "Losses", "Trace"), "poisontrace._types"),
+    **dict.fromkeys(("Config", "trace"), "poisontrace.tracing"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -5,9 +5,11 @@ float32 (n, channels, height, width) in [0, 1]; float arrays are fed as they are
 """
 
 import io
+import json
 import operator
 import os
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace._rng import numpy_generator
-from poisontrace._validate import check_inputs, check_labels, read_npz
+from poisontrace._validate import check_file, check_inputs, check_labels, read_npz
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -57,11 +59,12 @@ class TrainSet(Protocol):
 
 @dataclass(frozen=True)
 class ArraySet:
-    """A training set held in two arrays."""
+    """A training set held in two arrays, with optional ids of the samples and names of the labels."""
 
     x: NDArray[Any]
     y: NDArray[np.int64]
     ids: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that break the rules of the module."""
@@ -166,7 +169,7 @@ def as_train_set(source: Any) -> TrainSet:
 
 
 def read_array_set(path: Path, name: str) -> ArraySet:
-    """Read arrays ``x`` and ``y`` from an ``.npz`` file.
+    """Read arrays ``x`` and ``y``, and if they are there ``ids`` (n,) and ``classes`` (k,), from an ``.npz`` file.
 
     Args:
         path: the file.
@@ -178,7 +181,64 @@ def read_array_set(path: Path, name: str) -> ArraySet:
     arrays = read_npz(path, name, required=("x", "y"))
     x, y = arrays["x"], arrays["y"]
     check_inputs(x, f"{name}: x")
-    return ArraySet(x, check_labels(y, f"{name}: y", n=len(x)))
+    y = check_labels(y, f"{name}: y", n=len(x))
+    names: dict[str, tuple[str, ...] | None] = {}
+    for key, wanted in (("ids", len(x)), ("classes", None)):
+        values = arrays.get(key)
+        if values is not None and (values.ndim != 1 or (wanted is not None and len(values) != wanted)):
+            raise InvalidInputError(f"'{name}: {key}' must have shape ({wanted or 'k'},) (got {values.shape}).")
+        names[key] = None if values is None else tuple(str(value) for value in values)
+    return ArraySet(x, y, **names)
+
+
+def read_event_image(path: Path, label: int, like: ArraySet) -> ArraySet:
+    """Read one image as an event of the form of a training set of uint8 images.
+
+    Raises:
+        InvalidInputError: if the training set holds no images, or the file is not an image of their size.
+    """
+    from PIL import Image
+
+    if like.x.dtype != np.uint8:
+        raise InvalidInputError(
+            f"'event' must be used with uint8 images in 'data' (got {like.x.dtype}). Pass the event in an events.npz."
+        )
+    _, height, width, n_channels = like.x.shape
+    check_file(path, "event")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.size != (width, height):
+                    raise InvalidInputError(
+                        f"'event' must be an image of {width}x{height} pixels, as those in 'data' (got "
+                        f"{image.size[0]}x{image.size[1]}). Crop or scale it as the deployed model's input was."
+                    )
+                mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[n_channels]
+                x = np.asarray(image.convert(mode)).reshape(1, height, width, n_channels)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"'event' must be a readable image (got {path.name!r}: {error}).") from error
+    return ArraySet(x, check_labels(np.array([label]), "label"))
+
+
+def read_truth(path: Path, n: int) -> NDArray[np.int64]:
+    """Read the indices of the poison from the ``truth.json`` of a practice incident with ``n`` samples.
+
+    Raises:
+        InvalidInputError: if the file is missing or of another form.
+    """
+    check_file(path, "truth")
+    try:
+        poison = np.array(json.loads(path.read_text(encoding="utf-8"))["poison"], dtype=np.int64)
+        if poison.ndim != 1 or (len(poison) and not 0 <= poison.min() <= poison.max() < n):
+            raise ValueError(f"indices outside the {n} samples of 'data'")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InvalidInputError(
+            f"'truth' must be the truth.json of this incident, with a list 'poison' (got {error} in {path.name!r})."
+        ) from error
+    return poison
 
 
 @dataclass(frozen=True)

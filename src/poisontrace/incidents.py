@@ -22,10 +22,12 @@ from poisontrace import models, store, train
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.attacks import ATTACKS, Attack
-from poisontrace.data import load_dataset
+from poisontrace.data import Dataset, load_dataset
 
 Progress = Callable[[str, int, int], None]
 
+# A CPU trains a victim on so many in minutes; None is all of them.
+DEFAULT_N_TRAIN: dict[str, int | None] = {"digits": None, "cifar10": 20_000}
 # The network each data set is trained with unless another is named.
 DEFAULT_MODEL = {"digits": ("small_cnn", 32), "cifar10": ("resnet9", 16)}
 
@@ -53,6 +55,7 @@ class Incident:
     Attributes:
         x, y: training set as stored, (n, ...) and (n,).
         model: the victim, in eval mode.
+        twin: the same network trained on the same samples without poison.
         arch: name and options of ``models.build`` that rebuild it.
         event_x, event_y: misclassified inputs as stored, (m, ...), and the wrong labels the victim gave, (m,).
         is_poison: (n,) bool.
@@ -64,6 +67,7 @@ class Incident:
     x: NDArray[Any]
     y: NDArray[np.int64]
     model: nn.Module
+    twin: nn.Module
     arch: dict[str, Any]
     event_x: NDArray[Any]
     event_y: NDArray[np.int64]
@@ -112,6 +116,12 @@ def _victim(
     return model, taken
 
 
+def benign_dataset(plan: Plan) -> Dataset:
+    """Return the data set of a plan as it was before the attack."""
+    n_train = DEFAULT_N_TRAIN.get(plan.dataset) if plan.n_train is None else plan.n_train
+    return load_dataset(plan.dataset).subset(n_train, plan.seed)
+
+
 def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None = None) -> Incident:
     """Make an incident: the victim, the same network trained without poison, and events that the twin gets right.
 
@@ -132,7 +142,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}).")
     if plan.width is not None and plan.width < 1:
         raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
-    dataset = load_dataset(plan.dataset).subset(plan.n_train, plan.seed)
+    dataset = benign_dataset(plan)
     name, width = DEFAULT_MODEL[plan.dataset]
     arch: dict[str, Any] = {"name": plan.model or name, "n_classes": len(dataset.classes), "width": plan.width or width}
     if dataset.x_train.ndim == 4:
@@ -184,6 +194,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         x=poisoned.x,
         y=poisoned.y,
         model=victim,
+        twin=twin,
         arch=arch,
         event_x=triggered[chosen],
         event_y=event_y,
@@ -202,7 +213,7 @@ def save(incident: Incident, folder: Path) -> None:
         StoreError: if it cannot be written.
     """
     with store.new_folder(folder, "out") as partial:
-        np.savez_compressed(partial / "train.npz", x=incident.x, y=incident.y)
+        np.savez_compressed(partial / "train.npz", x=incident.x, y=incident.y, classes=np.array(incident.classes))
         np.savez_compressed(partial / "events.npz", x=incident.event_x, y=incident.event_y)
         save_file(incident.model.state_dict(), partial / "weights.safetensors")
         options = ", ".join(f"{key}={value!r}" for key, value in incident.arch.items())

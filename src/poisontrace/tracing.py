@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from poisontrace._errors import InvalidInputError
@@ -121,7 +122,8 @@ def trace(
     scores = np.zeros(len(samples), np.float32)
     for event in range(len(pairs)):
         tree = _Tree(event, first_id=len(clusters))
-        finding, event_scores = follow(features, tree, config, clock, seed)
+        with _one_thread():
+            finding, event_scores = follow(features, tree, config, clock, seed)
         findings.append(finding)
         clusters += tree.clusters
         if finding.verdict == "poison" or not scores.any():
@@ -349,6 +351,21 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Use one thread inside the block: its many small products lose more to waiting for others than they gain.
+
+    On a busy machine the difference is fiftyfold.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _resolve(device: str) -> str:

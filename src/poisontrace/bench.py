@@ -1,0 +1,433 @@
+"""Evidence: trace every incident of a grid, one JSON row a trace, and make the tables from the rows.
+
+Rows are appended to ``results/<grid>.jsonl`` as they come, so an interrupted run goes on where it stopped. Truth and
+trace meet here, after the trace is finished.
+"""
+
+import hashlib
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import poisontrace
+from poisontrace import incidents, metrics, store, tracing, train
+from poisontrace._errors import InvalidInputError, PoisontraceError
+from poisontrace._rng import numpy_generator
+from poisontrace._validate import check_file
+from poisontrace.data import ArraySet
+from poisontrace.embedding import evaluating
+
+Row = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+
+MARK = "<!-- generated: {} -->"
+
+
+def read_grid(path: Path) -> dict[str, Any]:
+    """Read a grid: ``attack``, ``dataset``, ``rates``, ``seeds``, ``n_events``, ``rules``.
+
+    Optional are ``n_train``, ``speed_repeats`` and ``natural_mistakes``.
+
+    Raises:
+        InvalidInputError: if the file is missing, is not TOML or lacks a key.
+    """
+    check_file(path, "grid")
+    try:
+        grid = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"'grid' must be TOML (got {error} in {path.name!r}).") from error
+    missing = [key for key in ("attack", "dataset", "rates", "seeds", "n_events", "rules") if key not in grid]
+    if missing:
+        raise InvalidInputError(f"'grid' must hold {', '.join(missing)} (got {', '.join(grid) or 'nothing'}).")
+    return grid
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of one results file; a last line that was cut off is dropped."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
+    """Trace what a grid asks for and is not in its results yet.
+
+    Args:
+        path: the grid, ``<name>.toml``.
+        results: folder of the rows; ``<name>.jsonl`` is added to.
+        progress: called with (stage, done, in all).
+    """
+    grid = read_grid(path)
+    results.mkdir(parents=True, exist_ok=True)
+    target = results / f"{path.stem}.jsonl"
+    done = {_key(row) for row in read_rows(target)}
+    plans = [
+        incidents.Plan(
+            attack=grid["attack"],
+            dataset=grid["dataset"],
+            rate=rate,
+            seed=seed,
+            n_train=grid.get("n_train"),
+            n_events=grid["n_events"],
+        )
+        for seed in grid["seeds"]
+        for rate in grid["rates"]
+    ]
+    for position, plan in enumerate(plans):
+        wanted = [
+            (kind, rule, event)
+            for kind, rules, n in (
+                ("trace", grid["rules"], grid["n_events"]),
+                ("speed", ["default"], grid.get("speed_repeats", 0)),
+                ("clean", ["default"] if plan.rate == grid["rates"][0] else [], grid.get("natural_mistakes", 0)),
+            )
+            for rule in rules
+            for event in range(n)
+        ]
+        missing = [want for want in wanted if (plan.attack, plan.dataset, plan.rate, plan.seed, *want) not in done]
+        if missing:
+            try:
+                incident = incidents.make(plan, progress=progress)
+            except PoisontraceError as error:
+                _append(target, {**asdict(plan), "kind": "failed", "rule": "", "event": 0, "error": str(error)})
+                continue
+            for kind, rule, event in missing:
+                if kind == "trace" and event >= len(incident.event_y):
+                    continue
+                measure = {"trace": _trace_row, "speed": _speed_row, "clean": _clean_row}[kind]
+                _append(
+                    target,
+                    {**_common(incident), "kind": kind, "rule": rule, "event": event} | measure(incident, rule, event),
+                )
+        if progress:
+            progress(path.stem, position + 1, len(plans))
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("attack", "dataset", "rate", "seed", "kind", "rule", "event"))
+
+
+def _append(path: Path, row: Row) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def _common(incident: incidents.Incident) -> Row:
+    facts = ("n_train", "n_poison", "clean_accuracy", "train_accuracy", "attack_success", "attack_success_twin")
+    plan = asdict(incident.plan)
+    return {
+        **{name: plan[name] for name in ("attack", "dataset", "rate", "seed")},
+        **{name: incident.facts[name] for name in (*facts, "succeeded")},
+        "model": incident.arch,
+        "versions": {
+            "poisontrace": poisontrace.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _trace_row(incident: incidents.Incident, rule: str, event: int) -> Row:
+    """Trace one event on its own and compare the result with the truth."""
+    start = time.perf_counter()
+    trace = _trace(incident, rule, event)
+    seconds = time.perf_counter() - start
+    poison = np.flatnonzero(incident.is_poison)
+    return {
+        "verdict": trace.verdict,
+        "n_found": len(trace.poison),
+        "precision": metrics.precision(trace.poison, poison),
+        "recall": metrics.recall(trace.poison, poison),
+        "statistics": dict(trace.findings[0].statistics),
+        "n_tests": sum(cluster.losses is not None for cluster in trace.clusters),
+        "seconds": seconds,
+        "stages": dict(trace.seconds),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+        "device": trace.device,
+        "config": hashlib.sha256(json.dumps(dict(trace.config), sort_keys=True).encode()).hexdigest()[:12],
+    }
+
+
+def _speed_row(incident: incidents.Incident, rule: str, repeat: int) -> Row:
+    """Time one plain forward pass over the training set and, right after it, one whole trace."""
+    samples = ArraySet(incident.x, incident.y)
+    start = time.perf_counter()
+    with evaluating(incident.model), torch.inference_mode():
+        for x, _ in samples.batches(256):
+            incident.model(x)
+    plain = time.perf_counter() - start
+    start = time.perf_counter()
+    trace = _trace(incident, rule, repeat % len(incident.event_y))
+    seconds = time.perf_counter() - start
+    return {"plain_seconds": plain, "seconds": seconds, "ratio": seconds / plain, "stages": dict(trace.seconds)}
+
+
+def _clean_row(incident: incidents.Incident, rule: str, event: int) -> Row:
+    """Trace a natural mistake of the unpoisoned twin: in turn the most confident ones and random ones."""
+    dataset = incidents.benign_dataset(incident.plan)
+    logits = torch.from_numpy(train.predict(incident.twin, dataset.x_test))
+    said = logits.argmax(1).numpy()
+    mistakes = np.flatnonzero(said != dataset.y_test)
+    if event % 2 == 0:
+        confidence = logits.softmax(1).amax(1).numpy()[mistakes]
+        chosen = mistakes[np.argsort(-confidence)[event // 2]]
+    else:
+        chosen = numpy_generator(incident.plan.seed, "mistakes").permutation(mistakes)[event // 2]
+    samples = ArraySet(dataset.x_train, dataset.y_train)
+    events = ArraySet(dataset.x_test[[chosen]], said[[chosen]])
+    trace = tracing.trace(incident.twin, samples, [events[0]], rule=rule, device="cpu")
+    finding = trace.findings[0]
+    return {
+        "test_image": int(chosen),
+        "probability": finding.probability,
+        "verdict": trace.verdict,
+        "n_found": len(trace.poison),
+        "statistics": dict(finding.statistics),
+        "seconds": sum(trace.seconds.values()),
+    }
+
+
+def _trace(incident: incidents.Incident, rule: str, event: int) -> poisontrace.Trace:
+    events = ArraySet(incident.event_x, incident.event_y)
+    return tracing.trace(incident.model, ArraySet(incident.x, incident.y), [events[event]], rule=rule, device="cpu")
+
+
+def write_tables(results: Path, readme: Path) -> None:
+    """Replace what stands between the marks of a page by tables made from the rows.
+
+    Raises:
+        InvalidInputError: if the page is missing or holds no marks.
+    """
+    text = check_file(readme, "readme").read_text(encoding="utf-8")
+    rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
+    tables = {
+        "traces": _trace_table,
+        "short": _short_table,
+        "every": _every_table,
+        "clean": _clean_table,
+        "speed": _speed_table,
+        "start": _start_table,
+        "bad-input": _bad_input_table,
+    }
+    n_written = 0
+    for name, make_table in tables.items():
+        start, end = MARK.format(name), MARK.format(f"end {name}")
+        if start in text and end in text:
+            before, rest = text.split(start, 1)
+            text = f"{before}{start}\n{make_table(rows)}\n{end}{rest.split(end, 1)[1]}"
+            n_written += 1
+    if n_written == 0:
+        raise InvalidInputError(
+            f"'readme' must hold marks like {MARK.format('traces')} and {MARK.format('end traces')} (got "
+            f"{str(readme)!r})."
+        )
+    store.write_atomically(readme, text.encode())
+
+
+def _table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *shown))
+
+
+def _trace_table(rows: list[Row]) -> str:
+    """One line for each attack, data set, rate and rule: means over seeds and events, and the worst trace."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "trace":
+            groups[(row["attack"], row["dataset"], row["rate"], row["rule"])].append(row)
+    lines = []
+    for (attack, dataset, rate, rule), group in sorted(
+        groups.items(), key=lambda item: (item[0][:2], -item[0][2], item[0][3])
+    ):
+        victims = {row["seed"]: row for row in group}.values()
+        worst = min(group, key=lambda row: (min(row["precision"], row["recall"]), row["precision"] + row["recall"]))
+        lines.append(
+            [
+                attack,
+                f"{dataset}, {group[0]['n_train']:,}",
+                f"{rate:.1%}",
+                rule,
+                f"{len(victims)} x {len(group) // len(victims)}",
+                statistics.mean(row["precision"] for row in group),
+                statistics.mean(row["recall"] for row in group),
+                f"{worst['precision']:.3f} / {worst['recall']:.3f}",
+                f"{statistics.mean(row['n_tests'] for row in group):.1f}",
+            ]
+        )
+    head = (
+        "attack",
+        "data, samples",
+        "rate",
+        "rule",
+        "seeds x events",
+        "precision",
+        "recall",
+        "worst trace",
+        "clusters tested",
+    )
+    return _table(head, lines)
+
+
+def _short_table(rows: list[Row]) -> str:
+    """One line for each rate of BadNets on CIFAR-10, the two rules side by side."""
+    groups: dict[float, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["kind"] == "trace" and (row["attack"], row["dataset"]) == ("badnets", "cifar10"):
+            groups[row["rate"]][row["rule"]].append(row)
+
+    def means(group: list[Row]) -> str:
+        return " / ".join(f"{statistics.mean(row[name] for row in group):.3f}" for name in ("precision", "recall"))
+
+    lines = [
+        [
+            f"{rate:.0%}",
+            f"{rules['default'][0]['n_poison']:,} of {rules['default'][0]['n_train']:,}",
+            len(rules["default"]),
+            means(rules["default"]),
+            means(rules["paper"]),
+        ]
+        for rate, rules in sorted(groups.items(), reverse=True)
+        if rules["default"] and rules["paper"]
+    ]
+    head = ("rate", "poison", "traces", "precision / recall", "the paper's rule")
+    return _table(head, lines)
+
+
+def _every_table(rows: list[Row]) -> str:
+    """One line for each victim: is it well trained, does the attack work, what did each of its events give."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "trace" and row["rule"] == "default":
+            groups[(row["attack"], row["dataset"], row["rate"], row["seed"])].append(row)
+    lines = [
+        [
+            attack,
+            dataset,
+            f"{rate:.1%}",
+            seed,
+            group[0]["n_poison"],
+            group[0]["clean_accuracy"],
+            group[0]["train_accuracy"],
+            group[0]["attack_success"],
+            group[0]["attack_success_twin"],
+            ", ".join(f"{row['precision']:.3f}/{row['recall']:.3f}" for row in group),
+        ]
+        for (attack, dataset, rate, seed), group in sorted(
+            groups.items(), key=lambda item: (item[0][:2], -item[0][2], item[0][3])
+        )
+    ]
+    lines += [
+        [row["attack"], row["dataset"], f"{row['rate']:.1%}", row["seed"], *[""] * 5, f"failed: {row['error']}"]
+        for row in rows
+        if row["kind"] == "failed"
+    ]
+    head = (
+        "attack",
+        "data",
+        "rate",
+        "seed",
+        "poison",
+        "clean acc.",
+        "train acc.",
+        "success",
+        "without poison",
+        "precision/recall of each event",
+    )
+    return _table(head, lines)
+
+
+def _speed_table(rows: list[Row]) -> str:
+    """One line for each rate: medians over the repeats, each ratio taken within one process."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "speed":
+            groups[(row["dataset"], row["n_train"], row["rate"])].append(row)
+
+    def median(group: list[Row], read: Callable[[Row], float]) -> str:
+        return f"{statistics.median(read(row) for row in group):.2f}"
+
+    def stage_seconds(stage: str) -> Callable[[Row], float]:
+        return lambda row: float(row["stages"][stage])
+
+    lines = [
+        [
+            f"{dataset}, {n:,}",
+            f"{rate:.1%}",
+            len(group),
+            median(group, lambda row: row["plain_seconds"]),
+            median(group, lambda row: row["seconds"]),
+            *(median(group, stage_seconds(stage)) for stage in ("forward pass", "clustering", "unlearning")),
+            median(group, lambda row: row["ratio"]),
+        ]
+        for (dataset, n, rate), group in sorted(groups.items(), key=lambda item: (item[0][:2], -item[0][2]))
+    ]
+    head = (
+        "data, samples",
+        "rate",
+        "repeats",
+        "plain pass, s",
+        "trace, s",
+        "its pass, s",
+        "clustering, s",
+        "unlearning, s",
+        "trace / plain pass",
+    )
+    return _table(head, lines)
+
+
+def _clean_table(rows: list[Row]) -> str:
+    """One line for each unpoisoned twin: what its natural mistakes ended in."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "clean":
+            groups[(row["dataset"], row["n_train"], row["seed"])].append(row)
+    lines = [
+        [
+            f"{dataset}, {n:,}",
+            seed,
+            len(group),
+            *(sum(row["verdict"] == verdict for row in group) for verdict in ("no-poison", "inconclusive", "poison")),
+            f"{max(row['statistics']['separation'] for row in group):.1f}",
+            f"{statistics.median(row['seconds'] for row in group):.1f}",
+        ]
+        for (dataset, n, seed), group in sorted(groups.items())
+    ]
+    head = ("data, samples", "seed", "mistakes", "no-poison", "inconclusive", "poison", "largest separation", "seconds")
+    return _table(head, lines)
+
+
+def _start_table(rows: list[Row]) -> str:
+    """One line for each measured fresh clone."""
+    lines = [
+        [row["setup_seconds"], row["demo_seconds"], row["precision"], row["recall"], row["test_seconds"], row["tests"]]
+        for row in rows
+        if row["kind"] == "start"
+    ]
+    return _table(("make setup, s", "make demo, s", "precision", "recall", "make test, s", "its last line"), lines)
+
+
+def _bad_input_table(rows: list[Row]) -> str:
+    """One line for each bad input: what the command line answered."""
+    lines = [[row["case"], row["code"], f"`{row['message']}`"] for row in rows if row["kind"] == "bad-input"]
+    return _table(("bad input", "exit code", "standard error"), lines)

@@ -1,0 +1,308 @@
+"""The command line: parse, call, print. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done (also when nothing is found), 1 failed, 2 usage or bad input.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from poisontrace._errors import InvalidInputError, PoisontraceError, UnsupportedModelError
+
+app = typer.Typer(
+    name="poisontrace",
+    help="Find the training samples behind one misclassification.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Option(help="file.py:factory or package.module:factory; its code is run.")],
+    weights: Annotated[Path, typer.Option(help="safetensors, or a plain state dict.")],
+    data: Annotated[Path, typer.Option(help=".npz with x (n, ...) and y (n,); optional ids (n,) and classes (k,).")],
+    out: Annotated[Path, typer.Option(help="New folder for the case.")],
+    events: Annotated[
+        Path | None, typer.Option(help=".npz with x (m, ...) and y (m,), the wrong labels given.")
+    ] = None,
+    event: Annotated[Path | None, typer.Option(help="One image instead of an events file; needs --label.")] = None,
+    label: Annotated[int | None, typer.Option(help="The wrong label that the model gave the image.")] = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    rule: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
+    layer: Annotated[str | None, typer.Option(help="Name of the last linear layer, if it is not found.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a step; does not change the result.")] = 256,
+    truth: Annotated[
+        Path | None, typer.Option(help="truth.json of a practice incident: judge the finished trace.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trace misclassifications to the responsible training samples and write a case folder."""
+    with _errors():
+        from poisontrace import data as data_module
+        from poisontrace import loading, metrics, store, tracing
+
+        store.check_new_folder(out, "out")
+        if (events is None) == (event is None):
+            raise InvalidInputError("'events' must be given, or else 'event' with 'label' (got both or neither).")
+        train_set = data_module.read_array_set(data, "data")
+        if events is not None:
+            event_set = data_module.read_array_set(events, "events")
+        else:
+            assert event is not None
+            if label is None:
+                raise InvalidInputError(
+                    "'label' must be given with 'event' (got none): the wrong label the model gave."
+                )
+            event_set = data_module.read_event_image(event, label, train_set)
+        if event_set.x.shape[1:] != train_set.x.shape[1:] or event_set.x.dtype.kind != train_set.x.dtype.kind:
+            raise InvalidInputError(
+                f"'events' must have the form of 'data' (got {event_set.x.dtype} of shape {event_set.x.shape} for "
+                f"{train_set.x.dtype} of shape {train_set.x.shape})."
+            )
+        poison = None if truth is None else data_module.read_truth(truth, len(train_set))
+        console = Console(stderr=True)
+        console.print(f"Running the code of {model} to build the model.", markup=False, highlight=False)
+        factory_file, factory = loading.find_factory(model)
+        network = loading.load_model(factory, weights)
+
+        with _progress(console) as progress:
+            result = tracing.trace(
+                network,
+                train_set,
+                [event_set[row] for row in range(len(event_set))],
+                rule=rule,
+                layer=layer,
+                seed=seed,
+                device=device,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        files = {"model": factory_file, "weights": weights, "data": data, "events": events or event}
+        classes = list(train_set.classes or ())
+        context: dict[str, Any] = {
+            "inputs": {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path},
+            "command": shlex.join(["poisontrace", *sys.argv[1:]]),
+            "classes": classes,
+        }
+        if poison is not None:
+            judged = {f.__name__: f(result.poison, poison) for f in (metrics.precision, metrics.recall)}
+            context["truth"] = judged
+        result.save(out, context=context)
+
+        if as_json:
+            case = json.loads((out / "trace.json").read_text(encoding="utf-8"))
+            print(json.dumps({**case, "poison": result.poison.tolist(), "case": str(out)}))
+            return
+        table = Table(
+            "event", "answered", "confidence", "verdict", "responsible", "apart", "event rise", "control rise"
+        )
+        for row, finding in enumerate(result.findings):
+            name = classes[finding.label] if finding.label < len(classes) else str(finding.label)
+            numbers = [finding.statistics.get(key) for key in ("separation", "event_rise", "control_rise")]
+            cells = [str(row), _plain(name), f"{finding.probability:.1%}", finding.verdict, f"{len(finding.poison):,}"]
+            table.add_row(*cells, *("" if number is None else f"{number:.2f}" for number in numbers))
+        screen = Console()
+        screen.print(table)
+        rows = {
+            "verdict": result.verdict,
+            "responsible": f"{len(result.poison):,} of {len(result.labels):,} training samples",
+            "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()),
+        }
+        if poison is not None:
+            rows["against the truth"] = f"precision {judged['precision']:.3f}, recall {judged['recall']:.3f}"
+        rows["report"] = str(out / "report.html")
+        _print_rows(screen, rows)
+        for warning in result.warnings:
+            console.print(f"Warning: {warning}", markup=False)
+
+
+@app.command()
+def attack(
+    attack: Annotated[str, typer.Option(help="Which attack; see poisontrace list.")],
+    dataset: Annotated[str, typer.Option(help="Which data set; see poisontrace list.")],
+    out: Annotated[Path, typer.Option(help="New folder for the incident.")],
+    rate: Annotated[float, typer.Option(help="Poison / training size, in (0, 1).")] = 0.05,
+    seed: Seed = 0,
+    n_train: Annotated[
+        int | None, typer.Option(help="Training samples; default 20,000 of cifar10, all of digits.")
+    ] = None,
+    n_events: Annotated[int, typer.Option("--events", help="Misclassifications to keep.")] = 5,
+    target: Annotated[int | None, typer.Option(help="Label the attacker wants; default: drawn from the seed.")] = None,
+    model: Annotated[str | None, typer.Option(help="Victim's network; see poisontrace list.")] = None,
+    width: Annotated[int | None, typer.Option(help="Victim's width.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Poison a data set, train the victim and its unpoisoned twin, and write an incident to practise on."""
+    with _errors():
+        from poisontrace import incidents, store
+
+        store.check_new_folder(out, "out")
+        plan = incidents.Plan(
+            attack=attack,
+            dataset=dataset,
+            rate=rate,
+            seed=seed,
+            n_train=n_train,
+            n_events=n_events,
+            target=target,
+            model=model,
+            width=width,
+            epochs=epochs,
+        )
+        with _progress(Console(stderr=True)) as progress:
+            incident = incidents.make(plan, progress=progress)
+        incidents.save(incident, out)
+        facts = incident.facts
+        if as_json:
+            print(json.dumps({**facts, "incident": str(out)}))
+            return
+        target_name = incident.classes[facts["target"]]
+        command = (
+            f"poisontrace trace --model {out}/arch.py:build --weights {out}/weights.safetensors "
+            f"--data {out}/train.npz --events {out}/events.npz --out case"
+        )
+        rows = {
+            "attack": f"{attack}: {facts['n_poison']:,} of {facts['n_train']:,} samples, target {target_name!r}",
+            "success": f"{facts['attack_success']:.1%}, without poison {facts['attack_success_twin']:.1%}",
+            "clean accuracy": f"{facts['clean_accuracy']:.1%}, without poison {facts['clean_accuracy_twin']:.1%}",
+            "train accuracy": f"{facts['train_accuracy']:.1%}",
+            "events": str(len(incident.event_y)),
+            "incident": str(out),
+            "next": command,
+        }
+        if not facts["succeeded"]:
+            rows = {"NOTE": "this attack FAILED: its success is too low, or the trigger alone already works", **rows}
+        _print_rows(Console(), rows)
+
+
+@app.command()
+def report(case: Annotated[Path, typer.Argument(help="A case folder.")]) -> None:
+    """Write the report of a case folder again."""
+    with _errors():
+        from poisontrace import report as report_module
+        from poisontrace import store
+
+        page = report_module.render(case)
+        store.write_atomically(case / "report.html", page.encode("utf-8", "surrogateescape"))
+        print(case / "report.html")
+
+
+@app.command(name="list")
+def list_() -> None:
+    """Show attacks, data sets and models, one line each."""
+    with _errors():
+        from poisontrace.attacks import ATTACKS
+        from poisontrace.data import DATASETS
+        from poisontrace.models import MODELS
+
+        kinds: dict[str, dict[str, str]] = {
+            "attacks": {name: f"{kind.summary}; {kind.paper}" for name, kind in ATTACKS.items()},
+            "data sets": {name: summary for name, (_, summary) in DATASETS.items()},
+            "models": {name: (build.__doc__ or "").splitlines()[0].replace("``", "") for name, build in MODELS.items()},
+        }
+        for kind, entries in kinds.items():
+            print(f"{kind}:")
+            for name, summary in entries.items():
+                print(f"  {name:<12} {summary}")
+
+
+@app.command()
+def bench(
+    grid: Annotated[Path | None, typer.Argument(help="A grid of incidents, .toml.")] = None,
+    tables_only: Annotated[bool, typer.Option(help="Renew the tables from the committed rows alone.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks/results"),
+    readme: Annotated[
+        list[Path] | None,
+        typer.Option(help="Page with marks where tables go; default benchmarks/README.md, README.md."),
+    ] = None,
+) -> None:
+    """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
+    with _errors():
+        from poisontrace import bench as bench_module
+
+        if (grid is None) != tables_only:
+            raise InvalidInputError("'grid' must be given, or else '--tables-only' (got both or neither).")
+        if grid is not None:
+            with _progress(Console(stderr=True)) as progress:
+                bench_module.run(grid, results, progress=progress)
+        for page in readme or [Path("benchmarks/README.md"), Path("README.md")]:
+            bench_module.write_tables(results, page)
+            print(page)
+
+
+def _plain(text: str) -> str:
+    """Return text from the evidence without the characters that could steer a terminal or Rich's markup."""
+    return "".join(c if c.isprintable() else "?" for c in text).replace("[", "(").replace("]", ")")
+
+
+def _print_rows(screen: Console, rows: dict[str, str]) -> None:
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        screen.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback that draws one bar a stage, with elapsed and remaining time, on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("to go"),
+    )
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn errors into one sentence on stderr and the exit code that belongs to them."""
+    try:
+        yield
+    except (InvalidInputError, UnsupportedModelError) as error:
+        _fail(str(error), 2)
+    except PoisontraceError as error:
+        _fail(str(error), 1)
+    except MemoryError:
+        _fail("Out of memory. Pass a smaller --batch-size.", 1)
+    except OSError as error:
+        _fail(f"A file could not be read or written: {error}.", 1)
+    except KeyboardInterrupt:
+        _fail("Interrupted; nothing was written.", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = " ".join("".join(c if c.isprintable() or c == "\n" else "?" for c in message).split())
+    print(f"Error: {line}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

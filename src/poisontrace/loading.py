@@ -1,0 +1,147 @@
+"""A user's own model: a factory that builds it and a file of weights. Nothing here unpickles.
+
+The factory is the one place where code from the evidence runs; the command line says so before it does.
+"""
+
+import importlib
+import importlib.util
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from poisontrace._errors import InvalidInputError, UnsupportedModelError
+from poisontrace._validate import check_file
+
+
+def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
+    """Import ``file.py:factory`` or ``package.module:factory``.
+
+    Returns:
+        the file, if it was named as one, and the factory.
+
+    Raises:
+        InvalidInputError: if the form is another one, or there is no such file, module or callable.
+    """
+    where, _, name = spec.rpartition(":")
+    if not where or not name.isidentifier():
+        raise InvalidInputError(f"'model' must be file.py:factory or package.module:factory (got {spec!r}).")
+    path = None
+    try:
+        if where.endswith(".py"):
+            path = check_file(Path(where), "model")
+            module_spec = importlib.util.spec_from_file_location(f"poisontrace_model_{path.stem}", path)
+            assert module_spec is not None and module_spec.loader is not None
+            module = importlib.util.module_from_spec(module_spec)
+            sys.modules[module_spec.name] = module  # dataclasses and the like look their module up
+            # The file may import its neighbours, as it could where it was written.
+            sys.path.insert(0, str(path.resolve().parent))
+            try:
+                module_spec.loader.exec_module(module)
+            finally:
+                sys.path.remove(str(path.resolve().parent))
+        else:
+            module = importlib.import_module(where)
+    except InvalidInputError:
+        raise
+    except Exception as error:  # code from outside may raise anything
+        raise InvalidInputError(
+            f"'model' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r})."
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise InvalidInputError(f"'model' must name a callable in {where!r} (got {name!r}).")
+    return path, factory
+
+
+def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
+    """Build a model and load its weights.
+
+    Args:
+        factory: called without arguments, returns the ``nn.Module``.
+        weights: safetensors, or a state dict that ``torch.load(weights_only=True)`` reads.
+
+    Returns:
+        the model in eval mode on the CPU.
+
+    Raises:
+        InvalidInputError: if the factory fails, the file is missing, is pickled, or does not fit the model.
+        UnsupportedModelError: if the factory returns something else than a module.
+    """
+    state = read_state(weights)
+    try:
+        model = factory()
+    except Exception as error:  # code from outside may raise anything
+        raise InvalidInputError(
+            f"'model' must be a factory that works without arguments (got {type(error).__name__}: "
+            f"{_first_line(error)})."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"'model' must return a torch.nn.Module (got {type(model).__name__}).")
+    expected = model.state_dict()
+    problems = [f"missing {name!r}" for name in expected if name not in state]
+    problems += [f"unexpected {name!r}" for name in state if name not in expected]
+    problems += [
+        f"{name!r} of shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InvalidInputError(
+            f"'weights' must fit the model (got {', '.join(problems[:3])}{more}). Check the factory's settings."
+        )
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InvalidInputError(f"'weights' must hold finite numbers (got NaN or infinity in {name!r}).")
+    model.load_state_dict(state)
+    return model.cpu().eval()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from safetensors or from a file that ``torch.load`` reads without pickle.
+
+    Raises:
+        InvalidInputError: if the file is missing, damaged, or needs pickle.
+    """
+    check_file(path, "weights")
+    if path.suffix == ".safetensors":
+        try:
+            state: Any = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"'weights' must be a safetensors file (got {_first_line(error)} in {path.name!r})."
+            ) from error
+        return dict(state)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        json.JSONDecodeError,
+    ) as error:
+        raise InvalidInputError(
+            f"'weights' must be safetensors or a plain state dict (got {path.name!r}, which is pickled or damaged; a "
+            "pickle can run code when it is opened). Where it was trained, write it with "
+            "safetensors.torch.save_file(model.state_dict(), path)."
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InvalidInputError(f"'weights' must be a state dict of tensors (got {type(state).__name__}).")
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
