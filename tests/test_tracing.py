@@ -260,39 +260,6 @@ def test_progress_is_reported(digits_incident: Incident) -> None:
     assert calls == [("forward pass", 1000, 1437), ("forward pass", 1437, 1437), ("events traced", 1, 1)]
 
 
-def test_the_paper_s_rule_gives_a_trace(digits_incident: Incident) -> None:
-    """Finite losses of the event, a tree, scores of zero and one, and the same again for the same seed."""
-    data, events = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
-
-    one, other = (trace(digits_incident.model, data, events, rule="paper", seed=3) for _ in range(2))
-
-    assert one.rule == "paper"
-    assert one.clusters[0].losses is None
-    assert all(np.isfinite([c.losses.event_before, c.losses.event_after]).all() for c in one.clusters if c.losses)
-    assert set(np.unique(one.scores)) <= {0.0, 1.0}
-    assert np.flatnonzero(one.scores).tolist() == one.poison.tolist()
-    assert one.scores.tolist() == other.scores.tolist()
-    assert [c.indices.tolist() for c in one.clusters] == [c.indices.tolist() for c in other.clusters]
-
-
-def test_the_paper_s_rule_finds_planted_poison() -> None:
-    """Where its threshold is passed it recurses and keeps at least the poison; leaves are decided."""
-    task = planted()
-
-    result = trace(
-        fitted_network(task, planted_mlp),
-        (task.x.numpy(), task.y.numpy()),
-        [(task.event, 0)],
-        rule="paper",
-        config=Config(paper_rise=1e-5),
-    )
-
-    assert result.verdict == "poison"
-    assert set(result.poison) >= set(task.poison)
-    kept = [cluster.indices for cluster in result.clusters if cluster.decision == "responsible"]
-    assert np.sort(np.concatenate(kept)).tolist() == result.poison.tolist()
-
-
 @pytest.fixture(scope="module")
 def clean_victim() -> tuple[nn.Module, NDArray[Any], NDArray[np.int64], list[Event]]:
     """The unpoisoned twin of the incident's victim, its training set, and noisy test digits that it gets wrong."""

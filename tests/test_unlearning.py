@@ -15,7 +15,7 @@ from poisontrace._errors import PoisontraceError, UnlearningDivergedError
 from poisontrace._rng import torch_generator
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
-from poisontrace.unlearning import RIDGE, TETHER, Heads, spread, unlearn, unlearn_as_released
+from poisontrace.unlearning import RIDGE, TETHER, Heads, spread, unlearn
 
 TASK = planted()
 NOBODY = np.array([], np.int64)
@@ -232,25 +232,3 @@ def test_dead_features_are_no_obstacle(features: Features) -> None:
 
     before, after = heads.losses(event, EVENT_LABEL)[:, 0].tolist()
     assert after - before > 0.5
-
-
-def test_the_released_procedure_depends_on_its_seed_alone(features: Features) -> None:
-    """Same generator, same heads; another one, other heads."""
-
-    def run(seed: int) -> Tensor:
-        return unlearn_as_released(features, [TASK.poison], torch_generator(seed, "test/released")).weight
-
-    assert torch.equal(run(0), run(0))
-    assert not torch.equal(run(0), run(1))
-
-
-def test_the_released_procedure_moves_the_event_most_by_poison(features: Features) -> None:
-    """Poison raises the event's loss, and by more than benign clusters do."""
-    generator = torch_generator(0, "test/released")
-    clusters = [TASK.poison, TASK.benign(0), TASK.benign(2)]
-
-    poison, *benign = _event_losses(features, unlearn_as_released(features, clusters, generator))
-
-    before = _event_losses(features, Heads(features.weight[None], features.bias[None]))[0]
-    assert poison > before
-    assert poison > max(benign)

@@ -3,10 +3,9 @@
 Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unlearning`` in the order they are called.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,17 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from poisontrace import paper
 from poisontrace._errors import InvalidInputError
-from poisontrace._rng import numpy_generator, torch_generator
-from poisontrace._types import Cluster, Decision, Finding, Losses, Trace, Verdict
-from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, posterior, principal, search, two_means
+from poisontrace._record import Clock, Indices, Tree
+from poisontrace._rng import numpy_generator
+from poisontrace._types import Cluster, Finding, Losses, Trace, Verdict
+from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, posterior, principal, search
 from poisontrace.data import TrainSet, as_events, as_train_set
-from poisontrace.embedding import Features, collect, embed, residual
+from poisontrace.embedding import Features, collect
 from poisontrace.scoring import condition
-from poisontrace.unlearning import Heads, spread, unlearn, unlearn_as_released
+from poisontrace.unlearning import spread, unlearn
 
-Indices = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 
@@ -118,18 +118,22 @@ def trace(
         raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}).")
     samples, pairs, config = as_train_set(train_set), as_events(events), config or Config()
     device = _resolve(device)
-    clock = _Clock()
+    clock = Clock()
 
     with clock.stage("forward pass"), _placed(model, device):
         features = collect(model, samples, pairs, layer=layer, device=device, batch_size=batch_size, progress=progress)
-    follow = _follow if rule == "default" else _follow_paper
     findings: list[Finding] = []
     clusters: list[Cluster] = []
     scores = np.zeros(len(samples), np.float32)
     for event in range(len(pairs)):
-        tree = _Tree(event, first_id=len(clusters))
+        tree = Tree(event, first_id=len(clusters))
         with _one_thread():
-            finding, event_scores = follow(features, tree, config, clock, seed)
+            if rule == "paper":
+                finding, event_scores = paper.follow(
+                    features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
+                )
+            else:
+                finding, event_scores = _follow(features, tree, config, clock)
         findings.append(finding)
         clusters += tree.clusters
         if finding.verdict == "poison" or not scores.any():
@@ -158,9 +162,7 @@ def trace(
     )
 
 
-def _follow(
-    features: Features, tree: "_Tree", config: Config, clock: "_Clock", _: int
-) -> tuple[Finding, NDArray[np.float32]]:
+def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse."""
     event, labels = tree.event, features.labels.numpy()
     label = int(features.event_logits[event].argmax())
@@ -243,60 +245,10 @@ def _split(features: Features, event: int, cluster: Indices, config: Config, *, 
     return split
 
 
-def _follow_paper(
-    features: Features, tree: "_Tree", config: Config, clock: "_Clock", seed: int
-) -> tuple[Finding, NDArray[np.float32]]:
-    """Follow one event with the published procedure and the released settings.
-
-    Both children guilty: stop and keep both. One: recurse into it. Neither: drop the branch.
-    """
-    event, n = tree.event, len(features.labels)
-    label = int(features.event_logits[event].argmax())
-    with clock.stage("clustering"):
-        embedding = embed([features.hidden], residual(features.logits))
-    own_head = Heads(features.weight[None], features.bias[None])
-    event_hidden, event_label = features.event_activations[-1][event][None], torch.tensor([label])
-    before = float(own_head.losses(event_hidden, event_label)[0, 0])
-    generator = torch_generator(seed, f"paper/{event}")
-
-    root = tree.add(None, np.arange(n), None, "split", "the whole training set")
-    responsible: list[Indices] = []
-    pending: list[tuple[int, Indices]] = [(root, np.arange(n))]
-    while pending:
-        parent, cluster = pending.pop()
-        with clock.stage("clustering"):
-            is_first = two_means(embedding[torch.from_numpy(cluster)]).numpy()
-        children = [cluster[is_first], cluster[~is_first]]
-        if tree.depth(parent) >= config.max_depth or not all(len(child) for child in children):
-            if parent != root:  # nothing left to split: what was guilty stays guilty
-                responsible.append(cluster)
-                tree.decide(parent, "responsible", "guilty, and nothing left to split")
-            continue
-        with clock.stage("unlearning"):
-            heads = unlearn_as_released(features, children, generator)
-            after = heads.losses(event_hidden, event_label)[:, 0].tolist()
-        is_guilty = [loss - before > config.paper_rise for loss in after]
-        for child, loss, guilty in zip(children, after, is_guilty, strict=True):
-            decision: Decision = "pruned" if not guilty else "responsible" if all(is_guilty) else "split"
-            reason = {"pruned": "the event's loss did not rise", "split": "guilty, its sibling is not"}.get(
-                decision, "both children guilty: kept whole"
-            )
-            node = tree.add(parent, child, Losses(before, loss, float("nan"), float("nan")), decision, reason)
-            if decision == "responsible":
-                responsible.append(child)
-            elif decision == "split":
-                pending.append((node, child))
-
-    poison = np.unique(np.concatenate(responsible)) if responsible else np.array([], np.int64)
-    scores = np.isin(np.arange(n), poison).astype(np.float32)
-    probability = float(features.event_logits[event].softmax(0)[label])
-    return Finding(label, probability, "poison" if len(poison) else "no-poison", poison, {}), scores
-
-
 class _Judge:
     """Unlearns clusters and measures what becomes of one event and of its controls."""
 
-    def __init__(self, features: Features, event: int, own: Indices, clock: "_Clock") -> None:
+    def __init__(self, features: Features, event: int, own: Indices, clock: Clock) -> None:
         """Choose the controls: samples labelled and predicted as the event, the quarter least like it."""
         self._features, self._clock = features, clock
         label = features.event_logits[event].argmax()
@@ -322,47 +274,6 @@ class _Judge:
             if self._before is None:
                 self._before = after.pop(0)
             return [Losses(self._before[0], event, self._before[1], control) for event, control in after]
-
-
-class _Tree:
-    """The clusters of one event, parents before children."""
-
-    def __init__(self, event: int, first_id: int) -> None:
-        self.event, self.clusters, self._first_id = event, list[Cluster](), first_id
-
-    def add(self, parent: int | None, indices: Indices, losses: Losses | None, decision: Decision, reason: str) -> int:
-        """Add a cluster and return its id."""
-        new = self._first_id + len(self.clusters)
-        self.clusters.append(Cluster(new, parent, self.event, indices, losses, decision, reason))
-        return new
-
-    def decide(self, cluster: int, decision: Decision, reason: str) -> None:
-        """Change what was decided on a cluster."""
-        position = cluster - self._first_id
-        self.clusters[position] = replace(self.clusters[position], decision=decision, reason=reason)
-
-    def depth(self, cluster: int | None) -> int:
-        """Return how many clusters lie above and including this one."""
-        depth = 0
-        while cluster is not None:
-            cluster, depth = self.clusters[cluster - self._first_id].parent, depth + 1
-        return depth
-
-
-class _Clock:
-    """Wall time by stage; a stage entered twice adds up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @contextmanager

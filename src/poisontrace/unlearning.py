@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poisontrace._errors import UnlearningDivergedError
-from poisontrace.embedding import Features
 
 MAX_ROWS = 3000  # samples that stand for the rest of the training set, and for a cluster, each
 TETHER = 1e-3  # price of changing the logits, per squared unit; makes the problem strongly convex
@@ -122,39 +121,3 @@ def unlearn(
     if not bool(torch.isfinite(fitted).all()):
         raise UnlearningDivergedError(_NOT_FINITE)
     return Heads(fitted[:, :, :-1].to(hidden.dtype), fitted[:, :, -1].to(hidden.dtype))
-
-
-def unlearn_as_released(features: Features, clusters: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Heads:
-    """Fine-tune the last layer as the authors' release does, for ``rule="paper"`` and comparisons alone.
-
-    SGD with learning rate 0.004, Nesterov momentum 0.9, gradients clipped to norm 0.05, batches of 128, max(100, 2 n /
-    128) steps; the loss counts cluster members (towards uniform) and those others that the model gets right.
-
-    Args:
-        features: one pass over the training set.
-        clusters: sets of training indices.
-        generator: draws the batches.
-    """
-    n, k = features.logits.shape
-    is_right = features.logits.argmax(1) == features.labels
-    weights, biases = [], []
-    for cluster in clusters:
-        is_member = torch.zeros(n, dtype=torch.bool)
-        is_member[torch.from_numpy(cluster)] = True
-        target = torch.nn.functional.one_hot(features.labels, k).float()
-        target[is_member] = 1 / k
-        counts = (is_member | is_right).float()
-        weight, bias = (t.clone().requires_grad_() for t in (features.weight, features.bias))
-        optimiser = torch.optim.SGD([weight, bias], lr=0.004, momentum=0.9, nesterov=True)
-        with torch.enable_grad():
-            for _ in range(max(100, 2 * n // 128)):
-                batch = torch.randint(n, (128,), generator=generator)
-                logits = features.hidden[batch] @ weight.T + bias
-                loss = -(logits.log_softmax(1) * target[batch]).sum(1) @ counts[batch] / 128
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_([weight, bias], 0.05)
-                optimiser.step()
-        weights.append(weight.detach())
-        biases.append(bias.detach())
-    return Heads(torch.stack(weights), torch.stack(biases))
