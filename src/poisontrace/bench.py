@@ -23,15 +23,17 @@ import torch
 
 import poisontrace
 from poisontrace import incidents, metrics, store, tracing
-from poisontrace._errors import InvalidInputError, PoisontraceError
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._validate import check_file
-from poisontrace.data import ArraySet
+from poisontrace.attacks import ATTACKS
+from poisontrace.data import DATASETS, ArraySet
 from poisontrace.embedding import evaluating
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
 
 MARK = "<!-- generated: {} -->"
+TABLES = ("traces", "every", "speed", "start", "bad-input")
 PAPER = "Poison Forensics (Shan et al., USENIX Security 2022) reports precision above 0.984 and recall above 0.968."
 
 
@@ -46,22 +48,61 @@ def read_grid(path: Path) -> dict[str, Any]:
         grid = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"'grid' must be TOML (got {error} in {path.name!r}).") from error
-    missing = [key for key in ("attack", "dataset", "rates", "seeds", "n_events", "rules") if key not in grid]
-    if missing:
-        raise InvalidInputError(f"'grid' must hold {', '.join(missing)} (got {', '.join(grid) or 'nothing'}).")
+    keys = ("attack", "dataset", "rates", "seeds", "n_events", "rules")
+    if missing := [key for key in keys if key not in grid]:
+        raise InvalidInputError(
+            f"'grid' must hold {', '.join(missing)} (got {', '.join(grid) or 'nothing'} in {path.name!r}). Add what is "
+            "missing; benchmarks/grids has examples."
+        )
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "attack": (f"one of {', '.join(ATTACKS)}", lambda value: value in ATTACKS),
+        "dataset": (f"one of {', '.join(DATASETS)}", lambda value: value in DATASETS),
+        "rates": ("a list of fractions in (0, 1)", _is_list_of(lambda rate: type(rate) is float and 0 < rate < 1)),
+        "seeds": ("a list of whole numbers", _is_list_of(lambda seed: type(seed) is int)),
+        "rules": (f"a list of {', '.join(tracing.RULES)}", _is_list_of(lambda rule: rule in tracing.RULES)),
+        "n_events": ("at least 1", lambda value: type(value) is int and value >= 1),
+        "n_train": ("at least 1", lambda value: type(value) is int and value >= 1),
+        "speed_repeats": ("at least 0", lambda value: type(value) is int and value >= 0),
+    }
+    if unknown := [key for key in grid if key not in rules]:
+        raise InvalidInputError(
+            f"'grid' must hold no other keys than {', '.join(rules)} (got {unknown[0]!r} in {path.name!r}). Remove it."
+        )
+    for key, value in grid.items():
+        rule, holds = rules[key]
+        if not holds(value):
+            raise InvalidInputError(f"'grid: {key}' must be {rule} (got {value!r}). Correct it in {path.name!r}.")
     return grid
 
 
+def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and bool(value) and all(isinstance(v, str | int | float) and holds(v) for v in value)
+    )
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of one results file; a last line that was cut off is dropped."""
+    """Read the rows of one results file; a last line that was cut off is dropped.
+
+    Raises:
+        InvalidInputError: if another line is no row.
+    """
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            row = json.loads(line)
+            if not isinstance(row, dict) or "kind" not in row:
+                raise ValueError("another thing")
+            rows.append(row)
+        except ValueError as error:
+            if number < len(lines):
+                raise InvalidInputError(
+                    f"'results' must hold one JSON row a line (got another thing in line {number} of {path.name!r}). "
+                    "Remove the line to have it measured again."
+                ) from error
     return rows
 
 
@@ -76,7 +117,10 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
     grid = read_grid(path)
     results.mkdir(parents=True, exist_ok=True)
     target = results / f"{path.stem}.jsonl"
-    done = {_key(row) for row in read_rows(target)}
+    rows = read_rows(target)
+    if target.exists():  # drops a line that was cut off, or the next row would be written behind it
+        store.write_atomically(target, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    done = {_key(row) for row in rows}
     plans = [
         incidents.Plan(
             attack=grid["attack"],
@@ -99,10 +143,14 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
             for rule in rules
             for event in range(n)
         ]
-        missing = [want for want in wanted if (plan.attack, plan.dataset, plan.rate, plan.seed, *want) not in done]
-        if missing:
+        asked = (plan.attack, plan.dataset, plan.rate, plan.seed)
+        missing = [want for want in wanted if (*asked, *want) not in done]
+        # An attack that failed fails again: the same plan gives the same victim.
+        if missing and (*asked, "failed", "", 0) not in done:
             try:
                 incident = incidents.make(plan, progress=progress)
+            except (InvalidInputError, StoreError):
+                raise  # the grid or the machine is at fault, not the attack
             except PoisontraceError as error:
                 _append(target, {**asdict(plan), "kind": "failed", "rule": "", "event": 0, "error": str(error)})
                 continue
@@ -195,26 +243,38 @@ def write_tables(results: Path, readme: Path) -> None:
     Raises:
         InvalidInputError: if the page is missing or lacks the marks.
     """
-    text = check_file(readme, "readme").read_text(encoding="utf-8")
+    text = check_page(readme)
     rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
-    for name, table in (
-        ("traces", _trace_table(rows)),
-        ("every", _every_table(rows)),
-        ("speed", _speed_table(rows)),
-        ("start", _start_table(rows)),
-        ("bad-input", _bad_input_table(rows)),
-    ):
+    tables = (_trace_table(rows), _every_table(rows), _speed_table(rows), _start_table(rows), _bad_input_table(rows))
+    for name, table in zip(TABLES, tables, strict=True):
         start, end = MARK.format(name), MARK.format(f"end {name}")
-        if start not in text or end not in text:
-            raise InvalidInputError(f"'readme' must hold the marks {start} and {end} (got {str(readme)!r}).")
         before, rest = text.split(start, 1)
         text = f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
     store.write_atomically(readme, text.encode())
 
 
+def check_page(readme: Path) -> str:
+    """Return the text of a page that holds the marks of every table.
+
+    Raises:
+        InvalidInputError: if the page is missing or lacks a mark.
+    """
+    text = check_file(readme, "readme").read_text(encoding="utf-8")
+    for name in TABLES:
+        start, end = MARK.format(name), MARK.format(f"end {name}")
+        if end not in text.partition(start)[2]:
+            raise InvalidInputError(
+                f"'readme' must hold the marks {start} and {end} (got {str(readme)!r}). Add both, each on its line."
+            )
+    return text
+
+
 def _table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
     head = list(head)
-    shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    shown = [
+        [f"{cell:.3f}" if isinstance(cell, float) else " ".join(str(cell).split()) for cell in line] for line in lines
+    ]
+    shown = [[cell.replace("|", "\\|") for cell in cells] for cells in shown]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *shown))
 
 

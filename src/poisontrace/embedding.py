@@ -157,7 +157,9 @@ def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """Return the logits of a batch, or say in one sentence what the model made of it."""
     try:
         logits = model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # code from outside may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(
             f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "

@@ -131,7 +131,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
             raise InvalidInputError(f"'attack' must be one of {', '.join(sorted(ATTACKS))} (got {plan.attack!r}).")
         attack = ATTACKS[plan.attack](rate=plan.rate, target=plan.target, seed=plan.seed)
     if plan.n_events < 1:
-        raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}).")
+        raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}). Ask for one with --events 1.")
     if plan.width is not None and plan.width < 1:
         raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
     n_train = DEFAULT_N_TRAIN.get(plan.dataset) if plan.n_train is None else plan.n_train

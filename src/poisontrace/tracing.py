@@ -358,8 +358,8 @@ def _resolve(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=device).cpu()  # "meta" has no way back
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InvalidInputError(f"'device' must be usable here (got {device!r}). Pass 'cpu' or 'auto'.") from error
     return device
 
