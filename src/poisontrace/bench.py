@@ -47,7 +47,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     try:
         grid = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"'grid' must be TOML (got {error} in {path.name!r}).") from error
+        raise InvalidInputError(f"'grid' must be TOML (got {error} in {path.name!r}). Correct it there.") from error
     keys = ("attack", "dataset", "rates", "seeds", "n_events", "rules")
     if missing := [key for key in keys if key not in grid]:
         raise InvalidInputError(
@@ -55,8 +55,8 @@ def read_grid(path: Path) -> dict[str, Any]:
             "missing; benchmarks/grids has examples."
         )
     rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "attack": (f"one of {', '.join(ATTACKS)}", lambda value: value in ATTACKS),
-        "dataset": (f"one of {', '.join(DATASETS)}", lambda value: value in DATASETS),
+        "attack": (f"one of {', '.join(ATTACKS)}", lambda value: value in list(ATTACKS)),
+        "dataset": (f"one of {', '.join(DATASETS)}", lambda value: value in list(DATASETS)),
         "rates": ("a list of fractions in (0, 1)", _is_list_of(lambda rate: type(rate) is float and 0 < rate < 1)),
         "seeds": ("a list of whole numbers", _is_list_of(lambda seed: type(seed) is int)),
         "rules": (f"a list of {', '.join(tracing.RULES)}", _is_list_of(lambda rule: rule in tracing.RULES)),
@@ -76,9 +76,7 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, list) and bool(value) and all(isinstance(v, str | int | float) and holds(v) for v in value)
-    )
+    return lambda value: isinstance(value, list) and bool(value) and all(map(holds, value))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -325,7 +325,9 @@ def _event_features(
     with torch.enable_grad(), _watching(watched, keep):
         logits = _run(model, x[None].detach().clone().requires_grad_(), "events")
     if not 0 <= label < logits.shape[1]:
-        raise InvalidInputError(f"'events: y' must hold labels below {logits.shape[1]} (got {label}).")
+        raise InvalidInputError(
+            f"'events: y' must hold labels below {logits.shape[1]} (got {label}). State the label the model gave."
+        )
     given = int(logits[0].argmax())
     if given != label:
         raise InvalidInputError(

@@ -134,6 +134,8 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}). Ask for one with --events 1.")
     if plan.width is not None and plan.width < 1:
         raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
+    if plan.epochs is not None and plan.epochs < 1:
+        raise InvalidInputError(f"'epochs' must be at least 1 (got {plan.epochs}). Leave it out for the usual number.")
     n_train = DEFAULT_N_TRAIN.get(plan.dataset) if plan.n_train is None else plan.n_train
     dataset = load_dataset(plan.dataset).subset(n_train, plan.seed)
     name, width = DEFAULT_MODEL[plan.dataset]

@@ -32,7 +32,10 @@ def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
     """
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
-        raise InvalidInputError(f"'model' must be file.py:factory or package.module:factory (got {spec!r}).")
+        raise InvalidInputError(
+            f"'model' must be file.py:factory or package.module:factory (got {spec!r}). Name the file and the function "
+            "in it that builds the network."
+        )
     path = None
     try:
         if where.endswith(".py"):

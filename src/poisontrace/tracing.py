@@ -103,7 +103,7 @@ def trace(
     if rule not in RULES:
         raise InvalidInputError(f"'rule' must be one of {', '.join(RULES)} (got {rule!r}).")
     if batch_size < 1:
-        raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}).")
+        raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}). Leave it out for 256.")
     samples, pairs, config = as_train_set(train_set), as_events(events), config or Config()
     device = _resolve(device)
     clock = _Clock()
