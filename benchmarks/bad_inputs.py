@@ -1,8 +1,8 @@
 """Give the installed command every bad input of the tests' table and keep its answers as rows.
 
-Run it from anywhere: ``.venv/bin/python benchmarks/bad_inputs.py``; it takes a few minutes, most of them importing torch.
-The rows go to ``results/bad-inputs.jsonl``; ``poisontrace bench --tables-only`` makes the table. Exit code 1 if any
-answer was not exit code 2, or anything was left behind on the disk.
+``.venv/bin/python benchmarks/bad_inputs.py`` takes a few minutes, most of them for importing torch. The rows go to
+``results/bad-inputs.jsonl``; ``poisontrace bench --tables-only`` makes the table. Exit code 1 if any answer was not
+exit code 2, or anything was left behind on the disk.
 """
 
 import json

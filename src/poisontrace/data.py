@@ -218,7 +218,7 @@ def read_event_image(path: Path, label: int, like: ArraySet) -> ArraySet:
                         f"{image.size[0]}x{image.size[1]}). Crop or scale it as the deployed model's input was."
                     )
                 mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[n_channels]
-                x = np.asarray(image.convert(mode)).reshape(1, height, width, n_channels)
+                x = np.array(image.convert(mode)).reshape(1, height, width, n_channels)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         if isinstance(error, InvalidInputError):
             raise
