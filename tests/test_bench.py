@@ -254,6 +254,23 @@ def test_a_page_without_its_marks_is_refused(name: str, tmp_path: Path) -> None:
         assert readme.read_text() == broken
 
 
+def test_a_mark_quoted_in_a_table_is_no_mark(tmp_path: Path) -> None:
+    """The table of bad input quotes messages that name marks; wherever it stands, the other tables stay whole."""
+    message = f"Error: 'readme' must hold the marks {' and '.join(map(bench.MARK.format, ('traces', 'end traces')))}."
+    row = {"kind": "bad-input", "case": "a page without marks", "code": 2, "message": message}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    readme = write_page(tmp_path / "README.md")
+    blocks = readme.read_text().split("\n\n")
+    readme.write_text("\n\n".join(reversed(blocks)))
+
+    for _ in range(2):
+        bench.write_tables(tmp_path, readme)
+
+    page = readme.read_text()
+    assert page.count(message) == 1
+    assert page.count("| precision | recall | worst trace |") == 1
+
+
 def test_seeds_for_speed_are_the_first(tmp_path: Path) -> None:
     """One incident a rate is enough to know how long a trace takes."""
     plans = [incidents.Plan(attack="badnets", dataset="digits", seed=seed) for seed in (3, 4)]

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -45,7 +46,7 @@ class Run:
 def practice(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small incident, made by the command line."""
     folder = tmp_path_factory.mktemp("practice") / "incident"
-    arguments = attack(folder.parent, epochs=4, width=16, out=folder)
+    arguments = attack(folder.parent, epochs=4, width=16, events=2, out=folder)
 
     return Run(run(app, [*arguments, "--json"]), folder)
 
@@ -76,6 +77,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(name: str, tmp_path: Path) ->
     assert not any(line.startswith("Error") or "Traceback" in line for line in progress)
     assert all(character.isprintable() or character == "\n" for character in done.stderr)
     assert snapshot(tmp_path) == before
+
+
+def test_the_committed_answers_are_to_this_table() -> None:
+    """Run benchmarks/bad_inputs.py after a change of the table."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "bad-inputs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    assert [(row["case"], row["code"]) for row in rows] == [(name, 2) for name in BAD_INPUTS]
 
 
 def test_the_sound_incident_of_the_table_is_traced(tmp_path: Path) -> None:
@@ -148,7 +157,7 @@ def test_attack_prints_facts_as_json(practice: Run) -> None:
 def test_attack_names_the_next_command(tmp_path: Path, practice: Run) -> None:
     """The command it ends with traces what it made, also where the path holds a space."""
     out = tmp_path / "my incident"
-    done = run(app, attack(tmp_path, epochs=4, width=16, out=out))
+    done = run(app, attack(tmp_path, epochs=4, width=16, events=1, out=out))
 
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("next"))
     program, *arguments = shlex.split(line.removeprefix("next"))
@@ -262,7 +271,17 @@ def test_report_writes_the_same_page_again(traced: Run) -> None:
     assert page.read_bytes() == before
 
 
-def test_list_names_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_reach_the_terminal_without_escape_codes(traced: Run, tmp_path: Path) -> None:
+    """In what is printed, not in what is written."""
+    case = tmp_path / "a\x1b[31m\nb"
+    shutil.copytree(traced.folder, case)
+
+    done = run(app, ["report", str(case)])
+
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/a?[31m?b/report.html\n")
+
+
+def test_list_names_everything() -> None:
     """Every registered attack, data set and model has a line."""
     done = run(app, ["list"])
 

@@ -28,7 +28,7 @@ def check_inputs(x: NDArray[Any], name: str) -> NDArray[Any]:
     if x.ndim < 2 or x.size == 0:
         raise InvalidInputError(
             f"'{name}' must have at least one row and one column (got shape {x.shape}). "
-            "Give each sample a row along the first axis."
+            "Pass one or more samples along the first axis, each of one shape."
         )
     if x.dtype == np.uint8:
         if x.ndim != 4 or x.shape[3] not in (1, 2, 3, 4):

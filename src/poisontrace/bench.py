@@ -7,6 +7,7 @@ trace meet here, after the trace is finished.
 import hashlib
 import json
 import platform
+import re
 import resource
 import statistics
 import sys
@@ -245,9 +246,8 @@ def write_tables(results: Path, readme: Path) -> None:
     rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
     tables = (_trace_table(rows), _every_table(rows), _speed_table(rows), _start_table(rows), _bad_input_table(rows))
     for name, table in zip(TABLES, tables, strict=True):
-        start, end = MARK.format(name), MARK.format(f"end {name}")
-        before, rest = text.split(start, 1)
-        text = f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
+        before, after = _section(name).split(text, maxsplit=1)
+        text = f"{before}{MARK.format(name)}\n{table}\n{MARK.format(f'end {name}')}{after}"
     store.write_atomically(readme, text.encode())
 
 
@@ -259,12 +259,17 @@ def check_page(readme: Path) -> str:
     """
     text = check_file(readme, "readme").read_text(encoding="utf-8")
     for name in TABLES:
-        start, end = MARK.format(name), MARK.format(f"end {name}")
-        if end not in text.partition(start)[2]:
+        if not _section(name).search(text):
             raise InvalidInputError(
-                f"'readme' must hold the marks {start} and {end} (got {str(readme)!r}). Add both, each on its line."
+                f"'readme' must hold the marks {MARK.format(name)} and {MARK.format(f'end {name}')} (got "
+                f"{str(readme)!r}). Add both, each on its line."
             )
     return text
+
+
+def _section(name: str) -> re.Pattern[str]:
+    # Whole lines only: a table may quote a message that names a mark.
+    return re.compile(f"^{MARK.format(name)}$.*?^{MARK.format(f'end {name}')}$", re.DOTALL | re.MULTILINE)
 
 
 def _table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:

@@ -294,7 +294,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
+                tasks[stage] = bars.add_task(_plain(stage), total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
