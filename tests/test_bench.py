@@ -1,14 +1,17 @@
 """The harness: a grid is traced once, rows are never lost or doubled, and tables say what the rows say."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from bad_inputs import GRID
 from tasks import DIGITS_PLAN
 
-from poisontrace import Trace, bench, incidents, train
+from poisontrace import Finding, Trace, bench, incidents, train
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 
 KEYS = {
@@ -113,6 +116,24 @@ def test_fewer_events_than_asked_for_are_no_failure(
     assert traced == ["default"]
 
 
+def test_natural_mistakes_of_the_twin_are_traced(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each error on clean test images once as a confident and once as a random one, in turn; there are no more rows."""
+    finding = Finding(0, 0.5, "no-poison", np.array([], np.int64), {"separation": 1.5})
+    quick = SimpleNamespace(findings=(finding,), verdict="no-poison", poison=[], seconds={"clustering": 0.1})
+    monkeypatch.setattr(bench.tracing, "trace", lambda *_, **__: quick)
+    grid = write_grid(tmp_path / "tiny.toml", rules=[], speed_repeats=0, natural_mistakes=100)
+
+    bench.run(grid, tmp_path)
+    bench.write_tables(tmp_path, write_page(tmp_path / "README.md"))
+
+    rows = rows_of(tmp_path)
+    assert [(row["kind"], row["event"]) for row in rows] == [("clean", event) for event in range(len(rows))]
+    confident, random = ([row["test_image"] for row in rows[start::2]] for start in (0, 1))
+    assert sorted(confident) == sorted(random) == sorted(set(confident))
+    n = len(rows)
+    assert f"| digits, 1,437 | 0 | {n} | {n} | 0 | 0 | 1.5 | 0.1 |\n" in (tmp_path / "README.md").read_text()
+
+
 def test_a_failed_attack_is_one_row_and_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is listed, not dropped, and neither tried again nor written twice on the next run."""
     tried = []
@@ -164,6 +185,7 @@ def test_what_is_not_the_attacks_fault_is_raised(
         ({"n_events": 0}, "'grid: n_events' must be at least 1"),
         ({"n_train": 0}, "'grid: n_train' must be at least 1"),
         ({"speed_repeats": -1}, "'grid: speed_repeats' must be at least 0"),
+        ({"natural_mistakes": "all"}, "'grid: natural_mistakes' must be at least 0"),
         ({"sedes": [1]}, "'grid' must hold no other keys than .*got 'sedes'"),
     ],
     ids=str,
@@ -249,7 +271,7 @@ def test_a_page_without_its_marks_is_refused(name: str, tmp_path: Path) -> None:
     swapped = sound.replace(start, "?").replace(end, start).replace("?", end)
     for broken in (sound.replace(start, ""), sound.replace(end, ""), swapped):
         readme.write_text(broken)
-        with pytest.raises(InvalidInputError, match=f"'readme' must hold the marks {start} and {end}"):
+        with pytest.raises(InvalidInputError, match=f"'readme' must hold marks like {start} and {end}"):
             bench.write_tables(tmp_path, readme)
         assert readme.read_text() == broken
 
@@ -271,8 +293,19 @@ def test_a_mark_quoted_in_a_table_is_no_mark(tmp_path: Path) -> None:
     assert page.count("| precision | recall | worst trace |") == 1
 
 
-def test_seeds_for_speed_are_the_first(tmp_path: Path) -> None:
-    """One incident a rate is enough to know how long a trace takes."""
-    plans = [incidents.Plan(attack="badnets", dataset="digits", seed=seed) for seed in (3, 4)]
+def test_a_page_may_hold_some_tables_only(tmp_path: Path) -> None:
+    """The README shows a few."""
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- generated: start -->\nold\n<!-- generated: end start -->\nb")
 
-    assert [bench.seed_is_first({"seeds": [3, 4]}, plan) for plan in plans] == [True, False]
+    bench.write_tables(tmp_path, readme)
+
+    assert re.fullmatch(r"a\n<!-- \S+ start -->\n\| make .*\n\| --- .*\n<!-- .* -->\nb", readme.read_text())
+
+
+def test_a_page_without_any_mark_is_refused(tmp_path: Path) -> None:
+    """It is another page than the one meant."""
+    (tmp_path / "README.md").write_text("words")
+
+    with pytest.raises(InvalidInputError, match=r"'readme' must hold marks like .*README\.md'\)\. Add both"):
+        bench.write_tables(tmp_path, tmp_path / "README.md")

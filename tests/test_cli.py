@@ -44,11 +44,12 @@ class Run:
 
 @pytest.fixture(scope="module")
 def practice(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A small incident, made by the command line."""
+    """A small incident, made by the command line; its victim is trained, not found in the cache."""
     folder = tmp_path_factory.mktemp("practice") / "incident"
     arguments = attack(folder.parent, epochs=4, width=16, events=2, out=folder)
-
-    return Run(run(app, [*arguments, "--json"]), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POISONTRACE_CACHE", str(folder.with_name("cache")))
+        return Run(run(app, [*arguments, "--json"]), folder)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 import poisontrace
-from poisontrace import incidents, metrics, store, tracing
+from poisontrace import incidents, metrics, store, tracing, train
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
+from poisontrace._rng import numpy_generator
 from poisontrace._validate import check_file
 from poisontrace.attacks import ATTACKS
 from poisontrace.data import DATASETS, ArraySet
@@ -34,12 +35,13 @@ Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
 
 MARK = "<!-- generated: {} -->"
-TABLES = ("traces", "every", "speed", "start", "bad-input")
-PAPER = "Poison Forensics (Shan et al., USENIX Security 2022) reports precision above 0.984 and recall above 0.968."
+TABLES = ("traces", "short", "every", "clean", "speed", "start", "bad-input")
 
 
 def read_grid(path: Path) -> dict[str, Any]:
-    """Read a grid: ``attack``, ``dataset``, ``rates``, ``seeds``, ``n_events``, ``rules``, and ``speed_repeats``.
+    """Read a grid: ``attack``, ``dataset``, ``rates``, ``seeds``, ``n_events``, ``rules``.
+
+    Optional are ``n_train``, ``speed_repeats`` and ``natural_mistakes``.
 
     Raises:
         InvalidInputError: if the file is missing, is not TOML or lacks a key.
@@ -60,10 +62,14 @@ def read_grid(path: Path) -> dict[str, Any]:
         "dataset": (f"one of {', '.join(DATASETS)}", lambda value: value in list(DATASETS)),
         "rates": ("a list of fractions in (0, 1)", _is_list_of(lambda rate: type(rate) is float and 0 < rate < 1)),
         "seeds": ("a list of whole numbers", _is_list_of(lambda seed: type(seed) is int)),
-        "rules": (f"a list of {', '.join(tracing.RULES)}", _is_list_of(lambda rule: rule in tracing.RULES)),
+        "rules": (
+            f"a list of {', '.join(tracing.RULES)}",
+            lambda value: value == [] or _is_list_of(lambda rule: rule in tracing.RULES)(value),
+        ),
         "n_events": ("at least 1", lambda value: type(value) is int and value >= 1),
         "n_train": ("at least 1", lambda value: type(value) is int and value >= 1),
         "speed_repeats": ("at least 0", lambda value: type(value) is int and value >= 0),
+        "natural_mistakes": ("at least 0", lambda value: type(value) is int and value >= 0),
     }
     if unknown := [key for key in grid if key not in rules]:
         raise InvalidInputError(
@@ -137,7 +143,8 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
             (kind, rule, event)
             for kind, rules, n in (
                 ("trace", grid["rules"], grid["n_events"]),
-                ("speed", ["default"] if seed_is_first(grid, plan) else [], grid.get("speed_repeats", 0)),
+                ("speed", ["default"], grid.get("speed_repeats", 0)),
+                ("clean", ["default"] if plan.rate == grid["rates"][0] else [], grid.get("natural_mistakes", 0)),
             )
             for rule in rules
             for event in range(n)
@@ -156,18 +163,12 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
             for kind, rule, event in missing:
                 if kind == "trace" and event >= len(incident.event_y):
                     continue
-                measure = _trace_row if kind == "trace" else _speed_row
-                _append(
-                    target,
-                    {**_common(incident), "kind": kind, "rule": rule, "event": event} | measure(incident, rule, event),
-                )
+                measure = {"trace": _trace_row, "speed": _speed_row, "clean": _clean_row}[kind]
+                if measured := measure(incident, rule, event):
+                    row = {**_common(incident), "kind": kind, "rule": rule, "event": event}
+                    _append(target, row | measured)
         if progress:
             progress(path.stem, position + 1, len(plans))
-
-
-def seed_is_first(grid: dict[str, Any], plan: incidents.Plan) -> bool:
-    """Whether a plan is among those whose speed is measured: one incident a rate."""
-    return bool(plan.seed == grid["seeds"][0])
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -231,6 +232,33 @@ def _speed_row(incident: incidents.Incident, rule: str, repeat: int) -> Row:
     return {"plain_seconds": plain, "seconds": seconds, "ratio": seconds / plain, "stages": dict(trace.seconds)}
 
 
+def _clean_row(incident: incidents.Incident, rule: str, event: int) -> Row | None:
+    """Trace a mistake of the unpoisoned twin, in turn the most confident and random ones; None after the last."""
+    dataset = incidents.benign_dataset(incident.plan)
+    logits = torch.from_numpy(train.predict(incident.twin, dataset.x_test))
+    said = logits.argmax(1).numpy()
+    mistakes = np.flatnonzero(said != dataset.y_test)
+    if event // 2 >= len(mistakes):
+        return None
+    if event % 2 == 0:
+        confidence = logits.softmax(1).amax(1).numpy()[mistakes]
+        chosen = mistakes[np.argsort(-confidence)[event // 2]]
+    else:
+        chosen = numpy_generator(incident.plan.seed, "mistakes").permutation(mistakes)[event // 2]
+    samples = ArraySet(dataset.x_train, dataset.y_train)
+    events = ArraySet(dataset.x_test[[chosen]], said[[chosen]])
+    trace = tracing.trace(incident.twin, samples, [events[0]], rule=rule, device="cpu")
+    finding = trace.findings[0]
+    return {
+        "test_image": int(chosen),
+        "probability": finding.probability,
+        "verdict": trace.verdict,
+        "n_found": len(trace.poison),
+        "statistics": dict(finding.statistics),
+        "seconds": sum(trace.seconds.values()),
+    }
+
+
 def _trace(incident: incidents.Incident, rule: str, event: int) -> poisontrace.Trace:
     events = ArraySet(incident.event_x, incident.event_y)
     return tracing.trace(incident.model, ArraySet(incident.x, incident.y), [events[event]], rule=rule, device="cpu")
@@ -240,29 +268,35 @@ def write_tables(results: Path, readme: Path) -> None:
     """Replace what stands between the marks of a page by tables made from the rows.
 
     Raises:
-        InvalidInputError: if the page is missing or lacks the marks.
+        InvalidInputError: if the page is missing, holds no marks, or one of a pair only.
     """
     text = check_page(readme)
     rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
-    tables = (_trace_table(rows), _every_table(rows), _speed_table(rows), _start_table(rows), _bad_input_table(rows))
-    for name, table in zip(TABLES, tables, strict=True):
-        before, after = _section(name).split(text, maxsplit=1)
-        text = f"{before}{MARK.format(name)}\n{table}\n{MARK.format(f'end {name}')}{after}"
+    makers = (
+        *(_trace_table, _short_table, _every_table, _clean_table, _speed_table, _start_table),
+        _bad_input_table,
+    )
+    for name, make_table in zip(TABLES, makers, strict=True):
+        if section := _section(name).search(text):
+            table = f"{MARK.format(name)}\n{make_table(rows)}\n{MARK.format(f'end {name}')}"
+            text = text[: section.start()] + table + text[section.end() :]
     store.write_atomically(readme, text.encode())
 
 
 def check_page(readme: Path) -> str:
-    """Return the text of a page that holds the marks of every table.
+    """Return the text of a page that holds the marks of a table or more.
 
     Raises:
-        InvalidInputError: if the page is missing or lacks a mark.
+        InvalidInputError: if the page is missing or holds no marks, or one of a pair only.
     """
     text = check_file(readme, "readme").read_text(encoding="utf-8")
-    for name in TABLES:
+    pairs = {name: (MARK.format(name), MARK.format(f"end {name}")) for name in TABLES}
+    marked = [name for name, pair in pairs.items() if not set(pair).isdisjoint(text.splitlines())]
+    for name in marked or TABLES[:1]:
         if not _section(name).search(text):
             raise InvalidInputError(
-                f"'readme' must hold the marks {MARK.format(name)} and {MARK.format(f'end {name}')} (got "
-                f"{str(readme)!r}). Add both, each on its line."
+                f"'readme' must hold marks like {' and '.join(pairs[name])} (got {str(readme)!r}). Add both, each on "
+                "its line."
             )
     return text
 
@@ -317,6 +351,31 @@ def _trace_table(rows: list[Row]) -> str:
         "worst trace",
         "clusters tested",
     )
+    return _table(head, lines)
+
+
+def _short_table(rows: list[Row]) -> str:
+    """One line for each rate of BadNets on CIFAR-10, the two rules side by side."""
+    groups: dict[float, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["kind"] == "trace" and (row["attack"], row["dataset"]) == ("badnets", "cifar10"):
+            groups[row["rate"]][row["rule"]].append(row)
+
+    def means(group: list[Row]) -> str:
+        return " / ".join(f"{statistics.mean(row[name] for row in group):.3f}" for name in ("precision", "recall"))
+
+    lines = [
+        [
+            f"{rate:.0%}",
+            f"{rules['default'][0]['n_poison']:,} of {rules['default'][0]['n_train']:,}",
+            len(rules["default"]),
+            means(rules["default"]),
+            means(rules["paper"]),
+        ]
+        for rate, rules in sorted(groups.items(), reverse=True)
+        if rules["default"] and rules["paper"]
+    ]
+    head = ("rate", "poison", "traces", "precision / recall", "the paper's rule")
     return _table(head, lines)
 
 
@@ -399,6 +458,27 @@ def _speed_table(rows: list[Row]) -> str:
         "unlearning, s",
         "trace / plain pass",
     )
+    return _table(head, lines)
+
+
+def _clean_table(rows: list[Row]) -> str:
+    """One line for each unpoisoned twin: what its natural mistakes ended in."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "clean":
+            groups[(row["dataset"], row["n_train"], row["seed"])].append(row)
+    lines = [
+        [
+            f"{dataset}, {n:,}",
+            seed,
+            len(group),
+            *(sum(row["verdict"] == verdict for row in group) for verdict in ("no-poison", "inconclusive", "poison")),
+            f"{max(row['statistics']['separation'] for row in group):.1f}",
+            f"{statistics.median(row['seconds'] for row in group):.1f}",
+        ]
+        for (dataset, n, seed), group in sorted(groups.items())
+    ]
+    head = ("data, samples", "seed", "mistakes", "no-poison", "inconclusive", "poison", "largest separation", "seconds")
     return _table(head, lines)
 
 

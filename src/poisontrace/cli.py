@@ -235,7 +235,10 @@ def bench(
     grid: Annotated[Path | None, typer.Argument(help="A grid of incidents, .toml.")] = None,
     tables_only: Annotated[bool, typer.Option(help="Renew the tables from the committed rows alone.")] = False,
     results: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks/results"),
-    readme: Annotated[Path, typer.Option(help="Where the tables go.")] = Path("benchmarks/README.md"),
+    readme: Annotated[
+        list[Path] | None,
+        typer.Option(help="Page with marks where tables go; default benchmarks/README.md, README.md."),
+    ] = None,
 ) -> None:
     """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
     with _errors():
@@ -244,13 +247,16 @@ def bench(
         if (grid is None) != tables_only:
             got = "neither" if grid is None else "both"
             raise InvalidInputError(f"'grid' must be given, or else '--tables-only' (got {got}). Pass one of them.")
+        pages = readme or [Path("benchmarks/README.md"), Path("README.md")]
         if grid is not None:
             bench_module.read_grid(grid)  # what is wrong with the grid or the page is said before hours of work
-            bench_module.check_page(readme)
+            for page in pages:
+                bench_module.check_page(page)
             with _progress(_console(stderr=True)) as progress:
                 bench_module.run(grid, results, progress=progress)
-        bench_module.write_tables(results, readme)
-        print(_one_line(str(readme)))
+        for page in pages:
+            bench_module.write_tables(results, page)
+            print(_one_line(str(page)))
 
 
 def _one_line(text: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from poisontrace.embedding import Embedding
 
 N_FOLDS = 5
-MAX_ROUNDS = 30
+MAX_ROUNDS = 12
 MAX_SWEEPS = 4
 TWO_KINDS = (
     6.0  # standard deviations between two clusters that are two kinds of samples; one kind, halved, gives 3 to 5

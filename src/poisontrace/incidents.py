@@ -22,7 +22,7 @@ from poisontrace import models, store, train
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.attacks import ATTACKS, Attack
-from poisontrace.data import load_dataset
+from poisontrace.data import Dataset, load_dataset
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,6 +55,7 @@ class Incident:
     Attributes:
         x, y: training set as stored, (n, ...) and (n,).
         model: the victim, in eval mode.
+        twin: the same network trained on the same samples without poison.
         arch: name and options of ``models.build`` that rebuild it.
         event_x, event_y: misclassified inputs as stored, (m, ...), and the wrong labels the victim gave, (m,).
         is_poison: (n,) bool.
@@ -66,6 +67,7 @@ class Incident:
     x: NDArray[Any]
     y: NDArray[np.int64]
     model: nn.Module
+    twin: nn.Module
     arch: dict[str, Any]
     event_x: NDArray[Any]
     event_y: NDArray[np.int64]
@@ -114,6 +116,12 @@ def _victim(
     return model, taken
 
 
+def benign_dataset(plan: Plan) -> Dataset:
+    """Return the data set of a plan as it was before the attack."""
+    n_train = DEFAULT_N_TRAIN.get(plan.dataset) if plan.n_train is None else plan.n_train
+    return load_dataset(plan.dataset).subset(n_train, plan.seed)
+
+
 def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None = None) -> Incident:
     """Make an incident: the victim, the same network trained without poison, and events that the twin gets right.
 
@@ -136,8 +144,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
     if plan.epochs is not None and plan.epochs < 1:
         raise InvalidInputError(f"'epochs' must be at least 1 (got {plan.epochs}). Leave it out for the usual number.")
-    n_train = DEFAULT_N_TRAIN.get(plan.dataset) if plan.n_train is None else plan.n_train
-    dataset = load_dataset(plan.dataset).subset(n_train, plan.seed)
+    dataset = benign_dataset(plan)
     name, width = DEFAULT_MODEL[plan.dataset]
     arch: dict[str, Any] = {"name": plan.model or name, "n_classes": len(dataset.classes), "width": plan.width or width}
     if dataset.x_train.ndim == 4:
@@ -189,6 +196,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         x=poisoned.x,
         y=poisoned.y,
         model=victim,
+        twin=twin,
         arch=arch,
         event_x=triggered[chosen],
         event_y=event_y,

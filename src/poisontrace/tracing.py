@@ -35,7 +35,11 @@ class Config:
     Attributes:
         separation: two clusters are two kinds of samples if their means lie this many standard deviations apart.
         weak_separation: from here on a split is worth mentioning, but not enough to accuse.
-        event_rise: a cluster is innocent if unlearning it raises the event's loss by less than this, in nats.
+        event_rise: a cluster is innocent if unlearning it raises the event's loss by less than this, in nats,
+        faint_rise: unless it is at least this and ten times what its sibling does: an event of which the model is very
+            sure moves little.
+        control_share: a cluster is responsible if unlearning it raises the controls' loss by at most this share of what
+            it raises the event's.
         min_cluster: fewer samples are not split further.
         paper_rise: the released threshold, in nats; only for ``rule="paper"``.
         max_depth: levels of the tree.
@@ -44,6 +48,8 @@ class Config:
     separation: float = TWO_KINDS
     weak_separation: float = 5.0
     event_rise: float = 0.1
+    faint_rise: float = 0.01
+    control_share: float = 0.25
     min_cluster: int = 20
     paper_rise: float = 0.01
     max_depth: int = 20
@@ -161,11 +167,25 @@ def _follow(
     statistics: dict[str, float] = {"separation": 0.0}
     is_weak = False
     responsible: list[Indices] = []
-    pending: list[tuple[int, Indices, list[Losses]]] = [(root, own, judge.losses(own, others))] if len(own) else []
+    pending: list[tuple[int, Indices, Losses, Losses]] = []  # parent, cluster, its losses, its sibling's
+    if len(own):
+        of_own, of_others = judge.losses(own, others)
+        pending.append((root, own, of_own, of_others))
     while pending:
-        parent, cluster, (losses, *sibling_losses) = pending.pop()
-        if sibling_losses:  # the first round: those of other labels are tested once
-            tree.add(parent, others, sibling_losses[0], "pruned", "other labels do not pull towards the event's")
+        parent, cluster, losses, sibling = pending.pop()
+        is_faint = config.faint_rise <= losses.event_rise and 10 * sibling.event_rise <= losses.event_rise
+        if cluster is own:  # those of other labels are tested once
+            tree.add(parent, others, sibling, "pruned", "other labels do not pull towards the event's")
+        elif losses.event_rise < config.event_rise and not is_faint:
+            tree.add(parent, cluster, losses, "pruned", "unlearning it leaves the event as it is")
+            continue
+        elif losses.control_rise <= config.control_share * losses.event_rise:
+            # Pure: no ordinary sample suffers. Poison from several source classes would split further, to no end.
+            tree.add(
+                parent, cluster, losses, "responsible", "unlearning it undoes the event and spares ordinary samples"
+            )
+            responsible.append(cluster)
+            continue
         with clock.stage("clustering"):
             split = None
             if len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth:
@@ -177,20 +197,12 @@ def _follow(
         if split and split.is_at_least(config.separation):
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
             children = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
-            for child, child_losses in zip(children, judge.losses(*children), strict=True):
-                if child_losses.event_rise < config.event_rise:
-                    tree.add(node, child, child_losses, "pruned", "unlearning it leaves the event as it is")
-                else:
-                    pending.append((node, child, [child_losses]))
-        elif cluster is own:
-            tree.add(parent, cluster, losses, "pruned", f"one kind of samples (separation {apart:.1f})")
-        elif losses.control_rise >= losses.event_rise:
-            tree.add(parent, cluster, losses, "pruned", "unlearning it hurts ordinary samples no less than the event")
+            first, second = judge.losses(*children)
+            pending += [(node, children[0], first, second), (node, children[1], second, first)]
         else:
             tree.add(
-                parent, cluster, losses, "responsible", "unlearning it undoes the event and spares ordinary samples"
+                parent, cluster, losses, "pruned", f"one kind, ordinary samples among them (separation {apart:.1f})"
             )
-            responsible.append(cluster)
 
     poison = np.sort(np.concatenate(responsible)) if responsible else np.array([], np.int64)
     scores = np.zeros(len(labels), np.float32)
