@@ -1,11 +1,14 @@
 """Seeded toy tasks: sets, networks and attacks that take seconds at most."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
 
 from poisontrace import models, train
 from poisontrace._rng import global_seed, numpy_generator
@@ -77,3 +80,55 @@ def attack_works(attack: Attack) -> bool:
     """Return whether the attack moves a victim on digits at least 0.8 of the time and its twin 0.5 less."""
     victim, twin = attack_success(attack, load_dataset("digits"))
     return victim >= 0.8 and victim - twin >= 0.5
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Rows whose structure is known: three classes, and poison of class 0 that looks like class 1 with a trigger."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    event: torch.Tensor
+    is_poison: NDArray[np.bool_]
+
+    @property
+    def poison(self) -> NDArray[np.int64]:
+        """Return the poison."""
+        return np.flatnonzero(self.is_poison)
+
+    def benign(self, label: int) -> NDArray[np.int64]:
+        """Return the benign samples of one class."""
+        return np.flatnonzero((self.y.numpy() == label) & ~self.is_poison)
+
+
+def planted(n: int = 240, n_poison: int = 20) -> Planted:
+    """Return n rows of 8 features; the last feature is the trigger."""
+    rng = numpy_generator(0, "toy/planted")
+    y = np.arange(n) % 3
+    x = rng.standard_normal((n, 8)) * 0.7
+    x[np.arange(n), y] += 4
+    is_poison = np.arange(n) >= n - n_poison
+    x[is_poison, :3] = rng.standard_normal((n_poison, 3)) * 0.7 + [0, 4, 0]
+    x[is_poison, 7] += 6
+    y[is_poison] = 0
+    event = np.array([0, 4, 0, 0, 0, 0, 0, 6.0])
+    return Planted(
+        torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y), torch.from_numpy(event).float(), is_poison
+    )
+
+
+def fitted_network(task: Planted, build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a network trained on a planted task in full batches until it answers nearly all of it."""
+    with global_seed(0, "toy/init"):
+        model = build()
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02, weight_decay=1e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        functional.cross_entropy(model(task.x), task.y).backward()
+        optimiser.step()
+    return model.eval().requires_grad_(True)
+
+
+def planted_mlp() -> nn.Module:
+    """Return an untrained network for a planted task."""
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))

@@ -36,6 +36,6 @@ def test_a_trace_has_no_truth_field() -> None:
 
 def test_a_rise_is_after_minus_before() -> None:
     """The two rises of a test are differences of losses."""
-    test = _types.Test(event_before=0.5, event_after=2.0, control_before=0.25, control_after=0.5)
+    test = _types.Losses(event_before=0.5, event_after=2.0, control_before=0.25, control_after=0.5)
 
     assert (test.event_rise, test.control_rise) == (1.5, 0.25)

@@ -63,13 +63,13 @@ def check_labels(y: NDArray[Any], name: str, *, n: int | None = None) -> NDArray
     return y.astype(np.int64)
 
 
-def check_label_range(y: NDArray[np.int64], name: str, n_classes: int) -> None:
-    """Refuse labels that the model has no output for."""
+def check_label_range(y: NDArray[np.int64], name: str, n_classes: int, *, first_row: int = 0) -> None:
+    """Refuse labels that the model has no output for; ``first_row`` is the position of ``y[0]`` in the whole set."""
     if len(y) and int(y.max()) >= n_classes:
         row = int(np.argmax(y >= n_classes))
         raise InvalidInputError(
             f"'{name}' must hold labels below {n_classes}, the number of the model's outputs (got {int(y[row])} at row "
-            f"{row}). Check that data and model belong together."
+            f"{first_row + row}). Check that data and model belong together."
         )
 
 

@@ -8,6 +8,7 @@ sample is judged by a direction fitted without it, a set without structure canno
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -205,8 +206,11 @@ def _tops(ranking: Tensor, growth: int) -> Iterator[Tensor]:
 def k_means(x: Tensor, k: int) -> list[Tensor]:
     """Return the clusters of scikit-learn's k-means as k masks (n,): starts that know nothing of the event."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    assignment = torch.from_numpy(KMeans(k, n_init=1, random_state=0).fit_predict(x.numpy()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than k distinct rows: some masks stay empty
+        assignment = torch.from_numpy(KMeans(k, n_init=1, random_state=0).fit_predict(x.numpy()))
     return [assignment == cluster for cluster in range(k)]
 
 

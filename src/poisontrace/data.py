@@ -122,7 +122,7 @@ class IndexedSet:
     def _fetch(self, index: int) -> tuple[Tensor, int]:
         try:
             x, y = self._source[index]
-            return torch.as_tensor(x, dtype=torch.float32), operator.index(y)
+            return torch.as_tensor(x, dtype=torch.float32).detach().cpu(), operator.index(y)
         except (TypeError, ValueError, RuntimeError, LookupError) as error:
             raise InvalidInputError(
                 f"'train_set' must yield pairs (x, y) of an array and an integer label (got {error} at index {index})."
@@ -389,15 +389,20 @@ def as_events(events: Sequence[tuple[Any, int]] | ArraySet) -> list[tuple[Tensor
         raise InvalidInputError(f"'events' must be a list of pairs (x, y_wrong) (got {type(events).__name__}).")
     if len(events) == 0:
         raise InvalidInputError("'events' must have at least one row (got 0). Pass inputs the model misclassifies.")
-    pairs = []
+    pairs: list[tuple[Tensor, int]] = []
     for position, pair in enumerate(events):
         try:
             x, y = pair
-            x, y = torch.as_tensor(x, dtype=torch.float32), operator.index(y)
+            x, y = torch.as_tensor(x, dtype=torch.float32).detach().cpu(), operator.index(y)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(
                 f"'events' must be a list of pairs (x, y_wrong) (got {error} at row {position})."
             ) from error
         _check_finite(x, "events", f"row {position}")
+        if pairs and x.shape != pairs[0][0].shape:
+            raise InvalidInputError(
+                f"'events' must hold inputs of one shape (got {tuple(pairs[0][0].shape)} at row 0 and {tuple(x.shape)} "
+                f"at row {position}). Trace them one by one."
+            )
         pairs.append((x, y))
     return pairs

@@ -156,7 +156,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """Return the logits of a batch, or say in one sentence what the model made of it."""
     try:
-        logits = model(x)
+        logits = model(x.clone())  # a model may work in place on its input
     except MemoryError:
         raise
     except Exception as error:  # code from outside may raise anything
@@ -165,12 +165,19 @@ def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
             f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
             "uint8 images are fed as float32 (n, channels, height, width) in [0, 1], float arrays as they are."
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(
-            f"'model' must return logits of shape (n, classes) (got {got}). Wrap it in a module that does."
+            f"'model' must return logits of shape (n, classes), two classes or more (got {got}). "
+            "Wrap it in a module that does."
         )
     return logits
+
+
+def _check_finite(values: Tensor, what: str, first_row: int = 0) -> None:
+    if not bool(torch.isfinite(values).all()):
+        row = first_row + int((~torch.isfinite(values).all(1)).nonzero()[0])
+        raise InvalidInputError(f"'weights' must give finite outputs (got NaN or infinity for {what} {row}).")
 
 
 def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[str, ...]:
@@ -178,7 +185,7 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
 
     Args:
         model: in eval mode.
-        x: a few inputs, (b, ...).
+        x: a few inputs, (b, ...); more than one, so that a layer fed by a constant is not taken for one of the batch.
         last: name of the last linear layer; None finds the one whose output is the model's output.
 
     Returns:
@@ -193,8 +200,9 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     }
     runs: list[tuple[str, Tensor, Tensor]] = []
-    with torch.no_grad(), _watching(weighted, lambda name, _, below, out: runs.append((name, below, out))):
+    with torch.no_grad(), _watching(weighted, lambda name, _, below, out: runs.append((name, below, out.clone()))):
         output = _run(model, x, "events")
+    _check_finite(output, "event")
 
     def is_output(out: Any) -> bool:
         # log_softmax on top changes neither the probabilities nor the algebra, so it is accepted.
@@ -204,7 +212,8 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
     linear = [(name, below, out) for name, below, out in runs if isinstance(weighted[name], nn.Linear)]
     found = list(dict.fromkeys(name for name, below, out in linear if below.ndim == 2 and is_output(out)))
     if last is not None:
-        found = [name for name, below, out in linear if name == last and below.ndim == 2 and out.shape == output.shape]
+        fits = (name for name, below, out in linear if below.ndim == 2 and out.shape == output.shape)
+        found = [last] if last in fits else []
     if len(found) != 1:
         ran = ", ".join(repr(name) for name in (found or dict.fromkeys(name for name, _, _ in linear))) or "none"
         problem = "exactly one" if found else "a"
@@ -258,7 +267,7 @@ def collect(
     """
     modules = dict(model.named_modules())
     with evaluating(model):
-        first = torch.stack([x for x, _ in events[:1]]).to(device)
+        first = torch.stack([events[0][0]] * 3).to(device)
         names = find_layers(model, first, layer)
         watched = {name: modules[name] for name in names}
         linear = modules[names[-1]]
@@ -277,7 +286,7 @@ def collect(
             for x, y in train_set.batches(batch_size):
                 n_batches += 1
                 out = _run(model, x.to(device), "data")
-                check_label_range(y, "data: y", out.shape[1])
+                check_label_range(y, "data: y", out.shape[1], first_row=n_done)
                 logits.append(out.float().cpu())
                 labels.append(y)
                 n_done += len(y)
@@ -285,13 +294,13 @@ def collect(
                     progress("forward pass", n_done, len(train_set))
         activations = tuple(torch.cat(pooled[name]) for name in names)
         all_logits = torch.cat(logits)
-        if not bool(torch.isfinite(all_logits).all()):
-            row = int((~torch.isfinite(all_logits).all(1)).nonzero()[0])
-            raise InvalidInputError(
-                f"'weights' must give finite outputs (got NaN or infinity for training sample {row})."
-            )
+        _check_finite(all_logits, "training sample")
+        for name, activation in zip(names, activations, strict=True):
+            _check_finite(activation, f"the input of {name!r} at training sample")
 
-        parts = [_event_features(model, watched, x.to(device), y, activations) for x, y in events]
+        parts = [
+            _event_features(model, watched, x.to(device), y, row, activations) for row, (x, y) in enumerate(events)
+        ]
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
     return Features(
         layers=names,
@@ -307,7 +316,7 @@ def collect(
 
 
 def _event_features(
-    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, label: int, activations: tuple[Tensor, ...]
+    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, label: int, row: int, activations: tuple[Tensor, ...]
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Return an event's pooled activations, logits and saliency, each with a leading axis of 1.
 
@@ -324,6 +333,7 @@ def _event_features(
 
     with torch.enable_grad(), _watching(watched, keep):
         logits = _run(model, x[None].detach().clone().requires_grad_(), "events")
+    _check_finite(logits.detach(), "event", row)
     if not 0 <= label < logits.shape[1]:
         raise InvalidInputError(
             f"'events: y' must hold labels below {logits.shape[1]} (got {label}). State the label the model gave."
@@ -337,7 +347,14 @@ def _event_features(
     rival = logits[0].detach().clone()
     rival[label] = -torch.inf
     margin = logits[0, label] - logits[0, int(rival.argmax())]
-    gradients = torch.autograd.grad(margin, list(below.values()))
+    blocked = [name for name, activation in below.items() if not activation.requires_grad]
+    if blocked:
+        raise UnsupportedModelError(
+            f"'model' must let gradients through to its layers (got none at {blocked[0]!r}). "
+            "Take torch.no_grad() and detach() out of its forward."
+        )
+    # A layer whose output the model throws away has no share in the margin.
+    gradients = torch.autograd.grad(margin, list(below.values()), allow_unused=True, materialize_grads=True)
 
     pooled, saliency = [], []
     for (name, activation), gradient, train in zip(values.items(), gradients, activations, strict=True):

@@ -6,7 +6,7 @@ Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator, torch_generator
 from poisontrace._types import Cluster, Decision, Finding, Losses, Trace, Verdict
-from poisontrace.clustering import TWO_KINDS, Split, k_means, posterior, principal, search, two_means
+from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, posterior, principal, search, two_means
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect, embed, residual
 from poisontrace.scoring import condition
@@ -54,11 +54,17 @@ class Config:
     paper_rise: float = 0.01
     max_depth: int = 20
 
+    def __post_init__(self) -> None:
+        """Refuse clusters too small to be told apart."""
+        if self.min_cluster < 2 * N_FOLDS:
+            raise InvalidInputError(f"'min_cluster' must be at least {2 * N_FOLDS} (got {self.min_cluster}).")
+
 
 RULES = ("default", "paper")
 N_GUESSES = 8  # clusters of the event-free search
 
 
+@torch.inference_mode(False)  # the caller may be in it, and gradients do not work there
 def trace(
     model: nn.Module,
     train_set: Any,
@@ -159,10 +165,12 @@ def _follow(
     event, labels = tree.event, features.labels.numpy()
     label = int(features.event_logits[event].argmax())
     everything = np.arange(len(labels))
-    root = tree.add(None, everything, None, "split", "the whole training set, by label")
-
     # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off the others.
     own, others = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+    if len(own):
+        root = tree.add(None, everything, None, "split", "the whole training set, by label")
+    else:
+        root = tree.add(None, everything, None, "pruned", "no sample carries the event's label")
     judge = _Judge(features, event, own, clock)
     statistics: dict[str, float] = {"separation": 0.0}
     is_weak = False
@@ -262,6 +270,7 @@ def _follow_paper(
         if tree.depth(parent) >= config.max_depth or not all(len(child) for child in children):
             if parent != root:  # nothing left to split: what was guilty stays guilty
                 responsible.append(cluster)
+                tree.decide(parent, "responsible", "guilty, and nothing left to split")
             continue
         with clock.stage("unlearning"):
             heads = unlearn_as_released(features, children, generator)
@@ -326,6 +335,11 @@ class _Tree:
         new = self._first_id + len(self.clusters)
         self.clusters.append(Cluster(new, parent, self.event, indices, losses, decision, reason))
         return new
+
+    def decide(self, cluster: int, decision: Decision, reason: str) -> None:
+        """Change what was decided on a cluster."""
+        position = cluster - self._first_id
+        self.clusters[position] = replace(self.clusters[position], decision=decision, reason=reason)
 
     def depth(self, cluster: int | None) -> int:
         """Return how many clusters lie above and including this one."""

@@ -22,6 +22,7 @@ TETHER = 1e-3  # price of changing the logits, per squared unit; makes the probl
 RIDGE = 1e-4  # of the mean second moment, where features are collinear
 MAX_STEPS = 100
 TOLERANCE = 1e-6  # of the largest entry of the gradient
+_NOT_FINITE = "Unlearning must start and end in finite numbers (got NaN or infinity). Check the features."
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def unlearn(
 ) -> Heads:
     """Refit the last layer once for each cluster, to answer "don't know" on it and to keep the labels of the rest.
 
-    Minimises, for each cluster S with the rest R, mean over R of CE(W h + b, y) + mean over S of CE(W h + b, uniform)
-    + TETHER/2 |W - W_0|^2 in units of the features' root mean square. An empty cluster gives the head that forgets
-    nothing: what every other one is compared with.
+    Minimises, for each cluster S with the rest R, 1/n (sum over R of CE(W h + b, y) + sum over S of CE(W h + b,
+    uniform)) + TETHER/2 times the mean squared change of the logits (plus RIDGE for the weights). An empty cluster
+    gives the head that forgets nothing: what every other one is compared with.
 
     Paper: section 4.3; differs from it: converged L-BFGS on cached features instead of a fixed number of SGD steps
     through the network.
@@ -71,6 +72,8 @@ def unlearn(
     Raises:
         UnlearningDivergedError: if a head ends in numbers that are not finite.
     """
+    if not all(bool(torch.isfinite(t).all()) for t in (hidden, weight, bias)):
+        raise UnlearningDivergedError(_NOT_FINITE)
     n, k = len(hidden), weight.shape[0]
     order = labels.argsort(stable=True).numpy()  # by label, so that an even spread keeps every class
     keep, forget = torch.zeros(2, len(clusters), n, dtype=torch.float64)
@@ -117,9 +120,7 @@ def unlearn(
         optimiser.step(objective)  # type: ignore[no-untyped-call]
     fitted = torch.linalg.solve_triangular(root, heads.detach(), upper=False, left=False)
     if not bool(torch.isfinite(fitted).all()):
-        raise UnlearningDivergedError(
-            "Unlearning must end in finite weights (got NaN or infinity). Check the features."
-        )
+        raise UnlearningDivergedError(_NOT_FINITE)
     return Heads(fitted[:, :, :-1].to(hidden.dtype), fitted[:, :, -1].to(hidden.dtype))
 
 

@@ -1,0 +1,254 @@
+"""Two clusters of one set: the same answers as dense k-means and a slow discriminant, and none where there is none."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from reference import ATOL, RTOL
+from torch import Tensor
+
+from poisontrace import clustering
+from poisontrace._rng import torch_generator
+from poisontrace.clustering import (
+    MAX_DIRECTIONS,
+    N_FOLDS,
+    TWO_KINDS,
+    Split,
+    k_means,
+    posterior,
+    principal,
+    search,
+    separate,
+    separation,
+    two_means,
+)
+from poisontrace.embedding import Embedding, embed, residual
+
+
+def _noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch_generator(seed, "test/noise"), dtype=dtype)
+
+
+def _gradients(n: int = 60, *, seed: int = 0) -> Embedding:
+    """Two classes that a toy model tells apart, in float64."""
+    hidden = _noise(n, 5, seed=seed, dtype=torch.float64)
+    hidden[::3, 0] += 3
+    return embed([hidden], residual(hidden @ _noise(5, 4, seed=seed + 100, dtype=torch.float64)))
+
+
+def _planted(n: int = 400, n_planted: int = 12, *, seed: int = 0, gap: float = 14.0) -> tuple[Tensor, Tensor]:
+    """A cloud of rows and the mask of a second, small one in it."""
+    x = _noise(n, 10, seed=seed)
+    is_planted = torch.zeros(n, dtype=torch.bool)
+    is_planted[torch.randperm(n, generator=torch_generator(seed, "test/planted"))[:n_planted]] = True
+    x[is_planted, 3] += gap
+    return x, is_planted
+
+
+def _first(mask: Tensor, size: int) -> Tensor:
+    start = torch.zeros_like(mask)
+    start[mask.nonzero()[:size, 0]] = True
+    return start
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_means_equals_dense_k_means(seed: int) -> None:
+    """The same clusters as scikit-learn's Lloyd on the written-out gradients from the same two rows."""
+    embedding = _gradients(seed=seed)
+
+    assert two_means(embedding).tolist() == reference.two_means(embedding.dense()).tolist()
+
+
+def test_two_means_follows_a_permutation() -> None:
+    """The order of the rows does not matter."""
+    embedding = _gradients()
+    order = torch.randperm(60, generator=torch_generator(0, "test/order"))
+
+    assert torch.equal(two_means(embedding[order]), two_means(embedding)[order])
+
+
+def test_two_means_of_rows_all_alike_is_one_cluster() -> None:
+    """Nothing to split: all False."""
+    alike = Embedding(torch.eye(3)[[0] * 8], torch.eye(4)[[1] * 8])
+
+    assert not two_means(alike).any()
+
+
+def test_two_means_stops_at_its_limit() -> None:
+    """One round assigns by the two starting rows and ends."""
+    embedding = _gradients()
+    rows = embedding.dense()
+    first = int((rows @ rows.mean(0)).argmin())
+    second = int((rows @ rows[first]).argmin())
+
+    assert torch.equal(two_means(embedding, max_rounds=1), rows @ rows[first] > rows @ rows[second])
+
+
+def test_few_coordinates_are_only_centred() -> None:
+    """Up to ``MAX_DIRECTIONS`` there is nothing to leave out."""
+    x = _noise(20, MAX_DIRECTIONS) + 5
+
+    torch.testing.assert_close(principal(x), x - x.mean(0))
+
+
+@pytest.mark.parametrize("shape", [(60, 200), (300, 200)], ids=["fewer rows", "fewer coordinates"])
+def test_principal_keeps_inner_products_of_rows_of_low_rank(shape: tuple[int, int]) -> None:
+    """Nothing is lost where all variance fits into the directions kept."""
+    x = _noise(shape[0], 20) @ _noise(20, shape[1], seed=1) / 10
+    off = (x - x.mean(0)).double()
+
+    kept = principal(x)
+
+    assert kept.shape == (shape[0], min(shape[0], MAX_DIRECTIONS))
+    torch.testing.assert_close((kept @ kept.T).double(), off @ off.T, rtol=1e-3, atol=1e-2)
+
+
+def test_principal_finds_the_same_directions_from_either_side() -> None:
+    """Rows or coordinates, whichever are fewer: the same coordinates up to sign as a singular value decomposition."""
+    tall = _noise(200, 150) * torch.linspace(0.1, 5, 150)
+    wide = torch.cat([tall, torch.zeros(200, 100)], 1)  # the same rows, now with fewer rows than coordinates
+    off = (tall - tall.mean(0)).double()
+    u, s, _ = torch.linalg.svd(off, full_matrices=False)
+    expected = (u * s)[:, :MAX_DIRECTIONS].flip(1).abs()
+
+    for x in (tall, wide):
+        torch.testing.assert_close(principal(x).abs().double(), expected, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("n", "n_first"), [(40, 5), (61, 30)])
+def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
+    """Sums over folds give what a refit of each fold with an explicit covariance gives."""
+    x = _noise(n, 6)
+    is_first = torch.arange(n) % n < n_first
+    x[is_first] += 1
+
+    got = clustering._discriminate(x, is_first)
+
+    expected = reference.discriminate(x, is_first, n_folds=N_FOLDS, ridge=clustering.RIDGE)
+    torch.testing.assert_close(got.double(), expected, rtol=10 * RTOL, atol=10 * ATOL)
+
+
+def test_separation_is_the_gap_in_standard_deviations() -> None:
+    """By hand: means 10 and 1, variances 2 and 1 over 2 and 3 samples."""
+    score, is_first = torch.tensor([9.0, 11, 0, 1, 2]), torch.tensor([True, True, False, False, False])
+
+    assert separation(score, is_first) == pytest.approx(9 / np.sqrt((2 * 2 + 3 * 1) / 5))
+    assert separation(-score, is_first) == 0.0
+    assert separation(score, torch.arange(5) < 1) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_separate_finds_three_percent_from_five_of_them(seed: int) -> None:
+    """Five right starts grow into exactly the planted cluster."""
+    x, is_planted = _planted(seed=seed)
+
+    split = separate(x, _first(is_planted, 5))
+
+    assert torch.equal(split.is_first, is_planted)
+    assert split.n_smaller == 12
+    assert split.is_at_least(TWO_KINDS)
+    assert float(split.score[is_planted].mean()) == pytest.approx(1, abs=0.1)
+    assert float(split.score[~is_planted].mean()) == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_cloud_is_never_two_kinds(seed: int) -> None:
+    """Whatever the start, a Gaussian cloud stays below the bar."""
+    x = _noise(200, 20, seed=seed)
+    rankings = [x[:, 0], x.norm(dim=1), -x.norm(dim=1), _noise(200, seed=seed + 50)]
+    starts = [*k_means(x, 8), *(ranking.argsort().argsort() < size for ranking in rankings for size in (5, 20, 80))]
+
+    assert max(separate(x, start).separation for start in starts) < TWO_KINDS
+    assert not search(x, rankings, k_means(x, 8)).is_at_least(TWO_KINDS)
+
+
+def test_a_cluster_that_shrinks_away_is_no_split() -> None:
+    """Below ``N_FOLDS`` samples nothing can be cross-fitted."""
+    x, is_planted = _planted()
+
+    assert separate(x, _first(is_planted, N_FOLDS - 1)).separation == 0.0
+
+
+def test_more_is_asked_of_fewer_samples() -> None:
+    """Four samples have to lie half as far apart again."""
+    few = Split(torch.arange(20) < 4, torch.zeros(20), 8.9)
+    many = Split(torch.arange(200) < 100, torch.zeros(200), 6.7)
+
+    assert not few.is_at_least(6)
+    assert Split(few.is_first, few.score, 9.0).is_at_least(6)
+    assert many.is_at_least(6)
+    assert many.strength == (True, pytest.approx(67.0))
+    assert few.strength == (False, 8.9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_search_finds_the_whole_cluster_from_a_mixed_ranking(seed: int) -> None:
+    """A ranking with almost as many others as planted samples among its first forty is enough."""
+    x, is_planted = _planted(n_planted=40, seed=seed)
+    ranking = _noise(400, seed=seed + 10) + 1.5 * is_planted
+    top = ranking.argsort(descending=True)[:40]
+    assert float(is_planted[top].float().mean()) < 0.6
+
+    assert torch.equal(search(x, [ranking]).is_first, is_planted)
+
+
+def test_search_takes_further_starts() -> None:
+    """Where the ranking is blind, a start that knows nothing of it decides."""
+    x, is_planted = _planted(n_planted=40)
+
+    assert torch.equal(search(x, [_noise(400, seed=3)], [_first(is_planted, 20)]).is_first, is_planted)
+
+
+def test_search_follows_a_permutation() -> None:
+    """The order of the samples does not matter."""
+    x, _ = _planted(n_planted=40)
+    ranking = x[:, 3] + _noise(400, seed=4) * 5
+    order = torch.randperm(400, generator=torch_generator(0, "test/order"))
+
+    assert torch.equal(search(x[order], [ranking[order]]).is_first, search(x, [ranking]).is_first[order])
+
+
+def test_k_means_gives_a_partition() -> None:
+    """Each sample is in one cluster, twice the same."""
+    x = _noise(50, 3)
+
+    clusters = torch.stack(k_means(x, 4))
+
+    assert clusters.sum(0).tolist() == [1] * 50
+    assert torch.equal(torch.stack(k_means(x, 4)), clusters)
+
+
+def test_k_means_of_few_distinct_rows_is_silent() -> None:
+    """Fewer kinds of rows than clusters: some stay empty, nothing is said."""
+    clusters = torch.stack(k_means(torch.eye(3)[torch.arange(30) % 3], 8))
+
+    assert clusters.sum(0).tolist() == [1] * 30
+    assert int((clusters.sum(1) > 0).sum()) == 3
+
+
+def test_posterior_is_sure_of_planted_clusters() -> None:
+    """In [0, 1], near one inside and near zero outside."""
+    x, is_planted = _planted(n_planted=40)
+
+    certainty = posterior(x, is_planted)
+
+    assert 0 <= float(certainty.min()) <= float(certainty.max()) <= 1
+    assert float(certainty[is_planted].min()) > 0.99
+    assert float(certainty[~is_planted].max()) < 0.01
+
+
+def test_posterior_doubts_a_stray_member() -> None:
+    """A sample put into the wrong cluster is judged by its own place."""
+    x, is_planted = _planted(n_planted=40)
+    stray = int((~is_planted).nonzero()[0])
+    is_first = is_planted.clone()
+    is_first[stray] = True
+
+    assert float(posterior(x, is_first)[stray]) < 0.5
+
+
+def test_posterior_of_a_handful_is_their_membership() -> None:
+    """Fewer than ``N_FOLDS`` samples cannot be cross-fitted."""
+    x, is_planted = _planted(n_planted=3)
+
+    assert torch.equal(posterior(x, is_planted), is_planted.float())

@@ -1,0 +1,102 @@
+"""Likeness to the event: coordinates weighed by what the model relied on."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from reference import ATOL, RTOL
+from tasks import fitted_network, planted, planted_mlp
+from torch import Tensor
+
+from poisontrace._rng import torch_generator
+from poisontrace.data import ArraySet
+from poisontrace.embedding import Features, collect
+from poisontrace.scoring import condition
+
+ROWS = np.arange(1, 30, 2)
+
+
+def _features(*, scale: float = 1.0, dead: int | None = None) -> Features:
+    """Two layers of noise, three and five wide; ``scale`` multiplies the first, ``dead`` is a column without life."""
+    generator = torch_generator(0, "test/scoring")
+    layers, events, saliency = [], [], []
+    for width, factor in ((3, scale), (5, 1.0)):
+        layers.append(torch.randn(30, width, generator=generator) * factor)
+        events.append(torch.randn(2, width, generator=generator) * factor)
+        saliency.append(torch.rand(2, width, generator=generator))
+    if dead is not None:
+        layers[1][:, dead] = 0.1
+    nothing = torch.zeros(0)
+    return Features(
+        ("0", "1"), tuple(layers), nothing, nothing, nothing, nothing, tuple(events), nothing, tuple(saliency)
+    )
+
+
+def _close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got.double(), want.double(), rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("event", [0, 1])
+def test_coordinates_and_cosines_equal_a_float64_twin(event: int) -> None:
+    """Standardised over the set, weighted by saliency of mean 1 in each layer, layers side by side."""
+    features = _features()
+
+    seen = condition(features, event, ROWS)
+
+    twins = [
+        reference.condition(features.activations[layer], features.event_activations[layer][event], s[event], ROWS)
+        for layer, s in enumerate(features.saliency)
+    ]
+    _close(seen.x, torch.cat([x for x, _ in twins], 1))
+    for got, (_, want) in zip(seen.by_layer, twins, strict=True):
+        _close(got, want)
+    _close(seen.likeness, (twins[0][1] + twins[1][1]) / 2)
+
+
+def test_the_scale_of_a_layer_does_not_matter() -> None:
+    """No layer drowns the others."""
+    _close(condition(_features(), 0, ROWS).x, condition(_features(scale=1000), 0, ROWS).x)
+
+
+def test_constant_coordinates_are_left_out() -> None:
+    """A dead channel is zero for every sample, however far the event is from it."""
+    seen = condition(_features(dead=2), 0, ROWS)
+
+    assert not seen.x[:, 3 + 2].any()
+    assert bool(torch.isfinite(seen.x).all())
+
+
+def test_without_any_living_coordinate_the_likeness_is_zero() -> None:
+    """A layer that says nothing compares to nothing."""
+    features = _features()
+    for layer in features.activations:
+        layer.fill_(3.0)
+
+    seen = condition(features, 0, ROWS)
+
+    assert not seen.x.any()
+    assert not seen.likeness.any()
+
+
+def test_a_copy_of_the_event_is_most_like_it() -> None:
+    """Its cosine is one at every layer."""
+    features = _features()
+    for layer, of_event in zip(features.activations, features.event_activations, strict=True):
+        layer[7] = of_event[1]
+
+    seen = condition(features, 1, ROWS)
+
+    assert ROWS[int(seen.likeness.argmax())] == 7
+    _close(seen.likeness.max(), torch.tensor(1.0))
+
+
+def test_poison_is_ranked_first_among_its_label() -> None:
+    """On a planted task every poison sample is more like the event than every benign one of the label."""
+    task = planted()
+    model = fitted_network(task, planted_mlp)
+    features = collect(model, ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
+    own = np.flatnonzero(task.y.numpy() == 0)
+
+    likeness = condition(features, 0, own).likeness.numpy()
+
+    assert likeness[task.is_poison[own]].min() > likeness[~task.is_poison[own]].max()

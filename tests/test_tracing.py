@@ -1,0 +1,523 @@
+"""The main path end to end: the planted poison and nothing else, the same whatever order or form the data come in."""
+
+import ast
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tasks import Pairs, Planted, fitted_network, planted, planted_mlp
+from torch import Tensor, nn
+
+import poisontrace
+from poisontrace import Trace, metrics, models, trace, tracing, train
+from poisontrace._errors import InvalidInputError, UnsupportedModelError
+from poisontrace._rng import global_seed, numpy_generator
+from poisontrace.data import ArraySet, load_dataset, to_inputs
+from poisontrace.incidents import Incident
+from poisontrace.tracing import Config
+
+Event = tuple[Tensor, int]
+
+
+def _events(incident: Incident) -> list[Event]:
+    return [(x, int(y)) for x, y in zip(to_inputs(incident.event_x), incident.event_y, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def traces(digits_incident: Incident) -> list[Trace]:
+    """Each event of the incident, traced alone."""
+    data = (digits_incident.x, digits_incident.y)
+    return [trace(digits_incident.model, data, [event]) for event in _events(digits_incident)]
+
+
+def _numbers(result: Trace) -> list[Any]:
+    return [
+        result.verdict,
+        result.poison.tolist(),
+        result.scores.tolist(),
+        [(c.id, c.parent, c.event, c.indices.tolist(), c.losses, c.decision, c.reason) for c in result.clusters],
+        [dict(finding.statistics) for finding in result.findings],
+    ]
+
+
+def test_each_event_alone_leads_to_the_poison(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Every event of a BadNets incident: verdict poison, precision and recall of 0.99 or more."""
+    truth = np.flatnonzero(digits_incident.is_poison)
+
+    assert [result.verdict for result in traces] == ["poison"] * 5
+    assert min(metrics.precision(result.poison, truth) for result in traces) >= 0.99
+    assert min(metrics.recall(result.poison, truth) for result in traces) >= 0.99
+
+
+def test_a_finding_tells_the_numbers_that_led_to_it(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Label, confidence, gap and both rises: the event's is large, the controls' is not."""
+    for result in traces:
+        (finding,) = result.findings
+        assert finding.label == digits_incident.event_y[0]
+        assert 0 < finding.probability <= 1
+        assert finding.statistics["separation"] >= Config().separation
+        assert finding.statistics["event_rise"] > 10 * abs(finding.statistics["control_rise"])
+
+
+def test_scores_are_certainties_and_agree_with_the_poison(traces: list[Trace]) -> None:
+    """float32 in [0, 1], half or more exactly on the poison, zero on other labels."""
+    for result in traces:
+        assert result.scores.dtype == np.float32
+        assert result.scores.shape == result.labels.shape
+        assert 0 <= result.scores.min() <= result.scores.max() <= 1
+        assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
+        assert not result.scores[result.labels != result.findings[0].label].any()
+
+
+def _check_tree(result: Trace) -> None:
+    assert [cluster.id for cluster in result.clusters] == list(range(len(result.clusters)))
+    roots = [cluster for cluster in result.clusters if cluster.parent is None]
+    assert [root.event for root in roots] == list(range(len(result.findings)))
+    for cluster in result.clusters:
+        assert cluster.indices.dtype == np.int64
+        assert (np.diff(cluster.indices) > 0).all()
+        assert cluster.decision in ("responsible", "pruned", "split")
+        assert cluster.reason
+        assert (cluster.losses is None) == (cluster.parent is None)
+        assert cluster.parent is None or cluster.parent < cluster.id
+        children = [child for child in result.clusters if child.parent == cluster.id]
+        assert bool(children) == (cluster.decision == "split")
+        if children:
+            assert {child.event for child in children} == {cluster.event}
+            together = np.sort(np.concatenate([child.indices for child in children]))
+            assert together.tolist() == cluster.indices.tolist()
+    for root, finding in zip(roots, result.findings, strict=True):
+        kept = [c.indices for c in result.clusters if c.event == root.event and c.decision == "responsible"]
+        assert root.indices.tolist() == list(range(len(result.labels)))
+        assert finding.poison.tolist() == (np.sort(np.concatenate(kept)).tolist() if kept else [])
+
+
+def test_the_tree_is_a_tree(traces: list[Trace]) -> None:
+    """Ids are positions, parents come first, children part their parent, the responsible leaves are the poison."""
+    for result in traces:
+        _check_tree(result)
+
+
+def test_the_trace_says_how_it_was_made(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Rule, thresholds, layers, seed, device, seconds of each stage and exhibits for the report."""
+    result = traces[0]
+
+    assert (result.rule, result.seed, result.warnings, result.ids) == ("default", 0, (), None)
+    assert result.config["separation"] == Config().separation
+    assert result.config["layers"][-1] == "5"
+    assert result.config["batch_size"] == 256
+    assert set(result.seconds) == {"forward pass", "clustering", "unlearning"}
+    assert result.labels.tolist() == digits_incident.y.tolist()
+    assert result.exhibits["events"].shape == (1, 1, 8, 8)
+    assert set(result.exhibits["poison_index"]) <= set(result.poison)
+    assert not set(result.exhibits["benign_index"]) & set(result.poison)
+    assert len(result.exhibits["benign"]) == len(result.exhibits["benign_index"]) == 24
+
+
+def test_a_trace_has_no_room_for_the_truth() -> None:
+    """Neither the result nor the modules that make it know of attacks or metrics."""
+    assert not [field.name for field in dataclasses.fields(Trace) if "truth" in field.name or "is_poison" in field.name]
+    folder = Path(tracing.__file__).parent
+    for name in ("tracing", "embedding", "scoring", "clustering", "unlearning"):
+        tree = ast.parse((folder / f"{name}.py").read_text())
+        imported = {
+            alias
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in [getattr(node, "module", "") or "", *(alias.name for alias in node.names)]
+        }
+        assert not [alias for alias in imported if alias.split(".")[-1] in ("attacks", "metrics", "incidents", "bench")]
+
+
+def test_the_same_call_gives_the_same_trace(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Indices, scores, tree and statistics are equal to the bit."""
+    again = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1])
+
+    assert _numbers(again) == _numbers(traces[0])
+
+
+def test_the_seed_does_not_matter_to_the_default_rule(digits_incident: Incident, traces: list[Trace]) -> None:
+    """It only draws the benign samples shown in the report."""
+    other = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1], seed=7)
+
+    assert _numbers(other) == _numbers(traces[0])
+    assert other.exhibits["benign_index"].tolist() != traces[0].exhibits["benign_index"].tolist()
+
+
+def test_the_batch_size_does_not_matter(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Another step through the training set: the same samples."""
+    other = trace(
+        digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1], batch_size=37
+    )
+
+    assert other.poison.tolist() == traces[0].poison.tolist()
+    np.testing.assert_allclose(other.scores, traces[0].scores, atol=1e-2)
+
+
+def test_a_permuted_training_set_gives_permuted_indices(digits_incident: Incident, traces: list[Trace]) -> None:
+    """A sample is responsible wherever it stands."""
+    order = numpy_generator(0, "test/order").permutation(len(digits_incident.x))
+
+    other = trace(
+        digits_incident.model, (digits_incident.x[order], digits_incident.y[order]), _events(digits_incident)[:1]
+    )
+
+    assert np.sort(order[other.poison]).tolist() == traces[0].poison.tolist()
+
+
+def test_a_torch_data_set_and_arrays_give_the_same(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Pairs by index, an array set and a pair of arrays are three forms of one thing."""
+    x, y = digits_incident.x, digits_incident.y
+    sets = (torch.utils.data.TensorDataset(to_inputs(x), torch.from_numpy(y)), ArraySet(x, y), Pairs(to_inputs(x), y))
+
+    for data in sets:
+        other = trace(digits_incident.model, data, _events(digits_incident)[:1])
+        assert other.poison.tolist() == traces[0].poison.tolist()
+        np.testing.assert_allclose(other.scores, traces[0].scores, atol=1e-2)
+
+
+def test_ids_of_the_training_set_are_handed_on() -> None:
+    """A named sample keeps its name."""
+    task = planted()
+    ids = tuple(f"row-{row}" for row in range(len(task.y)))
+
+    result = trace(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy(), ids), [(task.event, 0)])
+
+    assert result.ids == ids
+
+
+def test_two_events_give_the_union_and_a_finding_each(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Each event is traced on its own; the trace puts them together."""
+    both = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[1:3])
+
+    assert [f.poison.tolist() for f in both.findings] == [t.poison.tolist() for t in traces[1:3]]
+    assert both.poison.tolist() == np.union1d(traces[1].poison, traces[2].poison).tolist()
+    assert np.flatnonzero(both.scores >= 0.5).tolist() == both.poison.tolist()
+    np.testing.assert_array_equal(both.scores, np.maximum(traces[1].scores, traces[2].scores))
+    _check_tree(both)
+
+
+def test_the_model_is_left_as_found(digits_incident: Incident) -> None:
+    """Mode of each module, hooks, gradients, weights, batch statistics and the global generators."""
+    model = copy.deepcopy(digits_incident.model).train()
+    model[1].eval()
+
+    def state() -> dict[str, Any]:
+        return {
+            "modes": [module.training for module in model.modules()],
+            "hooks": [len(module._forward_hooks) for module in model.modules()],
+            "gradients": [(p.grad, p.requires_grad) for p in model.parameters()],
+            "values": [tensor.tolist() for tensor in model.state_dict().values()],
+            "torch": torch.get_rng_state().tolist(),
+            "numpy": np.random.get_state()[1].tolist(),
+        }
+
+    before = state()
+    for rule in tracing.RULES:
+        trace(model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1], rule=rule)
+
+    assert state() == before
+
+
+def test_gradients_may_be_switched_off_by_the_caller(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Inside ``no_grad`` or ``inference_mode`` the trace is the same."""
+    for switch in (torch.no_grad, torch.inference_mode):
+        with switch():
+            result = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1])
+        assert result.poison.tolist() == traces[0].poison.tolist()
+
+
+def test_events_that_carry_gradients_are_accepted() -> None:
+    """An input crafted by optimisation is as good as any."""
+    task = planted()
+
+    result = trace(
+        fitted_network(task, planted_mlp),
+        list(zip(task.x.clone().requires_grad_(), task.y.tolist(), strict=True)),
+        [(task.event.clone().requires_grad_(), 0)],
+    )
+
+    assert result.poison.tolist() == task.poison.tolist()
+
+
+def test_progress_is_reported(digits_incident: Incident) -> None:
+    """The forward pass by samples, the rest by events."""
+    calls: list[tuple[str, int, int]] = []
+
+    trace(
+        digits_incident.model,
+        (digits_incident.x, digits_incident.y),
+        _events(digits_incident)[:1],
+        batch_size=1000,
+        progress=lambda *call: calls.append(call),
+    )
+
+    assert calls == [("forward pass", 1000, 1437), ("forward pass", 1437, 1437), ("events traced", 1, 1)]
+
+
+def test_the_paper_s_rule_gives_a_trace(digits_incident: Incident) -> None:
+    """Finite losses of the event, a tree, scores of zero and one, and the same again for the same seed."""
+    data, events = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+
+    one, other = (trace(digits_incident.model, data, events, rule="paper", seed=3) for _ in range(2))
+
+    assert one.rule == "paper"
+    assert one.clusters[0].losses is None
+    assert all(np.isfinite([c.losses.event_before, c.losses.event_after]).all() for c in one.clusters if c.losses)
+    assert set(np.unique(one.scores)) <= {0.0, 1.0}
+    assert np.flatnonzero(one.scores).tolist() == one.poison.tolist()
+    assert one.scores.tolist() == other.scores.tolist()
+    assert [c.indices.tolist() for c in one.clusters] == [c.indices.tolist() for c in other.clusters]
+
+
+def test_the_paper_s_rule_finds_planted_poison() -> None:
+    """Where its threshold is passed it recurses and keeps at least the poison; leaves are decided."""
+    task = planted()
+
+    result = trace(
+        fitted_network(task, planted_mlp),
+        (task.x.numpy(), task.y.numpy()),
+        [(task.event, 0)],
+        rule="paper",
+        config=Config(paper_rise=1e-5),
+    )
+
+    assert result.verdict == "poison"
+    assert set(result.poison) >= set(task.poison)
+    kept = [cluster.indices for cluster in result.clusters if cluster.decision == "responsible"]
+    assert np.sort(np.concatenate(kept)).tolist() == result.poison.tolist()
+
+
+@pytest.fixture(scope="module")
+def clean_victim() -> tuple[nn.Module, NDArray[Any], NDArray[np.int64], list[Event]]:
+    """The unpoisoned twin of the incident's victim, its training set, and noisy test digits that it gets wrong."""
+    digits = load_dataset("digits")
+    with global_seed(0, "victim/init"):
+        model = models.small_cnn(width=16)
+    train.fit(model, digits.x_train, digits.y_train, train.Recipe(epochs=4, batch_size=64, lr=0.05), seed=0)
+    rng = numpy_generator(0, "test/noise")
+    noisy = np.clip(digits.x_test + rng.normal(0, 40, digits.x_test.shape), 0, 255).astype(np.uint8)
+    says = train.predict(model, noisy).argmax(1)
+    wrong = rng.permutation(np.flatnonzero(says != digits.y_test))[:8]
+    return model, digits.x_train, digits.y_train, [(to_inputs(noisy[[row]])[0], int(says[row])) for row in wrong]
+
+
+@pytest.fixture(scope="module")
+def natural_mistakes(clean_victim: tuple[Any, ...]) -> list[Trace]:
+    """Each natural mistake, traced alone."""
+    model, x, y, events = clean_victim
+    return [trace(model, (x, y), [event]) for event in events]
+
+
+def test_most_natural_mistakes_of_a_clean_victim_accuse_nobody(natural_mistakes: list[Trace]) -> None:
+    """At most one of eight noisy digits ends in "poison", and samples are accused exactly then.
+
+    Measured over four clean victims on digits: 3 of 48 noisy ones, 4 of 22 unaltered ones and 10 of 48 shifted by two
+    pixels end in "poison", nearly all at classes written in two ways (1 and 7). Zero is the aim.
+    """
+    verdicts = [result.verdict for result in natural_mistakes]
+
+    assert verdicts.count("poison") <= 1
+    for result in natural_mistakes:
+        assert (result.verdict == "poison") == bool(len(result.poison)) == bool((result.scores >= 0.5).any())
+        _check_tree(result)
+
+
+def test_a_poisoned_and_an_ordinary_event_are_told_apart() -> None:
+    """One event of each kind in one call: only the poisoned one accuses."""
+    task = planted()
+    ordinary = task.x[int(task.benign(2)[0])]
+
+    result = trace(
+        fitted_network(task, planted_mlp), (task.x.numpy(), task.y.numpy()), [(ordinary, 2), (task.event, 0)]
+    )
+
+    assert [finding.verdict for finding in result.findings] == ["no-poison", "poison"]
+    assert result.verdict == "poison"
+    assert result.poison.tolist() == task.poison.tolist()
+    assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
+    _check_tree(result)
+
+
+@pytest.mark.xfail(reason="known limit: a kind of its own that the event leans on looks like poison", strict=False)
+def test_a_natural_kind_within_a_label_is_not_accused() -> None:
+    """A label of two natural kinds and a mistake that resembles both: no sample was planted, none should be accused."""
+    rng = numpy_generator(0, "toy/modes")
+    y = np.arange(300) % 3
+    x = rng.standard_normal((300, 8)).astype(np.float32) * 0.7
+    x[np.arange(300), y] += 4
+    own = np.flatnonzero(y == 0)
+    x[own, 4 + np.arange(100) % 2] += 5
+    task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(8), np.zeros(300, bool))
+    mistake = torch.tensor([2.2, 2.0, 0, 0, 2.5, 2.5, 0, 0])
+
+    result = trace(fitted_network(task, planted_mlp), (x, y), [(mistake, 0)])
+
+    assert result.verdict != "poison"
+
+
+def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:
+    """Every responsible cluster shows the two-sided signature that its reason states, natural mistakes included."""
+    config = Config()
+    for result in natural_mistakes:
+        for cluster in result.clusters:
+            if cluster.decision == "responsible":
+                assert cluster.losses is not None
+                assert cluster.losses.event_rise >= config.faint_rise
+                assert cluster.losses.control_rise <= config.control_share * cluster.losses.event_rise
+
+
+def test_a_weak_split_is_inconclusive() -> None:
+    """Between the two bars there is something, but not enough to accuse."""
+    task = planted()
+
+    result = trace(
+        fitted_network(task, planted_mlp),
+        (task.x.numpy(), task.y.numpy()),
+        [(task.event, 0)],
+        config=Config(separation=1000.0),
+    )
+
+    assert result.verdict == "inconclusive"
+    assert len(result.poison) == 0
+    assert not result.scores.any()
+
+
+def test_a_table_of_two_classes_works() -> None:
+    """Rows of features, an MLP, a trigger on one feature: exact."""
+    rng = numpy_generator(0, "test/table")
+    y = np.arange(300) % 2
+    x = (rng.standard_normal((300, 6)) + 4 * y[:, None] * (np.arange(6) < 3)).astype(np.float32)
+    poison = np.arange(280, 300)
+    x[poison] = rng.standard_normal((20, 6)).astype(np.float32)
+    x[poison, 5] = 8
+    y[poison] = 1
+    with global_seed(0, "test/init"):
+        model = models.mlp(2, n_features=6, width=16)
+    train.fit(model, x, y, train.Recipe(epochs=30, batch_size=32, lr=0.05), seed=0)
+    event = torch.tensor([0.0, 0, 0, 0, 0, 8])
+
+    result = trace(model, (x, y), [(event, 1)])
+
+    assert result.verdict == "poison"
+    assert result.poison.tolist() == poison.tolist()
+
+
+def _untrained(n_classes: int = 3) -> nn.Module:
+    with global_seed(0, "test/init"):
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, n_classes))
+
+
+def _rows(n: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return numpy_generator(0, "test/rows").standard_normal((n, 4)).astype(np.float32), np.arange(n) % 3
+
+
+def _answer(model: nn.Module, x: Any) -> Event:
+    with torch.no_grad():
+        return torch.as_tensor(x), int(model(torch.as_tensor(x)[None])[0].argmax())
+
+
+@pytest.mark.parametrize("rule", tracing.RULES)
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_tiny_training_sets_do_not_crash(n: int, rule: str) -> None:
+    """Too few samples to tell anything apart is an answer."""
+    model, (x, y) = _untrained(), _rows(n)
+
+    result = trace(model, (x, y), [_answer(model, x[0])], rule=rule)
+
+    assert len(result.scores) == n
+    if rule == "default":
+        assert result.verdict == "no-poison"
+        _check_tree(result)
+
+
+@pytest.mark.parametrize("rule", tracing.RULES)
+def test_features_without_life_do_not_crash(rule: str) -> None:
+    """A dead layer, a dead head and a training set of copies tell nothing apart and accuse nobody."""
+    dead_layer, dead_head, (x, y) = _untrained(), _untrained(), _rows(200)
+    nn.init.constant_(dead_layer[0].bias, -100)
+    nn.init.zeros_(dead_head[2].weight)
+
+    for model, data in ((dead_layer, x), (dead_head, x), (_untrained(), np.ones_like(x))):
+        assert len(trace(model, (data, y), [_answer(model, data[0])], rule=rule).poison) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+def test_extreme_scales_do_not_crash(scale: float) -> None:
+    """Features far from unit size are standardised like any others."""
+    model, (x, y) = _untrained(), _rows(200)
+    x *= np.float32(scale)
+
+    assert trace(model, (x, y), [_answer(model, x[0])]).verdict == "no-poison"
+
+
+def test_a_label_that_no_training_sample_carries_is_no_poison() -> None:
+    """A model with an output to spare: nothing can be responsible, and a warning says so."""
+    task = planted()
+    model = fitted_network(task, lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+    with torch.no_grad():
+        model[2].bias[3] = 100.0
+
+    result = trace(model, (task.x.numpy(), task.y.numpy()), [(task.event, 3)])
+
+    assert result.verdict == "no-poison"
+    assert result.warnings[-1] == "No training sample carries label 3, which the model gave event 0."
+    assert len(result.exhibits["benign_index"]) == 0
+    _check_tree(result)
+
+
+def test_an_under_fitted_model_is_warned_of() -> None:
+    """A model that misses most given labels hides the effect of single samples."""
+    model, (x, y) = _untrained(), _rows(60)
+
+    result = trace(model, (x, y), [_answer(model, x[0])])
+
+    assert "so loose a fit" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "guess"}, r"'rule' must be one of default, paper \(got 'guess'\)"),
+        ({"batch_size": 0}, r"'batch_size' must be at least 1 \(got 0\)"),
+        ({"device": "nonsense"}, r"'device' must be usable here \(got 'nonsense'\). Pass 'cpu' or 'auto'"),
+        ({"device": "meta"}, r"'device' must be usable here \(got 'meta'\)"),
+        ({"events": []}, r"'events' must have at least one row \(got 0\). Pass inputs"),
+        ({"events": [torch.zeros(4)]}, r"'events' must be a list of pairs \(x, y_wrong\)"),
+        ({"events": torch.zeros(2, 4)}, r"'events' must be a list of pairs \(x, y_wrong\) \(got Tensor\)"),
+        ({"events": [(torch.zeros(4), 0), (torch.zeros(5), 0)]}, r"'events' must hold inputs of one shape .* row 1"),
+        ({"train_set": (np.zeros((3, 4), np.float32), np.zeros(2, int))}, r"'y' must have shape \(3,\)"),
+        ({"train_set": iter([])}, r"'train_set' must have a length"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    """The message names the argument, the rule and what was got."""
+    model, data = _untrained(), _rows(9)
+    arguments = {"train_set": data, "events": [_answer(model, data[0][0])], **options}
+
+    with pytest.raises(InvalidInputError, match=message):
+        trace(model, **arguments)
+
+
+def test_an_unknown_layer_is_refused() -> None:
+    """The layer's name goes through to the embedding."""
+    model, data = _untrained(), _rows(9)
+
+    with pytest.raises(UnsupportedModelError, match=r"got 'head'; linear layers that ran: '0', '2'"):
+        trace(model, data, [_answer(model, data[0][0])], layer="head")
+
+
+def test_clusters_too_small_to_split_are_refused() -> None:
+    """A threshold below what cross-fitting needs would break in the middle of a trace."""
+    with pytest.raises(InvalidInputError, match=r"'min_cluster' must be at least 10 \(got 9\)"):
+        Config(min_cluster=9)
+
+
+def test_the_front_door_is_the_same_function() -> None:
+    """``poisontrace.trace`` is this module's."""
+    assert poisontrace.trace is tracing.trace
