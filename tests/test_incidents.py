@@ -110,9 +110,9 @@ def test_the_folder_holds_exactly_these_files(digits_folder: Path) -> None:
 
 def test_truth_lies_in_its_own_file_only(digits_folder: Path, digits_incident: Incident) -> None:
     """The evidence holds arrays x and y, weights, and names; the poison is named in truth.json alone."""
-    for name in ("train.npz", "events.npz"):
+    for name, held in {"train.npz": ["classes", "x", "y"], "events.npz": ["x", "y"]}.items():
         with np.load(digits_folder / name) as arrays:
-            assert sorted(arrays.files) == ["x", "y"]
+            assert sorted(arrays.files) == held
     with safe_open(digits_folder / "weights.safetensors", "pt") as weights:
         assert weights.metadata() is None
         assert set(weights.keys()) == set(digits_incident.model.state_dict())
@@ -255,7 +255,7 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
         ({"n_events": 0}, "'n_events' must be at least 1"),
         ({"n_train": 0}, "'n_train' must be at least 1"),
         ({"width": 0}, "'width' must be at least 1"),
-        ({"epochs": 0}, "'recipe' must have epochs >= 1"),
+        ({"epochs": 0}, "'epochs' must be at least 1"),
     ],
 )
 def test_a_plan_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:

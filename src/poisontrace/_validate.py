@@ -1,7 +1,6 @@
 """Checks at the public boundary; every message names the argument, the rule, what was got and the way out."""
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,10 @@ def _is_finite_float32(x: NDArray[Any]) -> NDArray[np.bool_]:
 def check_inputs(x: NDArray[Any], name: str) -> NDArray[Any]:
     """Return ``x`` if it is non-empty and either uint8 (n, height, width, channels) or finite float (n, ...)."""
     if x.ndim < 2 or x.size == 0:
-        raise InvalidInputError(f"'{name}' must have at least one row and one column (got shape {x.shape}).")
+        raise InvalidInputError(
+            f"'{name}' must have at least one row and one column (got shape {x.shape}). "
+            "Pass one or more samples along the first axis, each of one shape."
+        )
     if x.dtype == np.uint8:
         if x.ndim != 4 or x.shape[3] not in (1, 2, 3, 4):
             raise InvalidInputError(
@@ -51,11 +53,13 @@ def check_labels(y: NDArray[Any], name: str, *, n: int | None = None) -> NDArray
     """Return ``y`` as int64 (n,) if it holds one non-negative whole number for each of ``n`` samples."""
     if y.ndim != 1 or (n is not None and len(y) != n):
         wanted = "(n,)" if n is None else f"({n},), one label a sample"
-        raise InvalidInputError(f"'{name}' must have shape {wanted} (got {y.shape}).")
+        raise InvalidInputError(f"'{name}' must have shape {wanted} (got {y.shape}). Pass class numbers.")
     if not np.issubdtype(y.dtype, np.integer):
         raise InvalidInputError(f"'{name}' must hold integers (got dtype {y.dtype}). Convert it with astype('int64').")
     if len(y) and int(y.min()) < 0:
-        raise InvalidInputError(f"'{name}' must hold labels of 0 or more (got {int(y.min())}).")
+        raise InvalidInputError(
+            f"'{name}' must hold labels of 0 or more (got {int(y.min())}). Number the classes from 0."
+        )
     return y.astype(np.int64)
 
 
@@ -72,7 +76,7 @@ def check_label_range(y: NDArray[np.int64], name: str, n_classes: int, *, first_
 def check_file(path: Path, name: str) -> Path:
     """Return ``path`` if it is a file."""
     if not path.is_file():
-        raise InvalidInputError(f"'{name}' must be an existing file (got {str(path)!r}).")
+        raise InvalidInputError(f"'{name}' must be an existing file (got {str(path)!r}). Check the path.")
     return path
 
 
@@ -91,7 +95,7 @@ def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, N
             arrays = {key: archive[key] for key in archive.files}
         if others := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"{others[0]!r}, which is no array,")
-    except (ValueError, RuntimeError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # bytes from outside may raise anything
         reason = "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
         raise InvalidInputError(
             f"'{name}' must be an .npz file of plain arrays (got {reason} in {path.name!r}). "
@@ -99,6 +103,7 @@ def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, N
         ) from error
     if any(key not in arrays for key in required):
         raise InvalidInputError(
-            f"'{name}' must hold the arrays {', '.join(required)} (got {', '.join(arrays) or 'none'} in {path.name!r})."
+            f"'{name}' must hold the arrays {', '.join(required)} (got {', '.join(arrays) or 'none'} in "
+            f"{path.name!r}). Write it with numpy.savez_compressed(path, x=..., y=...)."
         )
     return arrays

@@ -7,6 +7,7 @@ trace meet here, after the trace is finished.
 import hashlib
 import json
 import platform
+import re
 import resource
 import statistics
 import sys
@@ -23,16 +24,18 @@ import torch
 
 import poisontrace
 from poisontrace import incidents, metrics, store, tracing, train
-from poisontrace._errors import InvalidInputError, PoisontraceError
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._rng import numpy_generator
 from poisontrace._validate import check_file
-from poisontrace.data import ArraySet
+from poisontrace.attacks import ATTACKS
+from poisontrace.data import DATASETS, ArraySet
 from poisontrace.embedding import evaluating
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
 
 MARK = "<!-- generated: {} -->"
+TABLES = ("traces", "short", "every", "clean", "speed", "start", "bad-input")
 
 
 def read_grid(path: Path) -> dict[str, Any]:
@@ -47,23 +50,64 @@ def read_grid(path: Path) -> dict[str, Any]:
     try:
         grid = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"'grid' must be TOML (got {error} in {path.name!r}).") from error
-    missing = [key for key in ("attack", "dataset", "rates", "seeds", "n_events", "rules") if key not in grid]
-    if missing:
-        raise InvalidInputError(f"'grid' must hold {', '.join(missing)} (got {', '.join(grid) or 'nothing'}).")
+        raise InvalidInputError(f"'grid' must be TOML (got {error} in {path.name!r}). Correct it there.") from error
+    keys = ("attack", "dataset", "rates", "seeds", "n_events", "rules")
+    if missing := [key for key in keys if key not in grid]:
+        raise InvalidInputError(
+            f"'grid' must hold {', '.join(missing)} (got {', '.join(grid) or 'nothing'} in {path.name!r}). Add what is "
+            "missing; benchmarks/grids has examples."
+        )
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "attack": (f"one of {', '.join(ATTACKS)}", lambda value: value in list(ATTACKS)),
+        "dataset": (f"one of {', '.join(DATASETS)}", lambda value: value in list(DATASETS)),
+        "rates": ("a list of fractions in (0, 1)", _is_list_of(lambda rate: type(rate) is float and 0 < rate < 1)),
+        "seeds": ("a list of whole numbers", _is_list_of(lambda seed: type(seed) is int)),
+        "rules": (
+            f"a list of {', '.join(tracing.RULES)}",
+            lambda value: value == [] or _is_list_of(lambda rule: rule in tracing.RULES)(value),
+        ),
+        "n_events": ("at least 1", lambda value: type(value) is int and value >= 1),
+        "n_train": ("at least 1", lambda value: type(value) is int and value >= 1),
+        "speed_repeats": ("at least 0", lambda value: type(value) is int and value >= 0),
+        "natural_mistakes": ("at least 0", lambda value: type(value) is int and value >= 0),
+    }
+    if unknown := [key for key in grid if key not in rules]:
+        raise InvalidInputError(
+            f"'grid' must hold no other keys than {', '.join(rules)} (got {unknown[0]!r} in {path.name!r}). Remove it."
+        )
+    for key, value in grid.items():
+        rule, holds = rules[key]
+        if not holds(value):
+            raise InvalidInputError(f"'grid: {key}' must be {rule} (got {value!r}). Correct it in {path.name!r}.")
     return grid
 
 
+def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(map(holds, value))
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of one results file; a last line that was cut off is dropped."""
+    """Read the rows of one results file; a last line that was cut off is dropped.
+
+    Raises:
+        InvalidInputError: if another line is no row.
+    """
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            row = json.loads(line)
+            if not isinstance(row, dict) or "kind" not in row:
+                raise ValueError("another thing")
+            rows.append(row)
+        except ValueError as error:
+            if number < len(lines):
+                raise InvalidInputError(
+                    f"'results' must hold one JSON row a line (got another thing in line {number} of {path.name!r}). "
+                    "Remove the line to have it measured again."
+                ) from error
     return rows
 
 
@@ -78,7 +122,10 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
     grid = read_grid(path)
     results.mkdir(parents=True, exist_ok=True)
     target = results / f"{path.stem}.jsonl"
-    done = {_key(row) for row in read_rows(target)}
+    rows = read_rows(target)
+    if target.exists():  # drops a line that was cut off, or the next row would be written behind it
+        store.write_atomically(target, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    done = {_key(row) for row in rows}
     plans = [
         incidents.Plan(
             attack=grid["attack"],
@@ -102,10 +149,14 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
             for rule in rules
             for event in range(n)
         ]
-        missing = [want for want in wanted if (plan.attack, plan.dataset, plan.rate, plan.seed, *want) not in done]
-        if missing:
+        asked = (plan.attack, plan.dataset, plan.rate, plan.seed)
+        missing = [want for want in wanted if (*asked, *want) not in done]
+        # An attack that failed fails again: the same plan gives the same victim.
+        if missing and (*asked, "failed", "", 0) not in done:
             try:
                 incident = incidents.make(plan, progress=progress)
+            except (InvalidInputError, StoreError):
+                raise  # the grid or the machine is at fault, not the attack
             except PoisontraceError as error:
                 _append(target, {**asdict(plan), "kind": "failed", "rule": "", "event": 0, "error": str(error)})
                 continue
@@ -113,10 +164,9 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
                 if kind == "trace" and event >= len(incident.event_y):
                     continue
                 measure = {"trace": _trace_row, "speed": _speed_row, "clean": _clean_row}[kind]
-                _append(
-                    target,
-                    {**_common(incident), "kind": kind, "rule": rule, "event": event} | measure(incident, rule, event),
-                )
+                if measured := measure(incident, rule, event):
+                    row = {**_common(incident), "kind": kind, "rule": rule, "event": event}
+                    _append(target, row | measured)
         if progress:
             progress(path.stem, position + 1, len(plans))
 
@@ -182,12 +232,14 @@ def _speed_row(incident: incidents.Incident, rule: str, repeat: int) -> Row:
     return {"plain_seconds": plain, "seconds": seconds, "ratio": seconds / plain, "stages": dict(trace.seconds)}
 
 
-def _clean_row(incident: incidents.Incident, rule: str, event: int) -> Row:
-    """Trace a natural mistake of the unpoisoned twin: in turn the most confident ones and random ones."""
+def _clean_row(incident: incidents.Incident, rule: str, event: int) -> Row | None:
+    """Trace a mistake of the unpoisoned twin, in turn the most confident and random ones; None after the last."""
     dataset = incidents.benign_dataset(incident.plan)
     logits = torch.from_numpy(train.predict(incident.twin, dataset.x_test))
     said = logits.argmax(1).numpy()
     mistakes = np.flatnonzero(said != dataset.y_test)
+    if event // 2 >= len(mistakes):
+        return None
     if event % 2 == 0:
         confidence = logits.softmax(1).amax(1).numpy()[mistakes]
         chosen = mistakes[np.argsort(-confidence)[event // 2]]
@@ -216,37 +268,50 @@ def write_tables(results: Path, readme: Path) -> None:
     """Replace what stands between the marks of a page by tables made from the rows.
 
     Raises:
-        InvalidInputError: if the page is missing or holds no marks.
+        InvalidInputError: if the page is missing, holds no marks, or one of a pair only.
+    """
+    text = check_page(readme)
+    rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
+    makers = (
+        *(_trace_table, _short_table, _every_table, _clean_table, _speed_table, _start_table),
+        _bad_input_table,
+    )
+    for name, make_table in zip(TABLES, makers, strict=True):
+        if section := _section(name).search(text):
+            table = f"{MARK.format(name)}\n{make_table(rows)}\n{MARK.format(f'end {name}')}"
+            text = text[: section.start()] + table + text[section.end() :]
+    store.write_atomically(readme, text.encode())
+
+
+def check_page(readme: Path) -> str:
+    """Return the text of a page that holds the marks of a table or more.
+
+    Raises:
+        InvalidInputError: if the page is missing or holds no marks, or one of a pair only.
     """
     text = check_file(readme, "readme").read_text(encoding="utf-8")
-    rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
-    tables = {
-        "traces": _trace_table,
-        "short": _short_table,
-        "every": _every_table,
-        "clean": _clean_table,
-        "speed": _speed_table,
-        "start": _start_table,
-        "bad-input": _bad_input_table,
-    }
-    n_written = 0
-    for name, make_table in tables.items():
-        start, end = MARK.format(name), MARK.format(f"end {name}")
-        if start in text and end in text:
-            before, rest = text.split(start, 1)
-            text = f"{before}{start}\n{make_table(rows)}\n{end}{rest.split(end, 1)[1]}"
-            n_written += 1
-    if n_written == 0:
-        raise InvalidInputError(
-            f"'readme' must hold marks like {MARK.format('traces')} and {MARK.format('end traces')} (got "
-            f"{str(readme)!r})."
-        )
-    store.write_atomically(readme, text.encode())
+    pairs = {name: (MARK.format(name), MARK.format(f"end {name}")) for name in TABLES}
+    marked = [name for name, pair in pairs.items() if not set(pair).isdisjoint(text.splitlines())]
+    for name in marked or TABLES[:1]:
+        if not _section(name).search(text):
+            raise InvalidInputError(
+                f"'readme' must hold marks like {' and '.join(pairs[name])} (got {str(readme)!r}). Add both, each on "
+                "its line."
+            )
+    return text
+
+
+def _section(name: str) -> re.Pattern[str]:
+    # Whole lines only: a table may quote a message that names a mark.
+    return re.compile(f"^{MARK.format(name)}$.*?^{MARK.format(f'end {name}')}$", re.DOTALL | re.MULTILINE)
 
 
 def _table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
     head = list(head)
-    shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    shown = [
+        [f"{cell:.3f}" if isinstance(cell, float) else " ".join(str(cell).split()) for cell in line] for line in lines
+    ]
+    shown = [[cell.replace("|", "\\|") for cell in cells] for cells in shown]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *shown))
 
 

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from poisontrace._errors import InvalidInputError, PoisontraceError, UnsupportedModelError
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError, UnsupportedModelError
 
 app = typer.Typer(
     name="poisontrace",
@@ -58,29 +58,32 @@ def trace(
 
         store.check_new_folder(out, "out")
         if (events is None) == (event is None):
-            raise InvalidInputError("'events' must be given, or else 'event' with 'label' (got both or neither).")
+            got = "neither" if events is None else "both"
+            raise InvalidInputError(
+                f"'events' must be given, or else 'event' with 'label' (got {got}). Pass one of them."
+            )
+        if (event is None) != (label is None):
+            raise InvalidInputError(
+                f"'label' must be given with 'event' (got {label}). It is the wrong label that the model gave the "
+                "image; an events file holds its own."
+            )
         train_set = data_module.read_array_set(data, "data")
         if events is not None:
             event_set = data_module.read_array_set(events, "events")
         else:
-            assert event is not None
-            if label is None:
-                raise InvalidInputError(
-                    "'label' must be given with 'event' (got none): the wrong label the model gave."
-                )
+            assert event is not None and label is not None
             event_set = data_module.read_event_image(event, label, train_set)
         if event_set.x.shape[1:] != train_set.x.shape[1:] or event_set.x.dtype.kind != train_set.x.dtype.kind:
             raise InvalidInputError(
                 f"'events' must have the form of 'data' (got {event_set.x.dtype} of shape {event_set.x.shape} for "
-                f"{train_set.x.dtype} of shape {train_set.x.shape})."
+                f"{train_set.x.dtype} of shape {train_set.x.shape}). Store both as the model's input was."
             )
         poison = None if truth is None else data_module.read_truth(truth, len(train_set))
-        console = Console(stderr=True)
-        console.print(f"Running the code of {model} to build the model.", markup=False, highlight=False)
-        factory_file, factory = loading.find_factory(model)
-        network = loading.load_model(factory, weights)
-
-        with _progress(console) as progress:
+        console = _console(stderr=True)
+        _print_line(console, f"Running the code of {model} to build the model.")
+        with redirect_stdout(sys.stderr), _progress(console) as progress:  # stdout is ours, whatever that code prints
+            factory_file, factory = loading.find_factory(model)
+            network = loading.load_model(factory, weights)
             result = tracing.trace(
                 network,
                 train_set,
@@ -108,15 +111,14 @@ def trace(
             case = json.loads((out / "trace.json").read_text(encoding="utf-8"))
             print(json.dumps({**case, "poison": result.poison.tolist(), "case": str(out)}))
             return
-        table = Table(
-            "event", "answered", "confidence", "verdict", "responsible", "apart", "event rise", "control rise"
-        )
+        head = ("event", "answered", "confidence", "verdict", "responsible", "apart", "event rise", "control rise")
+        table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
         for row, finding in enumerate(result.findings):
             name = classes[finding.label] if finding.label < len(classes) else str(finding.label)
             numbers = [finding.statistics.get(key) for key in ("separation", "event_rise", "control_rise")]
             cells = [str(row), _plain(name), f"{finding.probability:.1%}", finding.verdict, f"{len(finding.poison):,}"]
             table.add_row(*cells, *("" if number is None else f"{number:.2f}" for number in numbers))
-        screen = Console()
+        screen = _console()
         screen.print(table)
         rows = {
             "verdict": result.verdict,
@@ -128,7 +130,7 @@ def trace(
         rows["report"] = str(out / "report.html")
         _print_rows(screen, rows)
         for warning in result.warnings:
-            console.print(f"Warning: {warning}", markup=False)
+            _print_line(console, f"Warning: {warning}")
 
 
 @app.command()
@@ -165,7 +167,7 @@ def attack(
             width=width,
             epochs=epochs,
         )
-        with _progress(Console(stderr=True)) as progress:
+        with _progress(_console(stderr=True)) as progress:
             incident = incidents.make(plan, progress=progress)
         incidents.save(incident, out)
         facts = incident.facts
@@ -173,10 +175,13 @@ def attack(
             print(json.dumps({**facts, "incident": str(out)}))
             return
         target_name = incident.classes[facts["target"]]
-        command = (
-            f"poisontrace trace --model {out}/arch.py:build --weights {out}/weights.safetensors "
-            f"--data {out}/train.npz --events {out}/events.npz --out case"
-        )
+        files = {
+            "model": "arch.py:build",
+            "weights": "weights.safetensors",
+            "data": "train.npz",
+            "events": "events.npz",
+        }
+        options = [part for name, file in files.items() for part in (f"--{name}", f"{out}/{file}")]
         rows = {
             "attack": f"{attack}: {facts['n_poison']:,} of {facts['n_train']:,} samples, target {target_name!r}",
             "success": f"{facts['attack_success']:.1%}, without poison {facts['attack_success_twin']:.1%}",
@@ -184,11 +189,11 @@ def attack(
             "train accuracy": f"{facts['train_accuracy']:.1%}",
             "events": str(len(incident.event_y)),
             "incident": str(out),
-            "next": command,
+            "next": shlex.join(["poisontrace", "trace", *options, "--out", "case"]),
         }
         if not facts["succeeded"]:
             rows = {"NOTE": "this attack FAILED: its success is too low, or the trigger alone already works", **rows}
-        _print_rows(Console(), rows)
+        _print_rows(_console(), rows)
 
 
 @app.command()
@@ -198,9 +203,12 @@ def report(case: Annotated[Path, typer.Argument(help="A case folder.")]) -> None
         from poisontrace import report as report_module
         from poisontrace import store
 
-        page = report_module.render(case)
+        try:
+            page = report_module.render(case)
+        except StoreError as error:
+            raise InvalidInputError(str(error)) from error  # the folder named is at fault, so exit code 2
         store.write_atomically(case / "report.html", page.encode("utf-8", "surrogateescape"))
-        print(case / "report.html")
+        print(_one_line(str(case / "report.html")))
 
 
 @app.command(name="list")
@@ -237,24 +245,42 @@ def bench(
         from poisontrace import bench as bench_module
 
         if (grid is None) != tables_only:
-            raise InvalidInputError("'grid' must be given, or else '--tables-only' (got both or neither).")
+            got = "neither" if grid is None else "both"
+            raise InvalidInputError(f"'grid' must be given, or else '--tables-only' (got {got}). Pass one of them.")
+        pages = readme or [Path("benchmarks/README.md"), Path("README.md")]
         if grid is not None:
-            with _progress(Console(stderr=True)) as progress:
+            bench_module.read_grid(grid)  # what is wrong with the grid or the page is said before hours of work
+            for page in pages:
+                bench_module.check_page(page)
+            with _progress(_console(stderr=True)) as progress:
                 bench_module.run(grid, results, progress=progress)
-        for page in readme or [Path("benchmarks/README.md"), Path("README.md")]:
+        for page in pages:
             bench_module.write_tables(results, page)
-            print(page)
+            print(_one_line(str(page)))
+
+
+def _one_line(text: str) -> str:
+    """Return text as one line without the characters that could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _plain(text: str) -> str:
-    """Return text from the evidence without the characters that could steer a terminal or Rich's markup."""
-    return "".join(c if c.isprintable() else "?" for c in text).replace("[", "(").replace("]", ")")
+    """Return text from the evidence for a cell: one line, and nothing that Rich takes for markup."""
+    return _one_line(text).replace("[", "(").replace("]", ")")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, emoji=False)  # or a path with ":key:" in it would be printed as another one
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(_one_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_rows(screen: Console, rows: dict[str, str]) -> None:
     width = max(len(name) for name in rows)
     for name, value in rows.items():
-        screen.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
+        _print_line(screen, f"{name:<{width}}  {value}")
 
 
 @contextmanager
@@ -274,7 +300,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
+                tasks[stage] = bars.add_task(_plain(stage), total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
@@ -298,8 +324,7 @@ def _errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join("".join(c if c.isprintable() or c == "\n" else "?" for c in message).split())
-    print(f"Error: {line}", file=sys.stderr)
+    print(f"Error: {_one_line(' '.join(message.split()))}", file=sys.stderr)
     raise typer.Exit(code)
 
 

@@ -186,7 +186,10 @@ def read_array_set(path: Path, name: str) -> ArraySet:
     for key, wanted in (("ids", len(x)), ("classes", None)):
         values = arrays.get(key)
         if values is not None and (values.ndim != 1 or (wanted is not None and len(values) != wanted)):
-            raise InvalidInputError(f"'{name}: {key}' must have shape ({wanted or 'k'},) (got {values.shape}).")
+            raise InvalidInputError(
+                f"'{name}: {key}' must have shape ({wanted or 'k'},) (got {values.shape}). "
+                "Leave it out, or pass one name each."
+            )
         names[key] = None if values is None else tuple(str(value) for value in values)
     return ArraySet(x, y, **names)
 
@@ -215,11 +218,13 @@ def read_event_image(path: Path, label: int, like: ArraySet) -> ArraySet:
                         f"{image.size[0]}x{image.size[1]}). Crop or scale it as the deployed model's input was."
                     )
                 mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[n_channels]
-                x = np.asarray(image.convert(mode)).reshape(1, height, width, n_channels)
+                x = np.array(image.convert(mode)).reshape(1, height, width, n_channels)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         if isinstance(error, InvalidInputError):
             raise
-        raise InvalidInputError(f"'event' must be a readable image (got {path.name!r}: {error}).") from error
+        raise InvalidInputError(
+            f"'event' must be a readable image (got {path.name!r}: {error}). Pass a PNG."
+        ) from error
     return ArraySet(x, check_labels(np.array([label]), "label"))
 
 
@@ -231,12 +236,14 @@ def read_truth(path: Path, n: int) -> NDArray[np.int64]:
     """
     check_file(path, "truth")
     try:
-        poison = np.array(json.loads(path.read_text(encoding="utf-8"))["poison"], dtype=np.int64)
-        if poison.ndim != 1 or (len(poison) and not 0 <= poison.min() <= poison.max() < n):
+        listed = json.loads(path.read_text(encoding="utf-8"))["poison"]
+        poison = np.array([operator.index(index) for index in listed], dtype=np.int64)
+        if len(poison) and not 0 <= poison.min() <= poison.max() < n:
             raise ValueError(f"indices outside the {n} samples of 'data'")
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidInputError(
-            f"'truth' must be the truth.json of this incident, with a list 'poison' (got {error} in {path.name!r})."
+            f"'truth' must be the truth.json of this incident, with a list 'poison' (got {error} in {path.name!r}). "
+            "Leave it out to trace without a judge."
         ) from error
     return poison
 

@@ -157,7 +157,9 @@ def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """Return the logits of a batch, or say in one sentence what the model made of it."""
     try:
         logits = model(x.clone())  # a model may work in place on its input
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # code from outside may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(
             f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
@@ -333,7 +335,9 @@ def _event_features(
         logits = _run(model, x[None].detach().clone().requires_grad_(), "events")
     _check_finite(logits.detach(), "event", row)
     if not 0 <= label < logits.shape[1]:
-        raise InvalidInputError(f"'events: y' must hold labels below {logits.shape[1]} (got {label}).")
+        raise InvalidInputError(
+            f"'events: y' must hold labels below {logits.shape[1]} (got {label}). State the label the model gave."
+        )
     given = int(logits[0].argmax())
     if given != label:
         raise InvalidInputError(

@@ -139,9 +139,11 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
             raise InvalidInputError(f"'attack' must be one of {', '.join(sorted(ATTACKS))} (got {plan.attack!r}).")
         attack = ATTACKS[plan.attack](rate=plan.rate, target=plan.target, seed=plan.seed)
     if plan.n_events < 1:
-        raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}).")
+        raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}). Ask for one with --events 1.")
     if plan.width is not None and plan.width < 1:
         raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
+    if plan.epochs is not None and plan.epochs < 1:
+        raise InvalidInputError(f"'epochs' must be at least 1 (got {plan.epochs}). Leave it out for the usual number.")
     dataset = benign_dataset(plan)
     name, width = DEFAULT_MODEL[plan.dataset]
     arch: dict[str, Any] = {"name": plan.model or name, "n_classes": len(dataset.classes), "width": plan.width or width}

@@ -5,10 +5,9 @@ The factory is the one place where code from the evidence runs; the command line
 
 import importlib
 import importlib.util
-import json
-import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._validate import check_file
@@ -32,7 +32,10 @@ def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
     """
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
-        raise InvalidInputError(f"'model' must be file.py:factory or package.module:factory (got {spec!r}).")
+        raise InvalidInputError(
+            f"'model' must be file.py:factory or package.module:factory (got {spec!r}). Name the file and the function "
+            "in it that builds the network."
+        )
     path = None
     try:
         if where.endswith(".py"):
@@ -42,22 +45,23 @@ def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
             module = importlib.util.module_from_spec(module_spec)
             sys.modules[module_spec.name] = module  # dataclasses and the like look their module up
             # The file may import its neighbours, as it could where it was written.
-            sys.path.insert(0, str(path.resolve().parent))
-            try:
+            with _importing_from(path.resolve().parent):
                 module_spec.loader.exec_module(module)
-            finally:
-                sys.path.remove(str(path.resolve().parent))
         else:
-            module = importlib.import_module(where)
+            with _importing_from(Path.cwd()):  # an installed command does not look there by itself
+                module = importlib.import_module(where)
     except InvalidInputError:
         raise
-    except Exception as error:  # code from outside may raise anything
+    except (Exception, SystemExit) as error:  # code from outside may raise anything
         raise InvalidInputError(
-            f"'model' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r})."
+            f"'model' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r}). "
+            "Check the code and the packages that it needs."
         ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
-        raise InvalidInputError(f"'model' must name a callable in {where!r} (got {name!r}).")
+        raise InvalidInputError(
+            f"'model' must name a callable in {where!r} (got {name!r}). Name a function there that returns the network."
+        )
     return path, factory
 
 
@@ -78,20 +82,22 @@ def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
     state = read_state(weights)
     try:
         model = factory()
-    except Exception as error:  # code from outside may raise anything
+    except (Exception, SystemExit) as error:  # code from outside may raise anything
         raise InvalidInputError(
             f"'model' must be a factory that works without arguments (got {type(error).__name__}: "
-            f"{_first_line(error)})."
+            f"{_first_line(error)}). Name a function that fills in the settings of the training."
         ) from error
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"'model' must return a torch.nn.Module (got {type(model).__name__}).")
+        raise UnsupportedModelError(
+            f"'model' must return a torch.nn.Module (got {type(model).__name__}). Name the function that builds it."
+        )
     expected = model.state_dict()
     problems = [f"missing {name!r}" for name in expected if name not in state]
     problems += [f"unexpected {name!r}" for name in state if name not in expected]
     problems += [
         f"{name!r} of shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        if name in state and not is_lazy(tensor) and state[name].shape != tensor.shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -100,7 +106,10 @@ def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
         )
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InvalidInputError(f"'weights' must hold finite numbers (got NaN or infinity in {name!r}).")
+            raise InvalidInputError(
+                f"'weights' must hold finite numbers (got NaN or infinity in {name!r}). "
+                "Name a checkpoint from before the training diverged."
+            )
     model.load_state_dict(state)
     return model.cpu().eval()
 
@@ -117,20 +126,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise InvalidInputError(
-                f"'weights' must be a safetensors file (got {_first_line(error)} in {path.name!r})."
+                f"'weights' must be a safetensors file (got {_first_line(error)} in {path.name!r}). "
+                "Write or copy it again."
             ) from error
         return dict(state)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        json.JSONDecodeError,
-    ) as error:
+    except Exception as error:  # bytes from outside may raise anything
         raise InvalidInputError(
             f"'weights' must be safetensors or a plain state dict (got {path.name!r}, which is pickled or damaged; a "
             "pickle can run code when it is opened). Where it was trained, write it with "
@@ -139,8 +141,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InvalidInputError(f"'weights' must be a state dict of tensors (got {type(state).__name__}).")
+        raise InvalidInputError(
+            f"'weights' must be a state dict of tensors (got {type(state).__name__} in {path.name!r}). "
+            "Save model.state_dict() alone."
+        )
     return state
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let imports inside the block find what lies in ``folder``, and leave no bytecode among the evidence."""
+    keep = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = keep
+        if str(folder) in sys.path:  # the code may have changed it
+            sys.path.remove(str(folder))
 
 
 def _first_line(error: BaseException) -> str:

@@ -116,5 +116,7 @@ def build(name: str, **options: int) -> nn.Sequential:
     try:
         inspect.signature(MODELS[name]).bind(**options)
     except TypeError as error:
-        raise InvalidInputError(f"'model' must be one for this kind of data (got {name!r}: {error}).") from error
+        raise InvalidInputError(
+            f"'model' must be one for this kind of data (got {name!r}: {error}). Leave it out for the usual network."
+        ) from error
     return MODELS[name](**options)

@@ -66,3 +66,9 @@ def check_new_folder(folder: Path, name: str) -> None:
     """Refuse a folder that exists with anything in it, before any long work."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInputError(f"'{name}' must be a new or empty folder (got {str(folder)!r}). Name another one.")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InvalidInputError(
+            f"'{name}' must lie in a folder that can be written (got {str(folder)!r}, but {str(above)!r} is none). "
+            "Name another one."
+        )

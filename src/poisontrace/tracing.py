@@ -115,7 +115,7 @@ def trace(
     if rule not in RULES:
         raise InvalidInputError(f"'rule' must be one of {', '.join(RULES)} (got {rule!r}).")
     if batch_size < 1:
-        raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}).")
+        raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}). Leave it out for 256.")
     samples, pairs, config = as_train_set(train_set), as_events(events), config or Config()
     device = _resolve(device)
     clock = Clock()
@@ -296,7 +296,7 @@ def _resolve(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device).cpu()  # "meta" has no way back
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InvalidInputError(f"'device' must be usable here (got {device!r}). Pass 'cpu' or 'auto'.") from error
     return device
 

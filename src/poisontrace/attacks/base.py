@@ -88,7 +88,7 @@ class Attack(ABC):
         if not 0 < n_poison <= len(candidates):
             raise InvalidInputError(
                 f"'rate' must ask for between 1 and {len(candidates)} of {len(x)} samples (got {self.rate!r}, which is "
-                f"{n_poison})."
+                f"{n_poison}). Change the rate, or the number of samples."
             )
         rng = numpy_generator(self.seed, f"{self.name}/chosen")
         chosen = np.sort(rng.choice(candidates, n_poison, replace=False))

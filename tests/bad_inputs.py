@@ -1,0 +1,347 @@
+"""Every bad input we know, as one table: a name, and a function that prepares its files and returns the arguments.
+
+``test_cli`` runs the table within the process, ``benchmarks/bad_inputs.py`` through the installed command. Each
+function is given a folder that holds a sound incident (see :func:`write_incident`), and spoils one thing.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+N_CLASSES = 3
+ARCH = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return (self.a(x.flatten(1)) + self.b(x.flatten(1))) / 2
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(0 * nn.Linear(64, 3).weight)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.kernel.T
+
+
+class Picky(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(64, 3)
+
+    def forward(self, x):
+        assert x.shape[1] == 7, "seven channels"
+
+
+def raises():
+    raise KeyError("no such setting")
+
+
+def exits():
+    raise SystemExit(3)
+
+
+def wants(setting):
+    return build()
+
+
+def number():
+    return 7
+
+
+answer = 42
+"""
+
+_rng = np.random.default_rng(0)
+X = _rng.integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+FLOATS = X.transpose(0, 3, 1, 2).astype(np.float32) / 255
+WEIGHT = _rng.standard_normal((N_CLASSES, 64)).astype(np.float32)
+Y = np.arange(12) % N_CLASSES
+EVENT_X = X[:2] ^ 1
+# What the network answers, worked out by hand.
+EVENT_Y = (EVENT_X.reshape(2, -1) / 255 @ WEIGHT.T).argmax(1)
+STATE = {"1.weight": torch.from_numpy(WEIGHT), "1.bias": torch.zeros(N_CLASSES)}
+GRID = {"attack": "badnets", "dataset": "digits", "rates": [0.05], "seeds": [0], "n_events": 1, "rules": ["default"]}
+
+
+def write_incident(folder: Path) -> None:
+    """Write a sound incident of twelve images: a linear network whose answers follow from its weights."""
+    (folder / "arch.py").write_text(ARCH)
+    save_file(STATE, folder / "weights.safetensors")
+    np.savez(folder / "train.npz", x=X, y=Y)
+    np.savez(folder / "events.npz", x=EVENT_X, y=EVENT_Y)
+    (folder / "truth.json").write_text('{"poison": [1, 2]}')
+
+
+def trace(folder: Path, **changes: Any) -> list[str]:
+    """Return the arguments that trace the sound incident, with some options changed (None: left out)."""
+    options = {
+        "model": f"{folder}/arch.py:build",
+        "weights": folder / "weights.safetensors",
+        "data": folder / "train.npz",
+        "events": folder / "events.npz",
+        "out": folder / "case",
+        **changes,
+    }
+    given = [(name, value) for name, value in options.items() if value is not None]
+    return ["trace", *(part for name, value in given for part in (f"--{name}", str(value)))]
+
+
+def attack(folder: Path, **changes: Any) -> list[str]:
+    """Return the arguments of a practice attack, with some options changed."""
+    options = {"attack": "badnets", "dataset": "digits", "epochs": 1, "out": folder / "incident", **changes}
+    return ["attack", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+
+
+def bench(folder: Path, **changes: Any) -> list[str]:
+    """Return the arguments that run a grid, with some of its keys changed (None: left out)."""
+    grid = {key: value for key, value in {**GRID, **changes}.items() if value is not None}
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in grid.items())
+    return _bench(folder, _file(folder, "grid.toml", lines))
+
+
+def _bench(folder: Path, grid: Path) -> list[str]:
+    return ["bench", str(grid), "--results", str(folder / "results"), "--readme", str(folder / "README.md")]
+
+
+def _file(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def _cut(folder: Path, name: str) -> Path:
+    """Cut a sound file off in the middle."""
+    path = folder / name
+    content = path.read_bytes()
+    return _file(folder, name, content[: len(content) // 2])
+
+
+def _npz(folder: Path, **arrays: Any) -> Path:
+    np.savez(folder / "bad.npz", **arrays)
+    return folder / "bad.npz"
+
+
+def _vast(folder: Path) -> Path:
+    """Write an .npz whose header claims more than any memory holds."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 50, 8, 8, 1)})
+    with zipfile.ZipFile(folder / "bad.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue())
+        archive.writestr("y.npy", header.getvalue())
+    return folder / "bad.npz"
+
+
+def _weights(folder: Path, **tensors: Any) -> Path:
+    save_file(dict(tensors), folder / "bad.safetensors")
+    return folder / "bad.safetensors"
+
+
+def _pickled(folder: Path, content: Any) -> Path:
+    torch.save(content, folder / "bad.pt")
+    return folder / "bad.pt"
+
+
+def _image(folder: Path, width: int, height: int) -> Path:
+    Image.new("L", (width, height)).save(folder / "photo.png")
+    return folder / "photo.png"
+
+
+def _with(array: Any, value: float, row: int = 5) -> Any:
+    changed = array.copy()
+    changed[row] = value
+    return changed
+
+
+def _copy(folder: Path, **arrays: Any) -> Path:
+    """Write a second .npz."""
+    np.savez(folder / "other.npz", **arrays)
+    return folder / "other.npz"
+
+
+def _renamed(part: str) -> dict[str, Any]:
+    return {f"{part}.{name[2:]}": tensor.clone() for name, tensor in STATE.items()}
+
+
+def _twice(folder: Path) -> list[str]:
+    return _alone(folder, "Twice", **_renamed("a"), **_renamed("b"))
+
+
+def _alone(folder: Path, kind: str, **tensors: Any) -> list[str]:
+    return trace(folder, model=f"{folder}/arch.py:{kind}", weights=_weights(folder, **tensors))
+
+
+def _event(folder: Path, image: Path, **changes: Any) -> list[str]:
+    return trace(folder, **{"events": None, "event": image, "label": 0, **changes})
+
+
+def _case(folder: Path, **files: str) -> list[str]:
+    (folder / "case").mkdir()
+    for name, content in files.items():
+        _file(folder / "case", name.replace("_", "."), content)
+    return ["report", str(folder / "case")]
+
+
+def _filled(folder: Path) -> Path:
+    (folder / "full").mkdir()
+    return _file(folder / "full", "mine.txt", "mine").parent
+
+
+BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
+    # Files that are not there.
+    "model file missing": lambda f: trace(f, model=f"{f}/none.py:build"),
+    "model module missing": lambda f: trace(f, model="no_such_package.models:build"),
+    "weights missing": lambda f: trace(f, weights=f / "none.safetensors"),
+    "data missing": lambda f: trace(f, data=f / "none.npz"),
+    "data is a folder": lambda f: trace(f, data=f),
+    "events missing": lambda f: trace(f, events=f / "none.npz"),
+    "event image missing": lambda f: _event(f, f / "none.png"),
+    "truth missing": lambda f: trace(f, truth=f / "none.json"),
+    "escape codes in a file name": lambda f: trace(f, data=f / "a\x1b[31m\x07red.npz"),
+    "newline in a file name": lambda f: trace(f, events=f / "a\nError: all is well.npz"),
+    "markup in a file name": lambda f: trace(f, model=f"{f}/[bold]:smile:.py:build"),
+    # Shapes.
+    "fewer labels than samples": lambda f: trace(f, data=_npz(f, x=X, y=Y[:-1])),
+    "labels of two axes": lambda f: trace(f, data=_npz(f, x=X, y=np.eye(3, dtype=int)[Y])),
+    "samples of one axis": lambda f: trace(f, data=_npz(f, x=FLOATS[:, 0, 0, 0], y=Y)),
+    "uint8 without a channel axis": lambda f: trace(f, data=_npz(f, x=X[..., 0], y=Y)),
+    "uint8 with channels first": lambda f: trace(f, data=_npz(f, x=X.transpose(0, 3, 1, 2), y=Y)),
+    "whole numbers as samples": lambda f: trace(f, data=_npz(f, x=X.astype(np.int64), y=Y)),
+    "text as samples": lambda f: trace(f, data=_npz(f, x=np.full((12, 2), "a"), y=Y)),
+    "ids for another number of samples": lambda f: trace(f, data=_npz(f, x=X, y=Y, ids=np.array(["a", "b"]))),
+    "events of another shape": lambda f: trace(f, events=_npz(f, x=EVENT_X[:, :4], y=EVENT_Y)),
+    "events of another type": lambda f: trace(f, events=_npz(f, x=FLOATS[:2], y=EVENT_Y)),
+    "data of a shape the model cannot take": lambda f: trace(
+        f, data=_npz(f, x=X[:, :4], y=Y), events=_copy(f, x=EVENT_X[:, :4], y=EVENT_Y)
+    ),
+    "a model that asserts another shape": lambda f: _alone(f, "Picky", **_renamed("a")),
+    # Labels.
+    "a negative label": lambda f: trace(f, data=_npz(f, x=X, y=_with(Y, -1))),
+    "a label beyond the model's outputs": lambda f: trace(f, data=_npz(f, x=X, y=_with(Y, 3))),
+    "labels that are not whole numbers": lambda f: trace(f, data=_npz(f, x=X, y=Y.astype(np.float32))),
+    "an event's label beyond the model's outputs": lambda f: trace(f, events=_npz(f, x=EVENT_X, y=EVENT_Y + 3)),
+    "a negative event label": lambda f: trace(f, events=_npz(f, x=EVENT_X, y=_with(EVENT_Y, -1, 0))),
+    "an event's label that the model does not answer": lambda f: trace(
+        f, events=_npz(f, x=EVENT_X, y=(EVENT_Y + 1) % 3)
+    ),
+    # Numbers that are none, and nothing at all.
+    "NaN in the data": lambda f: trace(f, data=_npz(f, x=_with(FLOATS, np.nan), y=Y)),
+    "infinity in the data": lambda f: trace(f, data=_npz(f, x=_with(FLOATS, np.inf), y=Y)),
+    "NaN in the events": lambda f: trace(
+        f, data=_npz(f, x=FLOATS, y=Y), events=_copy(f, x=_with(FLOATS[:2], np.nan, 0), y=EVENT_Y)
+    ),
+    "NaN in the weights": lambda f: trace(
+        f, weights=_weights(f, **{**STATE, "1.bias": torch.tensor([0.0, float("nan"), 0.0])})
+    ),
+    "no sample": lambda f: trace(f, data=_npz(f, x=X[:0], y=Y[:0])),
+    "no event": lambda f: trace(f, events=_npz(f, x=EVENT_X[:0], y=EVENT_Y[:0])),
+    # The model.
+    "no linear layer": lambda f: _alone(f, "Bare", kernel=torch.from_numpy(WEIGHT)),
+    "several candidates for the last layer": _twice,
+    "a layer that is not there": lambda f: trace(f, layer="head"),
+    "a factory that is not there": lambda f: trace(f, model=f"{f}/arch.py:make"),
+    "a factory that raises": lambda f: trace(f, model=f"{f}/arch.py:raises"),
+    "a factory that ends the program": lambda f: trace(f, model=f"{f}/arch.py:exits"),
+    "a factory that wants arguments": lambda f: trace(f, model=f"{f}/arch.py:wants"),
+    "a factory that returns a number": lambda f: trace(f, model=f"{f}/arch.py:number"),
+    "a factory that is no function": lambda f: trace(f, model=f"{f}/arch.py:answer"),
+    "a model without a factory": lambda f: trace(f, model=f"{f}/arch.py"),
+    "a syntax error in the model file": lambda f: trace(f, model=f"{_file(f, 'wrong.py', 'def build(:')}:build"),
+    "a missing import in the model file": lambda f: trace(f, model=f"{_file(f, 'wrong.py', 'import no_such')}:build"),
+    # The weights.
+    "a pickled model as weights": lambda f: trace(f, weights=_pickled(f, torch.nn.Linear(2, 2))),
+    "a pickled list as weights": lambda f: trace(f, weights=_pickled(f, [1, 2])),
+    "text as weights": lambda f: trace(f, weights=_file(f, "bad.pt", "not weights")),
+    "an empty file as weights": lambda f: trace(f, weights=_file(f, "bad.safetensors", "")),
+    "truncated safetensors": lambda f: trace(f, weights=_cut(f, "weights.safetensors")),
+    "a missing tensor": lambda f: trace(f, weights=_weights(f, **{"1.weight": STATE["1.weight"]})),
+    "an unexpected tensor": lambda f: trace(f, weights=_weights(f, **STATE, extra=torch.zeros(1))),
+    "a tensor of another shape": lambda f: trace(f, weights=_weights(f, **{**STATE, "1.weight": torch.zeros(3, 9)})),
+    "weights of another network": lambda f: trace(f, weights=_weights(f, **_renamed("a"), **_renamed("b"))),
+    # The arrays' files.
+    "object arrays": lambda f: trace(f, data=_npz(f, x=np.array([{}] * 12), y=Y)),
+    "text named .npz": lambda f: trace(f, data=_file(f, "bad.npz", "x,y\n1,2\n")),
+    "truncated .npz": lambda f: trace(f, data=_cut(f, "train.npz")),
+    "an .npz that claims a petabyte": lambda f: trace(f, data=_vast(f)),
+    "an .npz without labels": lambda f: trace(f, data=_npz(f, x=X)),
+    "an .npz of other arrays": lambda f: trace(f, events=_npz(f, images=X, labels=Y)),
+    "truth of another form": lambda f: trace(f, truth=_file(f, "bad.json", "[]")),
+    "truth beyond the data": lambda f: trace(f, truth=_file(f, "bad.json", '{"poison": [12]}')),
+    "truth of fractions": lambda f: trace(f, truth=_file(f, "bad.json", '{"poison": [1.5]}')),
+    # One image as the event.
+    "an image that is none": lambda f: _event(f, _file(f, "photo.png", "not an image")),
+    "an image of another size": lambda f: _event(f, _image(f, 9, 8)),
+    "an image for data that are no images": lambda f: _event(f, _image(f, 8, 8), data=_npz(f, x=FLOATS, y=Y)),
+    "an image without a label": lambda f: _event(f, _image(f, 8, 8), label=None),
+    "an image with a negative label": lambda f: _event(f, _image(f, 8, 8), label=-1),
+    "both events and an image": lambda f: _event(f, _image(f, 8, 8), events=f / "events.npz"),
+    "neither events nor an image": lambda f: trace(f, events=None),
+    "events with a label": lambda f: trace(f, label=1),
+    # Options.
+    "an unknown rule": lambda f: trace(f, rule="best"),
+    "an unknown device": lambda f: trace(f, device="abacus"),
+    "a device that holds no numbers": lambda f: trace(f, device="meta"),
+    "a device of another machine": lambda f: trace(f, device="hpu"),
+    "no sample a step": lambda f: trace(f, **{"batch-size": 0}),
+    "an unknown attack": lambda f: attack(f, attack="siege"),
+    "an unknown data set": lambda f: attack(f, dataset="stars"),
+    "an unknown model": lambda f: attack(f, model="oracle"),
+    "a model for other data": lambda f: attack(f, model="mlp"),
+    "rate 0": lambda f: attack(f, rate=0),
+    "rate 1": lambda f: attack(f, rate=1),
+    "rate 1.5": lambda f: attack(f, rate=1.5),
+    "rate NaN": lambda f: attack(f, rate="nan"),
+    "a rate of less than one sample": lambda f: attack(f, rate=0.0001),
+    "no events asked for": lambda f: attack(f, events=0),
+    "no training samples asked for": lambda f: attack(f, **{"n-train": 0}),
+    "no epochs": lambda f: attack(f, epochs=0),
+    "no width": lambda f: attack(f, width=0),
+    "a target that is no label": lambda f: attack(f, target=10),
+    # Where results go.
+    "a full folder for the case": lambda f: trace(f, out=_filled(f)),
+    "a file for the case": lambda f: trace(f, out=f / "arch.py"),
+    "a folder below a file": lambda f: trace(f, out=f / "arch.py" / "case"),
+    "a full folder for the incident": lambda f: attack(f, out=_filled(f)),
+    "a file for the incident": lambda f: attack(f, out=f / "arch.py"),
+    # Cases and grids.
+    "a case that is not there": lambda f: ["report", str(f / "none")],
+    "a case that is a file": lambda f: ["report", str(f / "arch.py")],
+    "a folder that is no case": lambda f: ["report", str(_filled(f))],
+    "a case with broken JSON": lambda f: _case(f, trace_json="{"),
+    "a case of another schema": lambda f: _case(f, trace_json='{"schema": 99}'),
+    "a case without scores": lambda f: _case(f, trace_json='{"schema": 1}'),
+    "no grid": lambda f: ["bench", "--results", str(f), "--readme", str(f / "README.md")],
+    "a grid that is not there": lambda f: _bench(f, f / "none.toml"),
+    "a grid that is no TOML": lambda f: _bench(f, _file(f, "grid.toml", "attack = ")),
+    "a grid without seeds": lambda f: bench(f, seeds=None),
+    "a grid with an unknown key": lambda f: bench(f, sedes=[1]),
+    "a grid with an unknown attack": lambda f: bench(f, attack=["badnets"]),
+    "a grid with an unknown rule": lambda f: bench(f, rules=["best"]),
+    "a grid with rate 1": lambda f: bench(f, rates=[1.0]),
+    "a grid with no events": lambda f: bench(f, n_events=0),
+    "a page without marks": lambda f: [*bench(f)[:-1], str(_file(f, "page.md", "no marks"))],
+}
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Return every file below a folder by name with its content, and every folder with None."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

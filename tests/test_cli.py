@@ -1,0 +1,343 @@
+"""The command line: what it answers to sound and to bad input, on which stream, and what it leaves behind."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bad_inputs import BAD_INPUTS, attack, snapshot, trace, write_incident
+from click.testing import Result
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from poisontrace import tracing
+from poisontrace._errors import PoisontraceError, UnlearningDivergedError
+from poisontrace.attacks import ATTACKS
+from poisontrace.cli import app
+from poisontrace.data import DATASETS
+from poisontrace.models import MODELS
+
+CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
+COMMANDS = ["trace", "attack", "report", "list", "bench"]
+
+run = CliRunner().invoke
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished command: what it printed, and the folder it wrote."""
+
+    done: Result
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def practice(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A small incident, made by the command line; its victim is trained, not found in the cache."""
+    folder = tmp_path_factory.mktemp("practice") / "incident"
+    arguments = attack(folder.parent, epochs=4, width=16, events=2, out=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POISONTRACE_CACHE", str(folder.with_name("cache")))
+        return Run(run(app, [*arguments, "--json"]), folder)
+
+
+@pytest.fixture(scope="module")
+def traced(practice: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """The case that the command line made of it, with the truth, as JSON."""
+    folder = tmp_path_factory.mktemp("traced") / "case"
+    arguments = [*trace(practice.folder, out=folder, truth=practice.folder / "truth.json"), "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["/usr/bin/poisontrace", *arguments])
+        yield Run(run(app, arguments), folder)
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_is_one_sentence_and_exit_code_2(name: str, tmp_path: Path) -> None:
+    """The last line of stderr names the argument, the rule and the way out; stdout and the disk stay as they were."""
+    write_incident(tmp_path)
+    arguments = BAD_INPUTS[name](tmp_path)
+    before = snapshot(tmp_path)
+
+    done = run(app, arguments)
+
+    *progress, message = done.stderr.removesuffix("\n").split("\n")
+    sentence = r"Error: '[a-z_: -]+' must .+ \(got .+\)\. [A-Za-z].+\.|Error: '[a-z_]+' must be one of .+"
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.fullmatch(sentence, message)
+    assert not any(line.startswith("Error") or "Traceback" in line for line in progress)
+    assert all(character.isprintable() or character == "\n" for character in done.stderr)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_committed_answers_are_to_this_table() -> None:
+    """Run benchmarks/bad_inputs.py after a change of the table."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "bad-inputs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    assert [(row["case"], row["code"]) for row in rows] == [(name, 2) for name in BAD_INPUTS]
+
+
+def test_the_sound_incident_of_the_table_is_traced(tmp_path: Path) -> None:
+    """What the table spoils is sound before, so that each case fails for its own reason."""
+    write_incident(tmp_path)
+
+    done = run(app, trace(tmp_path))
+
+    assert (done.exit_code, (tmp_path / "case").is_dir()) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["trace", "--speed"], ["trace"], ["attack", "--rate", "much"], ["report"], ["trace", "--seed", "1.5"], ["delete"]],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    """Unknown options and commands, missing ones and words for numbers are refused with the usage."""
+    done = run(app, arguments)
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Usage: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyboardInterrupt(), "Interrupted; nothing was written."),
+        (MemoryError(), "Out of memory. Pass a smaller --batch-size."),
+        (OSError(28, "disk full"), "A file could not be read or written: [Errno 28] disk full."),
+        (UnlearningDivergedError("not finite"), "not finite"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_on_our_side_is_exit_code_1(
+    error: BaseException, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence, no traceback, and no case."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    write_incident(tmp_path)
+    monkeypatch.setattr(tracing, "trace", fail)
+
+    done = run(app, trace(tmp_path))
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == f"Error: {message}"
+    assert not (tmp_path / "case").exists()
+
+
+def test_an_attack_that_moves_nothing_is_exit_code_1(tmp_path: Path) -> None:
+    """There is nothing to trace, and no incident is left."""
+    done = run(app, attack(tmp_path, rate=0.001, epochs=1, width=1, **{"n-train": 1000}))
+
+    assert (done.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert done.stderr.splitlines()[-1].startswith("Error: The attack failed: ")
+
+
+def test_attack_prints_facts_as_json(practice: Run) -> None:
+    """Standard output is one JSON object; progress went to standard error."""
+    facts = json.loads(practice.done.stdout)
+
+    assert practice.done.exit_code == 0
+    assert (facts["succeeded"], facts["incident"]) == (True, str(practice.folder))
+    assert "train" in practice.done.stderr
+
+
+def test_attack_names_the_next_command(tmp_path: Path, practice: Run) -> None:
+    """The command it ends with traces what it made, also where the path holds a space."""
+    out = tmp_path / "my incident"
+    done = run(app, attack(tmp_path, epochs=4, width=16, events=1, out=out))
+
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("next"))
+    program, *arguments = shlex.split(line.removeprefix("next"))
+
+    assert (program, arguments[-2:]) == ("poisontrace", ["--out", "case"])
+    assert run(app, [*arguments[:-1], str(tmp_path / "case")]).exit_code == 0
+    assert "train" not in done.stdout.replace("train.npz", "").replace("train accuracy", "")
+
+
+def test_trace_prints_the_case_as_json(traced: Run) -> None:
+    """Standard output is one JSON object: the case, its poison and where it lies; progress went to standard error."""
+    case = json.loads(traced.done.stdout)
+
+    assert traced.done.exit_code == 0
+    assert (case["verdict"], case["case"], case["n_poison"]) == ("poison", str(traced.folder), len(case["poison"]))
+    assert "forward pass" in traced.done.stderr and "events traced" in traced.done.stderr
+
+
+def test_the_truth_is_judged_after_the_trace(traced: Run, practice: Run) -> None:
+    """Precision and recall are those of the indices found against truth.json."""
+    case = json.loads(traced.done.stdout)
+    truth = set(json.loads((practice.folder / "truth.json").read_text())["poison"])
+    found = set(case["poison"])
+
+    assert case["truth"] == {"precision": len(found & truth) / len(found), "recall": len(found & truth) / len(truth)}
+    assert min(case["truth"].values()) > 0.9
+
+
+def test_the_case_folder_is_complete(traced: Run) -> None:
+    """Five files, and nothing beside the folder."""
+    assert sorted(path.name for path in traced.folder.iterdir()) == CASE_FILES
+    assert list(traced.folder.parent.iterdir()) == [traced.folder]
+
+
+def test_the_evidence_is_left_as_found(traced: Run, practice: Run) -> None:
+    """Neither bytecode nor anything else is written beside the evidence."""
+    assert sorted(path.name for path in practice.folder.iterdir()) == [
+        *("arch.py", "events.npz", "incident.json", "train.npz", "truth.json", "weights.safetensors"),
+    ]
+
+
+def test_the_recorded_command_traces_again(
+    traced: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, practice: Run
+) -> None:
+    """It gives the same poison and scores, byte for byte; without --json it prints a table and what to read next."""
+    program, *arguments = shlex.split(json.loads((traced.folder / "trace.json").read_text())["command"])
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
+    arguments.remove("--json")
+    # The model may also be named relative to where the command is run.
+    monkeypatch.chdir(practice.folder)
+    arguments[arguments.index("--model") + 1] = "arch.py:build"
+
+    done = run(app, arguments)
+
+    assert (program, done.exit_code) == ("poisontrace", 0)
+    for name in ("poison.csv", "scores.npy"):
+        assert (tmp_path / "again" / name).read_bytes() == (traced.folder / name).read_bytes()
+    rows = dict(re.findall(r"^(verdict|responsible|against the truth|report) +(.+)$", done.stdout, re.MULTILINE))
+    case = json.loads(traced.done.stdout)
+    assert rows == {
+        "verdict": "poison",
+        "responsible": f"{case['n_poison']} of 1,437 training samples",
+        "against the truth": f"precision {case['truth']['precision']:.3f}, recall {case['truth']['recall']:.3f}",
+        "report": str(tmp_path / "again" / "report.html"),
+    }
+    assert "forward pass 1" not in done.stdout and "Running the code of arch.py:build" in done.stderr
+
+
+def test_names_from_the_evidence_reach_the_case_but_not_the_terminal(
+    practice: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package as the model, a plain state dict, one image as the event; ids and hostile classes of train.npz show."""
+    with np.load(practice.folder / "train.npz") as arrays:
+        x, y = arrays["x"], arrays["y"]
+    ids = np.array([f"digit-{row}.png" for row in range(len(x))])
+    classes = np.array([f"\x1b[31m[bold]{label}\n:skull:" for label in range(10)])
+    np.savez(tmp_path / "train.npz", x=x, y=y, ids=ids, classes=classes)
+    with np.load(practice.folder / "events.npz") as arrays:
+        Image.fromarray(arrays["x"][0, :, :, 0]).save(tmp_path / "event.png")
+        label = int(arrays["y"][0])
+    torch.save(load_file(practice.folder / "weights.safetensors"), tmp_path / "weights.pt")
+    (tmp_path / "victims").mkdir()
+    (tmp_path / "victims" / "__init__.py").write_text("print('hello')\n")
+    (tmp_path / "victims" / "small.py").write_text((practice.folder / "arch.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["poisontrace", "trace", "--event", "a\x1b[31m"])
+    options = {"events": None, "event": "event.png", "label": label, "weights": "weights.pt"}
+
+    done = run(app, trace(tmp_path, model="victims.small:build", **options))
+
+    assert done.exit_code == 0
+    rows = list(csv.DictReader((tmp_path / "case" / "poison.csv").read_text().splitlines()))
+    assert rows and all(row["id"] == f"digit-{row['index']}.png" for row in rows)
+    page = (tmp_path / "case" / "report.html").read_text()
+    assert f"digit-{rows[0]['index']}.png" in page and "[bold]" in page
+    assert "?(31m" in done.stdout and "💀" not in done.stdout
+    assert all(character.isprintable() or character == "\n" for character in done.stdout + done.stderr)
+    assert "hello" not in done.stdout and "hello" in done.stderr
+    assert json.loads((tmp_path / "case" / "trace.json").read_text())["events"][0]["label"] == label
+
+
+def test_report_writes_the_same_page_again(traced: Run) -> None:
+    """From the files of the folder alone."""
+    page = traced.folder / "report.html"
+    before = page.read_bytes()
+    page.write_text("lost")
+
+    done = run(app, ["report", str(traced.folder)])
+
+    assert (done.exit_code, done.stdout) == (0, f"{page}\n")
+    assert page.read_bytes() == before
+
+
+def test_paths_reach_the_terminal_without_escape_codes(traced: Run, tmp_path: Path) -> None:
+    """In what is printed, not in what is written."""
+    case = tmp_path / "a\x1b[31m\nb"
+    shutil.copytree(traced.folder, case)
+
+    done = run(app, ["report", str(case)])
+
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/a?[31m?b/report.html\n")
+
+
+def test_list_names_everything() -> None:
+    """Every registered attack, data set and model has a line."""
+    done = run(app, ["list"])
+
+    named = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert (done.exit_code, named) == (0, {*ATTACKS, *DATASETS, *MODELS})
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help_explains_each_command(command: list[str]) -> None:
+    """Exit code 0 and the usage."""
+    done = run(app, [*command, "--help"])
+
+    assert done.exit_code == 0
+    assert done.stdout.strip().startswith("Usage: ")
+
+
+def test_the_commands_are_the_ones_tested() -> None:
+    """A new command belongs into the list above."""
+    assert sorted(COMMANDS) == sorted(info.name or info.callback.__name__ for info in app.registered_commands)
+
+
+def test_help_comes_without_torch() -> None:
+    """The command line answers at once."""
+    code = (
+        "import sys; sys.argv = ['poisontrace', '--help']\n"
+        "from poisontrace.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    print(end.code, {'torch', 'numpy', 'sklearn'} & set(sys.modules))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "0 set()"
+
+
+def test_the_installed_command_is_the_one_tested() -> None:
+    """The project's script leads to ``main``."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+
+    assert project["scripts"] == {"poisontrace": "poisontrace.cli:main"}
+
+
+def test_bench_makes_tables_from_rows_alone(tmp_path: Path) -> None:
+    """Nothing is traced, and the page is named."""
+    from poisontrace.bench import MARK, TABLES
+
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(f"{MARK.format(name)}\n{MARK.format(f'end {name}')}" for name in TABLES))
+
+    done = run(app, ["bench", "--tables-only", "--results", str(tmp_path), "--readme", str(readme)])
+
+    assert (done.exit_code, done.stdout) == (0, f"{readme}\n")
+    assert "| precision |" in readme.read_text()
+
+
+def test_errors_of_the_package_are_all_caught() -> None:
+    """Whatever we raise on purpose ends in a sentence."""
+    assert issubclass(UnlearningDivergedError, PoisontraceError)
