@@ -20,6 +20,7 @@ from poisontrace.embedding import Embedding
 N_FOLDS = 5
 MAX_ROUNDS = 12
 MAX_SWEEPS = 4
+NEAR_SIZES = (1.1, 1.25, 1.5)
 TWO_KINDS = (
     6.0  # standard deviations between two clusters that are two kinds of samples; one kind, halved, gives 3 to 5
 )
@@ -185,7 +186,10 @@ def search(x: Tensor, rankings: Sequence[Tensor], starts: Sequence[Tensor] = (),
     guesses = [top for ranking in rankings for top in _tops(ranking, growth)] + list(starts)
     best = max((separate(x, guess) for guess in guesses), key=lambda split: split.strength)
     for _ in range(MAX_SWEEPS):
-        better = max((separate(x, top) for top in _tops(best.score, 2)), key=lambda split: split.strength)
+        # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
+        near = [round(int(best.is_first.sum()) * factor) for factor in NEAR_SIZES]
+        tops = (*_tops(best.score, 2), *(_top(best.score, size) for size in near if size < len(x)))
+        better = max((separate(x, top) for top in tops), key=lambda split: split.strength)
         if better.strength <= best.strength:
             break
         best = better
@@ -194,13 +198,16 @@ def search(x: Tensor, rankings: Sequence[Tensor], starts: Sequence[Tensor] = (),
 
 def _tops(ranking: Tensor, growth: int) -> Iterator[Tensor]:
     """Yield the first 5, 5 * growth, ... up to half of the samples as masks."""
-    order = ranking.argsort(descending=True)
     size = N_FOLDS
     while size <= len(ranking) // 2:
-        top = torch.zeros(len(ranking), dtype=torch.bool)
-        top[order[:size]] = True
-        yield top
+        yield _top(ranking, size)
         size *= growth
+
+
+def _top(ranking: Tensor, size: int) -> Tensor:
+    top = torch.zeros(len(ranking), dtype=torch.bool)
+    top[ranking.argsort(descending=True)[:size]] = True
+    return top
 
 
 def k_means(x: Tensor, k: int) -> list[Tensor]:
