@@ -238,19 +238,19 @@ def _clean_row(incident: incidents.Incident, rule: str, event: int) -> Row | Non
     logits = torch.from_numpy(train.predict(incident.twin, dataset.x_test))
     said = logits.argmax(1).numpy()
     mistakes = np.flatnonzero(said != dataset.y_test)
-    if event // 2 >= len(mistakes):
+    confidence = logits.softmax(1).amax(1).numpy()[mistakes]
+    drawn = numpy_generator(incident.plan.seed, "mistakes").permutation(mistakes)
+    in_turn = np.stack([mistakes[np.argsort(-confidence)], drawn], 1).ravel().tolist()
+    order = list(dict.fromkeys(in_turn))  # a mistake that comes up both ways counts once
+    if event >= len(order):
         return None
-    if event % 2 == 0:
-        confidence = logits.softmax(1).amax(1).numpy()[mistakes]
-        chosen = mistakes[np.argsort(-confidence)[event // 2]]
-    else:
-        chosen = numpy_generator(incident.plan.seed, "mistakes").permutation(mistakes)[event // 2]
+    chosen = order[event]
     samples = ArraySet(dataset.x_train, dataset.y_train)
     events = ArraySet(dataset.x_test[[chosen]], said[[chosen]])
     trace = tracing.trace(incident.twin, samples, [events[0]], rule=rule, device="cpu")
     finding = trace.findings[0]
     return {
-        "test_image": int(chosen),
+        "test_image": chosen,
         "probability": finding.probability,
         "verdict": trace.verdict,
         "n_found": len(trace.poison),
