@@ -117,7 +117,7 @@ def test_fewer_events_than_asked_for_are_no_failure(
 
 
 def test_natural_mistakes_of_the_twin_are_traced(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each error on clean test images once as a confident and once as a random one, in turn; there are no more rows."""
+    """Each error on clean test images counts once, the most confident one first; there are no more rows."""
     finding = Finding(0, 0.5, "no-poison", np.array([], np.int64), {"separation": 1.5})
     quick = SimpleNamespace(findings=(finding,), verdict="no-poison", poison=[], seconds={"clustering": 0.1})
     monkeypatch.setattr(bench.tracing, "trace", lambda *_, **__: quick)
@@ -128,9 +128,10 @@ def test_natural_mistakes_of_the_twin_are_traced(small: None, tmp_path: Path, mo
 
     rows = rows_of(tmp_path)
     assert [(row["kind"], row["event"]) for row in rows] == [("clean", event) for event in range(len(rows))]
-    confident, random = ([row["test_image"] for row in rows[start::2]] for start in (0, 1))
-    assert sorted(confident) == sorted(random) == sorted(set(confident))
+    images = [row["test_image"] for row in rows]
     n = len(rows)
+    assert n > 1
+    assert len(set(images)) == n
     assert f"| digits, 1,437 | 0 | {n} | {n} | 0 | 0 | 1.5 | 0.1 |\n" in (tmp_path / "README.md").read_text()
 
 
