@@ -111,7 +111,7 @@ def trace(
             case = json.loads((out / "trace.json").read_text(encoding="utf-8"))
             print(json.dumps({**case, "poison": result.poison.tolist(), "case": str(out)}))
             return
-        head = ("event", "answered", "confidence", "verdict", "responsible", "apart", "event rise", "control rise")
+        head = ("event", "answered", "confidence", "verdict", "found", "apart", "event rise", "control rise")
         table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
         for row, finding in enumerate(result.findings):
             name = classes[finding.label] if finding.label < len(classes) else str(finding.label)
