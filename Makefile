@@ -18,8 +18,9 @@ demo: setup  ## poison a small model, trace the attack, write the report
 	$(BIN)/poisontrace trace --model demo/incident/arch.py:build --weights demo/incident/weights.safetensors \
 	    --data demo/incident/train.npz --events demo/incident/events.npz --truth demo/incident/truth.json --out demo/case
 
+# Tiny tensors: more threads would only wait for each other.
 test: setup  ## the fast, offline tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 test-slow: setup  ## minutes of work on real data
 	$(BIN)/python -m pytest -m slow $(ARGS)
