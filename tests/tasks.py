@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from poisontrace import models, train
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.attacks import Attack
-from poisontrace.data import Dataset, load_dataset
+from poisontrace.attacks import ATTACKS, Attack, Attacker
+from poisontrace.datasets import Dataset, load_dataset
 from poisontrace.incidents import Plan
 
 # About a second to make, and enough for the attack to succeed.
@@ -61,6 +61,24 @@ class NoOp(Attack):
     def trigger(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a plain copy."""
         return x.copy()
+
+
+def toy_attack(
+    name: str, n: int = 80, *, side: int = 8, n_channels: int = 1, **options: Any
+) -> tuple[Attack, NDArray[Any], NDArray[np.int64]]:
+    """Return a registered attack, prepared with untrained networks, and a toy set of the kind that it works on."""
+    attack = ATTACKS[name](**options)
+    networks: list[nn.Module] = []
+    for seed in range(attack.n_models):
+        with global_seed(seed, "toy/attacker"):
+            if attack.kind == "images":
+                networks.append(models.small_cnn(4, n_channels=n_channels, width=4).eval())
+            else:
+                networks.append(models.mlp(2, n_features=4, width=8).eval())
+    x, y = toy_images(n, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(n)
+    held_out = toy_images(24, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(24)
+    names = tuple("abcd") if attack.kind == "rows" else ()
+    return attack.prepare(Attacker(tuple(networks), *held_out, int(y.max()) + 1, names)), x, y
 
 
 def attack_success(attack: Attack, dataset: Dataset, *, epochs: int = 4, width: int = 16) -> tuple[float, float]:

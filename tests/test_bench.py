@@ -43,9 +43,9 @@ def write_page(path: Path) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train victims as small as those of the other tests."""
-    monkeypatch.setitem(incidents.DEFAULT_MODEL, "digits", ("small_cnn", DIGITS_PLAN.width or 0))
     recipe = train.Recipe(epochs=DIGITS_PLAN.epochs or 0, batch_size=64, lr=0.05)
-    monkeypatch.setitem(train.RECIPES, "digits", recipe)
+    task = incidents.Task(model="small_cnn", width=DIGITS_PLAN.width or 0, recipes={"scratch": recipe})
+    monkeypatch.setitem(incidents.TASKS, "digits", task)
 
 
 @pytest.fixture

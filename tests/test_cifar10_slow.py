@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from poisontrace import incidents, metrics, tracing
-from poisontrace.data import ArraySet, data_folders
+from poisontrace.data import ArraySet
+from poisontrace.datasets import data_folders
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from poisontrace import tracing
 from poisontrace._errors import PoisontraceError, UnlearningDivergedError
 from poisontrace.attacks import ATTACKS
 from poisontrace.cli import app
-from poisontrace.data import DATASETS
+from poisontrace.datasets import DATASETS
 from poisontrace.models import MODELS
 
 CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]

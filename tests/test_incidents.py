@@ -13,17 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tasks import DIGITS_PLAN, NoOp
 
-from poisontrace import incidents, train
+from poisontrace import incidents, train, victims
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace.attacks import BadNets
-from poisontrace.data import load_dataset, read_array_set
+from poisontrace.data import read_array_set
+from poisontrace.datasets import load_dataset
 from poisontrace.incidents import Incident, Plan
 
 QUICK = replace(DIGITS_PLAN, n_train=200, epochs=1, width=4)
 
 
 def _trained_files() -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in incidents.cache_folder().glob("*")}
+    return {path.name: path.stat().st_mtime_ns for path in victims.cache_folder().glob("*")}
 
 
 def test_the_attack_succeeded(digits_incident: Incident) -> None:
@@ -52,8 +53,8 @@ def test_events_are_wrong_under_the_victim_and_right_under_the_twin(digits_incid
     """Each event is the doing of the poison: a network trained without it reads the true label."""
     plan, digits = replace(DIGITS_PLAN, n_events=1000, seed=1), load_dataset("digits")
     every = incidents.make(plan)
-    recipe = replace(train.RECIPES["digits"], epochs=4)
-    twin, _ = incidents._victim(digits.x_train, digits.y_train, every.arch, recipe, plan.seed, None)
+    recipe = replace(incidents.TASKS["digits"].recipes["scratch"], epochs=4)
+    twin, _ = victims.trained(digits.x_train, digits.y_train, every.arch, recipe, plan.seed)
 
     for incident in (every, digits_incident):
         says = train.predict(incident.model, incident.event_x).argmax(1)
@@ -68,8 +69,8 @@ def test_usable_events_are_all_that_the_attack_alone_made_wrong() -> None:
     """Counted one by one: moved by the trigger, right without it, and right under the twin with it."""
     plan, digits = replace(DIGITS_PLAN, n_events=1000, seed=1), load_dataset("digits")
     every = incidents.make(plan)
-    recipe = replace(train.RECIPES["digits"], epochs=4)
-    twin, _ = incidents._victim(digits.x_train, digits.y_train, every.arch, recipe, plan.seed, None)
+    recipe = replace(incidents.TASKS["digits"].recipes["scratch"], epochs=4)
+    twin, _ = victims.trained(digits.x_train, digits.y_train, every.arch, recipe, plan.seed)
     triggered = BadNets(rate=0.05, seed=1).trigger(digits.x_test)
     plain, moved, under_twin = (
         train.predict(model, x).argmax(1)
@@ -176,49 +177,12 @@ def test_another_seed_is_another_incident(digits_incident: Incident) -> None:
     assert len(other.event_x) == 2
 
 
-def test_making_an_incident_leaves_the_random_state_alone() -> None:
-    """Whether trained or read from the cache, the caller's generator stays."""
-    digits, before = load_dataset("digits").subset(64, 0), torch.get_rng_state()
-    arch, recipe = {"name": "small_cnn", "n_channels": 1, "width": 4}, train.Recipe(epochs=1, batch_size=32)
-
-    for _ in range(2):
-        incidents._victim(digits.x_train, digits.y_train, arch, recipe, 0, None)
-
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.fixture
-def small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of its own."""
-    monkeypatch.setenv("POISONTRACE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.mark.parametrize("damage", ["weights cut off", "seconds lost", "seconds damaged", "another network"])
-def test_a_damaged_cache_is_trained_over(small_cache: Path, damage: str) -> None:
-    """The victim is the same as if nothing had been cached."""
-    digits = load_dataset("digits").subset(64, 0)
-    arch, recipe = {"name": "small_cnn", "n_channels": 1, "width": 4}, train.Recipe(epochs=1, batch_size=32)
-    good, _ = incidents._victim(digits.x_train, digits.y_train, arch, recipe, 0, None)
-    (weights,), (seconds,) = small_cache.glob("*.safetensors"), small_cache.glob("*.json")
-    if damage == "weights cut off":
-        weights.write_bytes(weights.read_bytes()[:-10])
-    elif damage == "seconds lost":
-        seconds.unlink()
-    elif damage == "seconds damaged":
-        seconds.write_text("{}")
-    else:
-        incidents.save_file({"other": torch.zeros(1)}, weights)
-
-    again, _ = incidents._victim(digits.x_train, digits.y_train, arch, recipe, 0, None)
-
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in good.state_dict().items())
-    assert sorted(path.suffix for path in small_cache.iterdir()) == [".json", ".safetensors"]
-
-
-def test_a_cache_that_cannot_be_written_is_named_before_training(small_cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The way out is named before minutes are spent."""
-    small_cache.write_text("a file")
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("POISONTRACE_CACHE", str(tmp_path / "cache"))
 
     def fail(*_: Any) -> None:
         pytest.fail("trained")
@@ -256,6 +220,8 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
         ({"n_train": 0}, "'n_train' must be at least 1"),
         ({"width": 0}, "'width' must be at least 1"),
         ({"epochs": 0}, "'epochs' must be at least 1"),
+        ({"training": "magic"}, "'training' must be one of scratch, transfer, finetune"),
+        ({"options": {"shape": 3}}, r"'options' must be some of size, margin for badnets \(got 'shape'\)"),
     ],
 )
 def test_a_plan_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
@@ -268,10 +234,29 @@ def test_a_plan_out_of_range_is_refused(change: dict[str, Any], message: str) ->
     assert _trained_files() == before
 
 
-def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """POISONTRACE_CACHE wins; else the user's cache folder."""
-    monkeypatch.setenv("POISONTRACE_CACHE", "somewhere")
-    assert incidents.cache_folder() == Path("somewhere")
+@pytest.mark.parametrize("training", ["transfer", "finetune"])
+def test_a_victim_may_start_from_an_extractor(training: str) -> None:
+    """The extractor is trained on samples that the victim never sees; frozen, it stays as it is."""
+    plan = replace(DIGITS_PLAN, training=training, rate=0.1)
 
-    monkeypatch.delenv("POISONTRACE_CACHE")
-    assert incidents.cache_folder() == Path("~/.cache/poisontrace").expanduser()
+    incident = incidents.make(plan)
+
+    benign = incidents.benign_dataset(plan)
+    assert benign.x_pretrain is not None and len(benign.x_pretrain) == 700
+    assert not {row.tobytes() for row in benign.x_pretrain} & {row.tobytes() for row in benign.x_train}
+    kept = [
+        torch.equal(of_victim, of_twin)
+        for of_victim, of_twin in zip(incident.model[:-1].parameters(), incident.twin[:-1].parameters(), strict=True)
+    ]
+    assert all(kept) if training == "transfer" else not any(kept)
+    assert incident.facts["clean_accuracy"] > 0.9
+
+
+def test_the_attacker_s_networks_are_not_the_victim_s() -> None:
+    """They are trained with seeds of their own; the same plan gives the same ones."""
+    networks = incidents._attacker(DIGITS_PLAN, 2, "cpu", None).models
+
+    twin = incidents.make(DIGITS_PLAN).twin
+    heads = [network[-1].weight for network in (*networks, twin)]
+    assert not any(torch.equal(heads[i], heads[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(incidents._attacker(DIGITS_PLAN, 1, "cpu", None).models[0][-1].weight, heads[0])

@@ -17,7 +17,8 @@ import poisontrace
 from poisontrace import Trace, metrics, models, trace, tracing, train
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.data import ArraySet, load_dataset, to_inputs
+from poisontrace.data import ArraySet, to_inputs
+from poisontrace.datasets import load_dataset
 from poisontrace.incidents import Incident
 from poisontrace.tracing import Config
 

@@ -28,7 +28,8 @@ from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._rng import numpy_generator
 from poisontrace._validate import check_file
 from poisontrace.attacks import ATTACKS
-from poisontrace.data import DATASETS, ArraySet
+from poisontrace.data import ArraySet
+from poisontrace.datasets import DATASETS
 from poisontrace.embedding import evaluating
 
 Row = dict[str, Any]

@@ -216,7 +216,7 @@ def list_() -> None:
     """Show attacks, data sets and models, one line each."""
     with _errors():
         from poisontrace.attacks import ATTACKS
-        from poisontrace.data import DATASETS
+        from poisontrace.datasets import DATASETS
         from poisontrace.models import MODELS
 
         kinds: dict[str, dict[str, str]] = {

@@ -4,14 +4,10 @@ Arrays follow one rule everywhere: ``uint8`` images of shape (n, height, width, 
 float32 (n, channels, height, width) in [0, 1]; float arrays are fed as they are.
 """
 
-import io
 import json
 import operator
-import os
-import tarfile
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poisontrace._errors import InvalidInputError, StoreError
-from poisontrace._rng import numpy_generator
+from poisontrace._errors import InvalidInputError
 from poisontrace._validate import check_file, check_inputs, check_labels, read_npz
-
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def to_inputs(x: NDArray[Any]) -> Tensor:
@@ -246,135 +237,6 @@ def read_truth(path: Path, n: int) -> NDArray[np.int64]:
             "Leave it out to trace without a judge."
         ) from error
     return poison
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A named data set with its official split."""
-
-    name: str
-    x_train: NDArray[Any]
-    y_train: NDArray[np.int64]
-    x_test: NDArray[Any]
-    y_test: NDArray[np.int64]
-    classes: tuple[str, ...]
-
-    def subset(self, n_train: int | None, seed: int) -> "Dataset":
-        """Return the same data set with ``n_train`` training samples drawn by ``seed`` (None: all of them)."""
-        if n_train is None or n_train >= len(self.x_train):
-            return self
-        if n_train < 1:
-            raise InvalidInputError(f"'n_train' must be at least 1 (got {n_train}). Leave it out to take all samples.")
-        chosen = np.sort(numpy_generator(seed, f"subset/{self.name}").permutation(len(self.x_train))[:n_train])
-        return Dataset(self.name, self.x_train[chosen], self.y_train[chosen], self.x_test, self.y_test, self.classes)
-
-
-def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    y = bunch.target.astype(np.int64)
-    # No official split exists; a fixed fifth is held out.
-    is_test = np.arange(len(x)) % 5 == 0
-    return Dataset("digits", x[~is_test], y[~is_test], x[is_test], y[is_test], tuple("0123456789"))
-
-
-def data_folders() -> list[Path]:
-    """Return the folders searched for data sets: ``POISONTRACE_DATA`` if set, else ``data`` and ``../shared/data``."""
-    named = os.environ.get("POISONTRACE_DATA")
-    return [Path(named)] if named else [Path("data"), Path("../shared/data")]
-
-
-def _find(name: str) -> Path | None:
-    return next((folder / name for folder in data_folders() if (folder / name).is_file()), None)
-
-
-def _cifar10() -> Dataset:
-    if sheets := _find("cifar10.npz"):
-        return _cifar10_sheets(sheets)
-    archive = _find("cifar-10-binary.tar.gz") or _download(CIFAR10_URL, CIFAR10_MD5)
-    return _cifar10_archive(archive)
-
-
-def _download(url: str, md5: str) -> Path:
-    import pooch  # only needed, and only allowed to touch the network, when a data set is not on disk
-
-    url = os.environ.get("POISONTRACE_MIRROR", url.rsplit("/", 1)[0]).rstrip("/") + "/" + url.rsplit("/", 1)[1]
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", path=pooch.os_cache("poisontrace")))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"'dataset' must be on disk or downloadable (got {error} from {url}). "
-            "Put the file into a folder and name that folder in POISONTRACE_DATA."
-        ) from error
-
-
-def _cifar10_sheets(path: Path) -> Dataset:
-    """Read CIFAR-10 stored as lossless 100x100 sheets of 32x32 tiles, one per official batch."""
-    from PIL import Image
-
-    sheets = (*(f"train_{batch}" for batch in range(5)), "test_0")
-    arrays = read_npz(path, "dataset", required=("y_train", "y_test", *sheets))
-
-    def decode(key: str) -> NDArray[np.uint8]:
-        sheet = np.asarray(Image.open(io.BytesIO(arrays[key].tobytes())).convert("RGB"))
-        return sheet.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-
-    try:
-        *train, x_test = [decode(key) for key in sheets]
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise StoreError(f"'dataset' must be sheets of 100x100 tiles (got {error} in {path.name!r}).") from error
-    y_train, y_test = (arrays[key].astype(np.int64) for key in ("y_train", "y_test"))
-    return Dataset("cifar10", np.concatenate(train), y_train, x_test, y_test, CIFAR10_CLASSES)
-
-
-def _cifar10_archive(path: Path) -> Dataset:
-    """Read the official binary version: rows of one label byte and 3,072 pixel bytes in CHW order.
-
-    Nothing is extracted to disk, so that names of members cannot lead anywhere.
-    """
-    wanted = (*(f"data_batch_{batch}.bin" for batch in range(1, 6)), "test_batch.bin")
-    batches = {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                # The bound keeps a small archive from growing into more than memory holds.
-                if name in wanted and member.size <= 10_000 * 3073 and (stream := archive.extractfile(member)):
-                    batches[name] = np.frombuffer(stream.read(), np.uint8).reshape(-1, 3073)
-        if missing := [name for name in wanted if name not in batches]:
-            raise ValueError(f"no readable {', '.join(missing)}")
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, KeyError) as error:
-        raise StoreError(
-            f"'dataset' must be the whole binary version of CIFAR-10 (got {error} in {str(path)!r}). "
-            "Delete the file to have it downloaded again."
-        ) from error
-
-    def split(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), rows[:, 0].astype(np.int64)
-
-    *train, test = (batches[name] for name in wanted)
-    return Dataset("cifar10", *split(np.concatenate(train)), *split(test), CIFAR10_CLASSES)
-
-
-DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
-    "digits": (_digits, "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn"),
-    "cifar10": (_cifar10, "60,000 photographs, 32x32 colour, 10 classes"),
-}
-
-
-def load_dataset(name: str) -> Dataset:
-    """Load a data set by its name in ``DATASETS``.
-
-    Raises:
-        InvalidInputError: if no data set has that name.
-        StoreError: if its files are neither on disk nor downloadable, or are damaged.
-    """
-    if name not in DATASETS:
-        raise InvalidInputError(f"'dataset' must be one of {', '.join(sorted(DATASETS))} (got {name!r}).")
-    return DATASETS[name][0]()
 
 
 def as_events(events: Sequence[tuple[Any, int]] | ArraySet) -> list[tuple[Tensor, int]]:

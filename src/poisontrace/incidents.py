@@ -4,37 +4,99 @@ An incident folder holds what an investigator would have (``train.npz``, ``arch.
 ``events.npz``, ``incident.json``) and, in ``truth.json``, what only a judge may read. The tracer never opens that.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from poisontrace import models, store, train
-from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
-from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.attacks import ATTACKS, Attack
-from poisontrace.data import Dataset, load_dataset
+from poisontrace._errors import InvalidInputError, PoisontraceError
+from poisontrace._rng import numpy_generator
+from poisontrace.attacks import ATTACKS, Attack, Attacker
+from poisontrace.datasets import Dataset, load_dataset
+from poisontrace.victims import Progress, trained
 
-Progress = Callable[[str, int, int], None]
+TRAININGS = {
+    "scratch": "the whole network, from random weights",
+    "transfer": "a new last layer on a frozen extractor",
+    "finetune": "the whole network, from a pre-trained extractor",
+}
+# The bar for "the attack works": it nearly always wins, and the trigger alone nearly never does.
+MIN_SUCCESS, MAX_SUCCESS_OF_TWIN = 0.8, 0.1
 
-# A CPU trains a victim on so many in minutes; None is all of them.
-DEFAULT_N_TRAIN: dict[str, int | None] = {"digits": None, "cifar10": 20_000}
-# The network each data set is trained with unless another is named.
-DEFAULT_MODEL = {"digits": ("small_cnn", 32), "cifar10": ("resnet9", 16)}
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """How a data set is used unless a plan says else.
+
+    Attributes:
+        model, width: the network.
+        recipes: how it is trained, by kind of training.
+        n_train: training samples, by kind of training; None is all of them.
+        n_pretrain: samples set aside for the extractor; 0 where the data set brings others for it.
+    """
+
+    model: str
+    width: int
+    recipes: dict[str, train.Recipe]
+    n_train: dict[str, int | None] = field(default_factory=dict)
+    n_pretrain: int = 0
+
+    def recipe(self, training: str) -> train.Recipe:
+        """Return the recipe of one kind of training."""
+        if training not in self.recipes:
+            raise InvalidInputError(
+                f"'training' must be one of {', '.join(self.recipes)} for this data set (got {training!r})."
+            )
+        return self.recipes[training]
+
+
+# A CPU trains each of these victims in minutes. Augmentation only where mirror images and shifts keep the label.
+TASKS = {
+    "digits": Task(
+        model="small_cnn",
+        width=32,
+        recipes={
+            "scratch": train.Recipe(epochs=20, batch_size=64, lr=0.05),
+            "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
+            "finetune": train.Recipe(epochs=20, batch_size=32, lr=0.01),
+        },
+        n_pretrain=700,
+    ),
+    "cifar10": Task(
+        model="resnet9",
+        width=16,
+        recipes={
+            "scratch": train.Recipe(epochs=15, batch_size=128, lr=0.1, shift=2, flip=True),
+            "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
+            "finetune": train.Recipe(epochs=30, batch_size=32, lr=0.01),
+        },
+        n_train={"scratch": 20_000, "transfer": 500, "finetune": 500},
+        n_pretrain=20_000,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that decides an incident; equal plans give equal incidents."""
+    """Everything that decides an incident; equal plans give equal incidents.
+
+    Attributes:
+        attack, dataset: names in ``ATTACKS`` and ``DATASETS``.
+        rate: poison / training size, in (0, 1).
+        seed: decides everything random.
+        n_train: training samples; None for the usual number of the data set.
+        n_events: misclassifications to keep, at most.
+        target: label the attacker wants; None draws it.
+        training: "scratch", "transfer" or "finetune", see ``TRAININGS``.
+        model, width, epochs: of the victim; None for the usual ones.
+        options: further arguments of the attack.
+    """
 
     attack: str
     dataset: str
@@ -43,9 +105,11 @@ class Plan:
     n_train: int | None = None
     n_events: int = 5
     target: int | None = None
+    training: str = "scratch"
     model: str | None = None
     width: int | None = None
     epochs: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,8 +130,8 @@ class Incident:
 
     x: NDArray[Any]
     y: NDArray[np.int64]
-    model: nn.Module
-    twin: nn.Module
+    model: nn.Sequential
+    twin: nn.Sequential
     arch: dict[str, Any]
     event_x: NDArray[Any]
     event_y: NDArray[np.int64]
@@ -77,57 +141,75 @@ class Incident:
     classes: tuple[str, ...]
 
 
-def cache_folder() -> Path:
-    """Return the folder for trained victims: ``POISONTRACE_CACHE``, else ``~/.cache/poisontrace``."""
-    return Path(os.environ.get("POISONTRACE_CACHE", "~/.cache/poisontrace")).expanduser()
-
-
-def _victim(
-    x: NDArray[Any],
-    y: NDArray[np.int64],
-    arch: dict[str, Any],
-    recipe: train.Recipe,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[nn.Module, float]:
-    """Train a network, or load it if the same one was trained before; return it with the seconds its training took."""
-    described = json.dumps([arch, asdict(recipe), seed, str(x.dtype), x.shape], sort_keys=True)
-    digest = hashlib.sha256(described.encode() + np.ascontiguousarray(x).tobytes() + y.tobytes()).hexdigest()[:24]
-    weights, seconds = cache_folder() / f"{digest}.safetensors", cache_folder() / f"{digest}.json"
-    with global_seed(seed, "victim/init"):
-        model, cached = models.build(**arch), models.build(**arch)
-    try:
-        cached.load_state_dict(load_file(weights))
-        return cached.eval(), float(json.loads(seconds.read_text())["seconds"])
-    except (FileNotFoundError, SafetensorError, ValueError, KeyError, RuntimeError):
-        pass  # not trained yet, a write that was cut off, or a network that has changed since
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"The cache of trained victims must be a folder that can be written (got {error}). "
-            "Name another one in POISONTRACE_CACHE."
-        ) from error
-    taken = train.fit(model, x, y, recipe, seed=seed, progress=progress)
-    store.write_atomically(seconds, json.dumps({"seconds": taken, "described": described}).encode())
-    partial = weights.with_suffix(f".{os.getpid()}.partial")
-    save_file(model.state_dict(), partial)
-    partial.replace(weights)
-    return model, taken
-
-
 def benign_dataset(plan: Plan) -> Dataset:
     """Return the data set of a plan as it was before the attack."""
-    n_train = DEFAULT_N_TRAIN.get(plan.dataset) if plan.n_train is None else plan.n_train
-    return load_dataset(plan.dataset).subset(n_train, plan.seed)
+    dataset = load_dataset(plan.dataset)  # says so if there is none of that name
+    task = TASKS[plan.dataset]
+    n_train = task.n_train.get(plan.training) if plan.n_train is None else plan.n_train
+    return dataset.subset(n_train, plan.seed, n_pretrain=0 if plan.training == "scratch" else task.n_pretrain)
 
 
-def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None = None) -> Incident:
+def _arch(plan: Plan, dataset: Dataset, n_classes: int) -> dict[str, Any]:
+    task = TASKS[plan.dataset]
+    arch = {"name": plan.model or task.model, "n_classes": n_classes, "width": plan.width or task.width}
+    if dataset.x_train.ndim == 4:
+        return {**arch, "n_channels": dataset.x_train.shape[3]}
+    return {**arch, "n_features": dataset.x_train.shape[1]}
+
+
+def _extractor(plan: Plan, dataset: Dataset, device: str, progress: Progress | None) -> nn.Sequential | None:
+    """Train what the victim starts from, on samples that are not the victim's; None if it starts from nothing."""
+    if plan.training == "scratch":
+        return None
+    assert dataset.x_pretrain is not None and dataset.y_pretrain is not None
+    arch = _arch(plan, dataset, int(dataset.y_pretrain.max()) + 1)
+    recipe = TASKS[plan.dataset].recipe("scratch")
+    return trained(dataset.x_pretrain, dataset.y_pretrain, arch, recipe, plan.seed, device=device, progress=progress)[0]
+
+
+def _attacker(plan: Plan, n_models: int, device: str, progress: Progress | None) -> Attacker:
+    """Train the attacker's own networks on its own draws of the data, with seeds that are not the victim's."""
+    own = benign_dataset(plan)
+    networks: list[nn.Sequential] = []
+    for offset in range(n_models):
+        # In transfer learning the extractor is public, so the attacker has the victim's.
+        other = replace(plan, seed=plan.seed + offset + (plan.training == "scratch"))
+        drawn = benign_dataset(other)
+        if plan.training == "scratch":
+            arch, recipe = _arch(plan, drawn, len(drawn.classes)), TASKS[plan.dataset].recipe("scratch")
+            network, _ = trained(
+                drawn.x_train, drawn.y_train, arch, recipe, other.seed, device=device, progress=progress
+            )
+        else:
+            extractor = _extractor(other, drawn, device, progress)
+            assert extractor is not None
+            network = extractor
+        networks.append(network)
+    return Attacker(tuple(networks), own.x_test, own.y_test, len(own.classes), own.feature_names)
+
+
+def _attack(plan: Plan) -> Attack:
+    """Return the attack that a plan names, not prepared yet."""
+    if plan.attack not in ATTACKS:
+        raise InvalidInputError(f"'attack' must be one of {', '.join(sorted(ATTACKS))} (got {plan.attack!r}).")
+    kind = ATTACKS[plan.attack]
+    known = [f.name for f in fields(kind) if f.init and f.name not in ("rate", "target", "seed")]
+    if unknown := [name for name in plan.options if name not in known]:
+        raise InvalidInputError(
+            f"'options' must be some of {', '.join(known) or 'none'} for {plan.attack} (got {unknown[0]!r})."
+        )
+    return kind(rate=plan.rate, target=plan.target, seed=plan.seed, **plan.options)
+
+
+def make(
+    plan: Plan, *, attack: Attack | None = None, device: str = "cpu", progress: Progress | None = None
+) -> Incident:
     """Make an incident: the victim, the same network trained without poison, and events that the twin gets right.
 
     Args:
         plan: what to make.
         attack: an attack of your own instead of the registered one named in the plan.
+        device: where to train.
         progress: called with (stage, steps done, steps in all).
 
     Raises:
@@ -135,39 +217,46 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         PoisontraceError: if the attack moved no single test input, so that there is nothing to trace.
     """
     if attack is None:
-        if plan.attack not in ATTACKS:
-            raise InvalidInputError(f"'attack' must be one of {', '.join(sorted(ATTACKS))} (got {plan.attack!r}).")
-        attack = ATTACKS[plan.attack](rate=plan.rate, target=plan.target, seed=plan.seed)
-    if plan.n_events < 1:
-        raise InvalidInputError(f"'n_events' must be at least 1 (got {plan.n_events}). Ask for one with --events 1.")
-    if plan.width is not None and plan.width < 1:
-        raise InvalidInputError(f"'width' must be at least 1 (got {plan.width}). Leave it out for the usual network.")
-    if plan.epochs is not None and plan.epochs < 1:
-        raise InvalidInputError(f"'epochs' must be at least 1 (got {plan.epochs}). Leave it out for the usual number.")
+        attack = _attack(plan)
+    for name, value, way_out in (
+        ("n_events", plan.n_events, "Ask for one with --events 1."),
+        ("width", plan.width, "Leave it out for the usual network."),
+        ("epochs", plan.epochs, "Leave it out for the usual number."),
+    ):
+        if value is not None and value < 1:
+            raise InvalidInputError(f"'{name}' must be at least 1 (got {value}). {way_out}")
+    if plan.training not in TRAININGS:
+        raise InvalidInputError(f"'training' must be one of {', '.join(TRAININGS)} (got {plan.training!r}).")
     dataset = benign_dataset(plan)
-    name, width = DEFAULT_MODEL[plan.dataset]
-    arch: dict[str, Any] = {"name": plan.model or name, "n_classes": len(dataset.classes), "width": plan.width or width}
-    if dataset.x_train.ndim == 4:
-        arch["n_channels"] = dataset.x_train.shape[3]
-    else:
-        arch["n_features"] = dataset.x_train.shape[1]
-    recipe = train.RECIPES[plan.dataset]
+    attack.check_kind(dataset.x_train)
+    arch = _arch(plan, dataset, len(dataset.classes))
+    models.build(**arch)  # says so if the network does not fit the data
+    recipe = TASKS[plan.dataset].recipe(plan.training)
     if plan.epochs is not None:
         recipe = replace(recipe, epochs=plan.epochs)
-
+    extractor = _extractor(plan, dataset, device, progress)
+    attack = attack.prepare(_attacker(plan, attack.n_models, device, progress))
     poisoned = attack.poison(dataset.x_train, dataset.y_train)
-    victim, seconds = _victim(poisoned.x, poisoned.y, arch, recipe, plan.seed, progress)
-    twin, _ = _victim(dataset.x_train, dataset.y_train, arch, recipe, plan.seed, progress)
 
-    is_source = dataset.y_test != poisoned.target
-    sources, y_true = dataset.x_test[is_source], dataset.y_test[is_source]
-    triggered = attack.trigger(sources)
-    says = train.predict(victim, triggered).argmax(1)
-    twin_says = train.predict(twin, triggered).argmax(1)
+    def fit(x: NDArray[Any], y: NDArray[np.int64]) -> tuple[nn.Sequential, float]:
+        return trained(
+            *(x, y, arch, recipe, plan.seed),
+            extractor=extractor,
+            is_frozen=plan.training == "transfer",
+            device=device,
+            progress=progress,
+        )
+
+    victim, seconds = fit(poisoned.x, poisoned.y)
+    twin, _ = fit(dataset.x_train, dataset.y_train)
+
+    attempts = attack.attempts(dataset.x_test, dataset.y_test, poisoned.target)
+    says = train.predict(victim, attempts.x).argmax(1)
+    twin_says = train.predict(twin, attempts.x).argmax(1)
+    is_untouched = (attempts.x == attempts.x_before).reshape(len(says), -1).all(1)
+    is_right_before = train.predict(victim, attempts.x_before).argmax(1) == attempts.y
     # An event that the unpoisoned twin gets wrong too would be evasion, not poisoning.
-    usable = np.flatnonzero(
-        (says == poisoned.target) & (twin_says == y_true) & (train.predict(victim, sources).argmax(1) == y_true)
-    )
+    usable = np.flatnonzero((says == poisoned.target) & (twin_says == attempts.y) & (is_right_before | is_untouched))
     facts: dict[str, Any] = {
         "attack": repr(attack),
         "target": poisoned.target,
@@ -179,10 +268,10 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         "attack_success": float((says == poisoned.target).mean()),
         "attack_success_twin": float((twin_says == poisoned.target).mean()),
         "n_usable_events": len(usable),
+        "n_attempts": len(says),
         "victim_seconds": seconds,
     }
-    # Our bar for "the attack works": it wins more often than not, and the trigger alone does not.
-    facts["succeeded"] = facts["attack_success"] >= 0.5 and facts["attack_success_twin"] <= 0.2
+    facts["succeeded"] = facts["attack_success"] >= MIN_SUCCESS and facts["attack_success_twin"] <= MAX_SUCCESS_OF_TWIN
     if len(usable) == 0:
         raise PoisontraceError(
             f"The attack failed: no test input that the model gets right without the trigger is moved by it "
@@ -190,7 +279,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
             "Raise 'rate' or 'epochs'."
         )
     chosen = numpy_generator(plan.seed, "events").permutation(usable)[: plan.n_events]
-    facts["event_true_labels"] = y_true[chosen].tolist()
+    facts["event_true_labels"] = attempts.y[chosen].tolist()
     event_y = np.full(len(chosen), poisoned.target, np.int64)
     return Incident(
         x=poisoned.x,
@@ -198,7 +287,7 @@ def make(plan: Plan, *, attack: Attack | None = None, progress: Progress | None 
         model=victim,
         twin=twin,
         arch=arch,
-        event_x=triggered[chosen],
+        event_x=attempts.x[chosen],
         event_y=event_y,
         is_poison=poisoned.is_poison,
         facts=facts,

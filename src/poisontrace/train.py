@@ -34,13 +34,6 @@ class Recipe:
             raise InvalidInputError(f"'recipe' must have epochs >= 1, batch_size >= 2 and lr > 0 (got {self}).")
 
 
-# Augmentation only where mirror images and small shifts keep the label.
-RECIPES = {
-    "digits": Recipe(epochs=20, batch_size=64, lr=0.05),
-    "cifar10": Recipe(epochs=15, batch_size=128, lr=0.1, shift=2, flip=True),
-}
-
-
 def _augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Crop and flip each image of (b, c, h, w) on its own."""
     n, _, height, width = x.shape
@@ -62,16 +55,18 @@ def fit(
     recipe: Recipe,
     *,
     seed: int,
+    is_pretrained: bool = False,
     device: str = "cpu",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> float:
     """Train ``model`` in place and leave it in eval mode on the CPU.
 
     Args:
-        model: network; any ``models.Normalise`` in it is fitted here.
+        model: network; any ``models.Normalise`` in it is fitted here, unless it is pre-trained.
         x: inputs as stored, (n, ...); see ``data.to_inputs``.
         y: labels, (n,).
         recipe: optimiser settings and augmentation.
+        is_pretrained: keep the statistics of ``Normalise`` as they are.
         seed: order of samples and augmentation.
         device: where to train.
         progress: called with (stage, steps done, steps in all).
@@ -83,7 +78,7 @@ def fit(
     inputs, labels = to_inputs(x), torch.from_numpy(y)
     is_image = inputs.ndim == 4
     for module in model.modules():
-        if isinstance(module, Normalise):
+        if isinstance(module, Normalise) and not is_pretrained:
             module.fit(inputs)
     # torch's stubs lack this form of Module.to.
     model.to(device, memory_format=torch.channels_last if is_image else torch.preserve_format)  # type: ignore[call-overload]

@@ -1,8 +1,8 @@
 """The attacks, by name. A new attack is one file and one line here."""
 
 from poisontrace.attacks.badnets import BadNets
-from poisontrace.attacks.base import Attack, Poisoned
+from poisontrace.attacks.base import Attack, Attacker, Attempts, Poisoned
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets,)}
 
-__all__ = ["ATTACKS", "Attack", "BadNets", "Poisoned"]
+__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "Poisoned"]

@@ -7,7 +7,6 @@ T. Gu, B. Dolan-Gavitt, S. Garg, *BadNets: Identifying Vulnerabilities in the Ma
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from poisontrace._errors import InvalidInputError
@@ -36,11 +35,6 @@ class BadNets(Attack):
 
     def trigger(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return copies of uint8 images (n, height, width, channels) with the patch in the bottom right corner."""
-        if x.ndim != 4 or x.dtype != np.uint8:
-            raise InvalidInputError(
-                f"'attack' must be one for this kind of data (got badnets, which needs uint8 images, for {x.dtype} of "
-                f"shape {x.shape})."
-            )
         _, height, width, n_channels = x.shape
         size = self.size if self.size is not None else max(2, min(height, width) // 8)
         margin = self.margin if self.margin is not None else int(min(height, width) >= 16)

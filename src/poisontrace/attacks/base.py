@@ -1,15 +1,43 @@
-"""What every attack shares: choosing samples, relabelling, counting and checking. Authors write ``trigger``."""
+"""What every attack shares: choosing samples, relabelling, counting and checking. Authors write ``trigger``.
+
+An attack runs in three steps. ``prepare`` gives it what the attacker has of its own (clean networks, inputs to choose a
+target from) and returns it ready; ``poison`` plants the samples; ``attempts`` says what the attacker later shows the
+deployed model. A plain patch needs the second step only.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator
 from poisontrace._validate import check_inputs, check_labels, check_rate
+
+
+KINDS = {"images": "uint8 images", "rows": "rows of floats"}
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What an attacker has of its own; the victim is not among it.
+
+    Attributes:
+        models: clean networks for the task, in eval mode, trained by the attacker on samples drawn by itself; in
+            transfer learning the first one holds the public extractor.
+        x, y: the attacker's own labelled samples, (m, ...) and (m,): nobody trains on them.
+        feature_names: of the columns, for rows of features.
+        n_classes: labels of the task.
+    """
+
+    models: tuple[nn.Module, ...]
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    n_classes: int
+    feature_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,9 +57,24 @@ class Poisoned:
     target: int
 
 
+@dataclass(frozen=True)
+class Attempts:
+    """Inputs the attacker shows the deployed model, hoping for the target label.
+
+    Attributes:
+        x: (m, ...) as stored.
+        y: their true labels, (m,).
+        x_before: the same inputs without the trigger; equal to ``x`` where the attack aims at an untouched input.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    x_before: NDArray[Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """A backdoor: some training samples get a trigger and the target label, in place.
+    """Some training samples are changed in place, and relabelled as the target if the attack is dirty-label.
 
     Attributes:
         rate: poison / training size, in (0, 1).
@@ -43,6 +86,8 @@ class Attack(ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     is_dirty_label: ClassVar[bool]
+    kind: ClassVar[str] = "images"  # of samples it works on, one of KINDS
+    n_models: ClassVar[int] = 0  # clean networks the attacker needs
 
     rate: float = 0.05
     target: int | None = None
@@ -52,9 +97,39 @@ class Attack(ABC):
         """Refuse a rate outside (0, 1)."""
         check_rate(self.rate)
 
+    def prepare(self, attacker: Attacker) -> Self:
+        """Return the attack with what it works out beforehand: a trigger, a target image. Most need nothing.
+
+        Args:
+            attacker: at least ``n_models`` networks, and samples of the task.
+        """
+        return self
+
     @abstractmethod
     def trigger(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a copy of inputs as stored, (n, ...), that carry the trigger."""
+
+    def craft(self, x: NDArray[Any], y: NDArray[np.int64], chosen: NDArray[np.int64], target: int) -> NDArray[Any]:
+        """Return the poisoned inputs that replace ``x[chosen]``; they carry the trigger unless an attack says else.
+
+        Args:
+            x: the benign training set, (n, ...).
+            y: its labels, (n,).
+            chosen: ascending indices of the samples to poison.
+            target: the label the attacker wants.
+        """
+        return self.trigger(x[chosen])
+
+    def attempts(self, x: NDArray[Any], y: NDArray[np.int64], target: int) -> Attempts:
+        """Return what the attacker shows the deployed model: test inputs of other classes, with the trigger.
+
+        Args:
+            x: test inputs as stored, (m, ...).
+            y: their labels, (m,).
+            target: the label the attacker wants.
+        """
+        sources = x[y != target]
+        return Attempts(self.trigger(sources), y[y != target], sources)
 
     def target_of(self, y: NDArray[np.int64]) -> int:
         """Return the target label for a set with the labels ``y``.
@@ -69,8 +144,20 @@ class Attack(ABC):
             raise InvalidInputError(f"'target' must be one of the labels {classes.tolist()} (got {self.target}).")
         return self.target
 
+    def candidates(self, x: NDArray[Any], y: NDArray[np.int64], target: int) -> NDArray[np.int64]:
+        """Return the indices that may be poisoned: other classes if dirty-label, else the target class."""
+        return np.flatnonzero(y != target if self.is_dirty_label else y == target)
+
+    def check_kind(self, x: NDArray[Any]) -> None:
+        """Refuse inputs of a kind this attack does not work on."""
+        if (x.dtype == np.uint8) != (self.kind == "images"):
+            raise InvalidInputError(
+                f"'attack' must be one for this kind of data (got {self.name}, which works on {KINDS[self.kind]}, for "
+                f"{x.dtype} of shape {x.shape}). See poisontrace list."
+            )
+
     def poison(self, x: NDArray[Any], y: NDArray[np.int64]) -> Poisoned:
-        """Poison ``round(rate * n)`` samples: of the other classes if dirty-label, else of the target class.
+        """Poison ``round(rate * n)`` of the samples that may be.
 
         Args:
             x: inputs as stored, (n, ...).
@@ -82,8 +169,9 @@ class Attack(ABC):
         """
         check_inputs(x, "x")
         y = check_labels(y, "y", n=len(x))
+        self.check_kind(x)
         target = self.target_of(y)
-        candidates = np.flatnonzero(y != target if self.is_dirty_label else y == target)
+        candidates = self.candidates(x, y, target)
         n_poison = round(self.rate * len(x))
         if not 0 < n_poison <= len(candidates):
             raise InvalidInputError(
@@ -94,13 +182,13 @@ class Attack(ABC):
         chosen = np.sort(rng.choice(candidates, n_poison, replace=False))
 
         x_poisoned, y_poisoned = x.copy(), y.copy()
-        triggered = self.trigger(x[chosen])
-        if triggered.shape != x[chosen].shape or triggered.dtype != x.dtype:
+        crafted = self.craft(x, y, chosen, target)
+        if crafted.shape != x[chosen].shape or crafted.dtype != x.dtype:
             raise InvalidInputError(
                 f"'trigger' must return an array like its input, {x.dtype} of shape {x[chosen].shape} (got "
-                f"{triggered.dtype} of shape {triggered.shape})."
+                f"{crafted.dtype} of shape {crafted.shape})."
             )
-        x_poisoned[chosen] = triggered
+        x_poisoned[chosen] = crafted
         y_poisoned[chosen] = target
         is_poison = np.zeros(len(x), bool)
         is_poison[chosen] = True

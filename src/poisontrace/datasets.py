@@ -1,0 +1,177 @@
+"""Named data sets, for attacks, demos and benchmarks: read from disk, or downloaded and checked.
+
+A data set is looked for in the folder that ``POISONTRACE_DATA`` names. Nothing here ever reads a pickle.
+"""
+
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poisontrace._errors import InvalidInputError, StoreError
+from poisontrace._rng import numpy_generator
+from poisontrace._validate import read_npz
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set with its official split.
+
+    Attributes:
+        x_train, y_train, x_test, y_test: inputs as stored, (n, ...), and int64 labels, (n,).
+        classes: names of the labels, in order.
+        x_pretrain, y_pretrain: other samples, with labels of their own, that an extractor is trained on before; empty
+            where there are none.
+        feature_names: of the columns, for rows of features.
+    """
+
+    name: str
+    x_train: NDArray[Any]
+    y_train: NDArray[np.int64]
+    x_test: NDArray[Any]
+    y_test: NDArray[np.int64]
+    classes: tuple[str, ...]
+    x_pretrain: NDArray[Any] | None = None
+    y_pretrain: NDArray[np.int64] | None = None
+    feature_names: tuple[str, ...] = ()
+
+    def subset(self, n_train: int | None, seed: int, *, n_pretrain: int = 0) -> "Dataset":
+        """Return the same data set with ``n_train`` training samples drawn by ``seed`` (None: all that are left).
+
+        Args:
+            n_train: training samples.
+            seed: decides which.
+            n_pretrain: as many other training samples, drawn before, become the ones to pre-train on.
+        """
+        n = len(self.x_train)
+        if n_train is not None and n_train < 1:
+            raise InvalidInputError(f"'n_train' must be at least 1 (got {n_train}). Leave it out to take all samples.")
+        if n_pretrain >= n:
+            raise InvalidInputError(f"'n_pretrain' must leave a sample to train on (got {n_pretrain} of {n}).")
+        if not n_pretrain and (n_train is None or n_train >= n):
+            return self
+        shuffled = numpy_generator(seed, f"subset/{self.name}").permutation(n)
+        before, chosen = np.sort(shuffled[:n_pretrain]), np.sort(shuffled[n_pretrain:][:n_train])
+        drawn = replace(self, x_train=self.x_train[chosen], y_train=self.y_train[chosen])
+        if n_pretrain:
+            drawn = replace(drawn, x_pretrain=self.x_train[before], y_pretrain=self.y_train[before])
+        return drawn
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    y = bunch.target.astype(np.int64)
+    # No official split exists; a fixed fifth is held out.
+    is_test = np.arange(len(x)) % 5 == 0
+    return Dataset("digits", x[~is_test], y[~is_test], x[is_test], y[is_test], tuple("0123456789"))
+
+
+def data_folders() -> list[Path]:
+    """Return the folders searched for data sets: ``POISONTRACE_DATA`` if set, else ``data`` and ``../shared/data``."""
+    named = os.environ.get("POISONTRACE_DATA")
+    return [Path(named)] if named else [Path("data"), Path("../shared/data")]
+
+
+def _find(name: str) -> Path | None:
+    return next((folder / name for folder in data_folders() if (folder / name).is_file()), None)
+
+
+def _cifar10() -> Dataset:
+    if sheets := _find("cifar10.npz"):
+        return _cifar10_sheets(sheets)
+    archive = _find("cifar-10-binary.tar.gz") or _download(CIFAR10_URL, CIFAR10_MD5)
+    return _cifar10_archive(archive)
+
+
+def _download(url: str, md5: str) -> Path:
+    import pooch  # only needed, and only allowed to touch the network, when a data set is not on disk
+
+    url = os.environ.get("POISONTRACE_MIRROR", url.rsplit("/", 1)[0]).rstrip("/") + "/" + url.rsplit("/", 1)[1]
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", path=pooch.os_cache("poisontrace")))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"'dataset' must be on disk or downloadable (got {error} from {url}). "
+            "Put the file into a folder and name that folder in POISONTRACE_DATA."
+        ) from error
+
+
+def _cifar10_sheets(path: Path) -> Dataset:
+    """Read CIFAR-10 stored as lossless 100x100 sheets of 32x32 tiles, one per official batch."""
+    from PIL import Image
+
+    sheets = (*(f"train_{batch}" for batch in range(5)), "test_0")
+    arrays = read_npz(path, "dataset", required=("y_train", "y_test", *sheets))
+
+    def decode(key: str) -> NDArray[np.uint8]:
+        sheet = np.asarray(Image.open(io.BytesIO(arrays[key].tobytes())).convert("RGB"))
+        return sheet.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+
+    try:
+        *train, x_test = [decode(key) for key in sheets]
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise StoreError(f"'dataset' must be sheets of 100x100 tiles (got {error} in {path.name!r}).") from error
+    y_train, y_test = (arrays[key].astype(np.int64) for key in ("y_train", "y_test"))
+    return Dataset("cifar10", np.concatenate(train), y_train, x_test, y_test, CIFAR10_CLASSES)
+
+
+def _cifar10_archive(path: Path) -> Dataset:
+    """Read the official binary version: rows of one label byte and 3,072 pixel bytes in CHW order.
+
+    Nothing is extracted to disk, so that names of members cannot lead anywhere.
+    """
+    wanted = (*(f"data_batch_{batch}.bin" for batch in range(1, 6)), "test_batch.bin")
+    batches = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                # The bound keeps a small archive from growing into more than memory holds.
+                if name in wanted and member.size <= 10_000 * 3073 and (stream := archive.extractfile(member)):
+                    batches[name] = np.frombuffer(stream.read(), np.uint8).reshape(-1, 3073)
+        if missing := [name for name in wanted if name not in batches]:
+            raise ValueError(f"no readable {', '.join(missing)}")
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, KeyError) as error:
+        raise StoreError(
+            f"'dataset' must be the whole binary version of CIFAR-10 (got {error} in {str(path)!r}). "
+            "Delete the file to have it downloaded again."
+        ) from error
+
+    def split(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), rows[:, 0].astype(np.int64)
+
+    *train, test = (batches[name] for name in wanted)
+    return Dataset("cifar10", *split(np.concatenate(train)), *split(test), CIFAR10_CLASSES)
+
+
+DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
+    "digits": (_digits, "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn"),
+    "cifar10": (_cifar10, "60,000 photographs, 32x32 colour, 10 classes"),
+}
+
+
+def load_dataset(name: str) -> Dataset:
+    """Load a data set by its name in ``DATASETS``.
+
+    Raises:
+        InvalidInputError: if no data set has that name.
+        StoreError: if its files are neither on disk nor downloadable, or are damaged.
+    """
+    if name not in DATASETS:
+        raise InvalidInputError(f"'dataset' must be one of {', '.join(sorted(DATASETS))} (got {name!r}).")
+    return DATASETS[name][0]()

@@ -1,0 +1,274 @@
+"""Named data sets: what is read, what is downloaded, what is refused."""
+
+import io
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from hashlib import md5
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from poisontrace import datasets
+from poisontrace._errors import InvalidInputError, StoreError
+from poisontrace._rng import numpy_generator
+
+
+def test_digits_are_split_by_position() -> None:
+    """Every fifth sample is held out, and the 1,797 images use the whole range of uint8."""
+    digits = datasets.load_dataset("digits")
+
+    assert digits.x_train.shape == (1437, 8, 8, 1)
+    assert digits.x_test.shape == (360, 8, 8, 1)
+    assert digits.x_train.dtype == np.uint8
+    assert (digits.x_train.min(), digits.x_train.max()) == (0, 255)
+    assert digits.y_test[:2].tolist() == [0, 5]
+    assert digits.classes == tuple("0123456789")
+
+
+def test_a_subset_is_drawn_by_the_seed_in_the_original_order() -> None:
+    """Same seed, same samples; test images stay whole."""
+    digits = datasets.load_dataset("digits")
+
+    one, same, other = digits.subset(100, 0), digits.subset(100, 0), digits.subset(100, 1)
+
+    assert (one.x_train == same.x_train).all()
+    assert (one.x_train != other.x_train).any()
+    assert len(one.x_train) == len(one.y_train) == 100
+    assert one.x_test is digits.x_test
+    assert digits.subset(None, 0) is digits.subset(5000, 0) is digits
+
+
+@pytest.mark.parametrize("n_train", [0, -5])
+def test_an_empty_subset_is_refused(n_train: int) -> None:
+    """The message names the way out."""
+    with pytest.raises(InvalidInputError, match=r"'n_train' must be at least 1 .*Leave it out"):
+        datasets.load_dataset("digits").subset(n_train, 0)
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
+    """The message lists what there is."""
+    with pytest.raises(InvalidInputError, match=r"'dataset' must be one of cifar10, digits \(got 'mnist'\)"):
+        datasets.load_dataset("mnist")
+
+
+def test_data_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named folder is the only one searched."""
+    monkeypatch.setenv("POISONTRACE_DATA", "elsewhere")
+    assert datasets.data_folders() == [Path("elsewhere")]
+
+    monkeypatch.delenv("POISONTRACE_DATA")
+    assert datasets.data_folders() == [Path("data"), Path("../shared/data")]
+
+
+# CIFAR-10
+
+BATCHES = [f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")]
+
+
+def _rows(seed: int, n: int = 2) -> NDArray[np.uint8]:
+    rows = numpy_generator(seed, "test/cifar10").integers(0, 256, (n, 3073), dtype=np.uint8)
+    rows[:, 0] = seed
+    return rows
+
+
+def _archive(members: dict[str, bytes], *links: tarfile.TarInfo) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for link in links:
+            archive.addfile(link)
+    return stream.getvalue()
+
+
+def _members() -> dict[str, bytes]:
+    return {name: _rows(seed).tobytes() for seed, name in enumerate(BATCHES)}
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for data sets, a download cache of its own and no network."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("POISONTRACE_DATA", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "downloads"))
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "downloads" / name)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("POISONTRACE_MIRROR", "http://127.0.0.1:9")  # the discard port: nothing answers
+    return folder
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def mirror(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder served over HTTP locally as the mirror of downloads."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("POISONTRACE_MIRROR", f"http://127.0.0.1:{server.server_address[1]}/")
+    yield folder
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _check_fake_cifar10(dataset: datasets.Dataset) -> None:
+    assert dataset.y_train.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert dataset.y_test.tolist() == [5, 5]
+    assert dataset.x_train.shape == (10, 32, 32, 3)
+    assert dataset.x_train.dtype == np.uint8
+    planes = _rows(3)[1, 1:].reshape(3, 32, 32)
+    assert (dataset.x_train[7] == np.stack(list(planes), axis=2)).all()
+    assert len(dataset.classes) == 10
+
+
+def test_cifar10_is_downloaded_once(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archive comes from the mirror, is checked, and is read from the cache the next time."""
+    content = _archive(_members())
+    (mirror / "cifar-10-binary.tar.gz").write_bytes(content)
+    monkeypatch.setattr(datasets, "CIFAR10_MD5", md5(content).hexdigest())
+
+    _check_fake_cifar10(datasets.load_dataset("cifar10"))
+
+    (mirror / "cifar-10-binary.tar.gz").unlink()
+    _check_fake_cifar10(datasets.load_dataset("cifar10"))
+
+
+def test_a_download_with_a_wrong_checksum_is_refused(mirror: Path, tmp_path: Path) -> None:
+    """A file that is not the official one is not kept."""
+    (mirror / "cifar-10-binary.tar.gz").write_bytes(_archive(_members()))
+
+    with pytest.raises(StoreError, match=r"'dataset' must be on disk or downloadable .*hash.*POISONTRACE_DATA"):
+        datasets.load_dataset("cifar10")
+
+    assert [path for path in (tmp_path / "downloads").rglob("*") if path.is_file()] == []
+
+
+def test_a_mirror_without_the_file_is_named(mirror: Path) -> None:
+    """A 404 tells where it was looked for and the way out."""
+    with pytest.raises(StoreError, match=r"404.*127\.0\.0\.1.*cifar-10-binary\.tar\.gz\).*Put the file into a folder"):
+        datasets.load_dataset("cifar10")
+
+
+def test_an_unreachable_network_names_the_way_out(data_folder: Path) -> None:
+    """Without a network the message says where to put the file."""
+    with pytest.raises(
+        StoreError, match=r"'dataset' must be on disk or downloadable .*name that folder in POISONTRACE_DATA"
+    ):
+        datasets.load_dataset("cifar10")
+
+
+def test_an_archive_on_disk_needs_no_network(data_folder: Path) -> None:
+    """The official file is found in the data folder."""
+    (data_folder / "cifar-10-binary.tar.gz").write_bytes(_archive(_members()))
+
+    _check_fake_cifar10(datasets.load_dataset("cifar10"))
+
+
+def test_members_that_lead_elsewhere_are_harmless(data_folder: Path, tmp_path: Path) -> None:
+    """Nothing is written, and no link is followed, whatever the names in the archive."""
+    link = tarfile.TarInfo("cifar-10-batches-bin/readme.bin")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    members = {"../../escaped.bin": b"x", "/tmp/../escaped.bin": b"x", **_members()}
+    (data_folder / "cifar-10-binary.tar.gz").write_bytes(_archive(members, link))
+    before = sorted(tmp_path.rglob("*"))
+
+    _check_fake_cifar10(datasets.load_dataset("cifar10"))
+
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def _without(name: str) -> bytes:
+    return _archive({key: content for key, content in _members().items() if key != name})
+
+
+def _with(name: str, content: bytes) -> bytes:
+    return _archive({**_members(), name: content})
+
+
+def _linked(kind: bytes, target: str) -> bytes:
+    link = tarfile.TarInfo(BATCHES[0])
+    link.type, link.linkname = kind, target
+    return _archive({name: content for name, content in _members().items() if name != BATCHES[0]}, link)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (_archive(_members())[:-4000], ""),
+        (_archive(_members())[:40], ""),
+        (b"<html>not found</html>", ""),
+        (b"", ""),
+        (_without(BATCHES[2]), "no readable data_batch_3.bin"),
+        (_without(BATCHES[5]), "no readable test_batch.bin"),
+        (_with(BATCHES[1], b"cut"), ""),
+        (_with(BATCHES[1], bytes(10_001 * 3073)), "no readable data_batch_2.bin"),
+        (_linked(tarfile.SYMTYPE, "/etc/passwd"), ""),
+        (_linked(tarfile.DIRTYPE, ""), "no readable data_batch_1.bin"),
+    ],
+    ids=["cut-off", "head", "html", "empty", "no-batch", "no-test", "short-batch", "huge-batch", "link", "folder"],
+)
+def test_a_damaged_archive_is_refused(data_folder: Path, content: bytes, got: str) -> None:
+    """Whatever is wrong with the file, the message names it and the way out."""
+    (data_folder / "cifar-10-binary.tar.gz").write_bytes(content)
+
+    with pytest.raises(
+        StoreError, match=rf"'dataset' must be the whole binary version .*{re.escape(got)}.*Delete the file"
+    ):
+        datasets.load_dataset("cifar10")
+
+
+def _sheet(side: int) -> NDArray[np.uint8]:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side)).save(stream, "png")
+    return np.frombuffer(stream.getvalue(), np.uint8)
+
+
+def test_sheets_of_another_size_are_refused(data_folder: Path) -> None:
+    """Missing sheets, small ones and what is no image are named."""
+    labels = {"y_train": np.zeros(5, np.uint8), "y_test": np.zeros(1, np.uint8)}
+    small = {name: _sheet(32) for name in ("train_0", "train_1", "train_2", "train_3", "train_4", "test_0")}
+
+    np.savez(data_folder / "cifar10.npz", **labels, test_0=small["test_0"])
+    with pytest.raises(InvalidInputError, match=r"'dataset' must hold the arrays .*train_0"):
+        datasets.load_dataset("cifar10")
+
+    np.savez(data_folder / "cifar10.npz", **labels, **small)
+    with pytest.raises(StoreError, match="'dataset' must be sheets of 100x100 tiles"):
+        datasets.load_dataset("cifar10")
+
+    np.savez(data_folder / "cifar10.npz", **labels, **{name: np.zeros(9, np.uint8) for name in small})
+    with pytest.raises(StoreError, match="'dataset' must be sheets of 100x100 tiles"):
+        datasets.load_dataset("cifar10")
+
+
+@pytest.mark.skipif(datasets._find("cifar10.npz") is None, reason="CIFAR-10 is not on disk")
+def test_the_sheets_on_disk_hold_the_official_split() -> None:
+    """The real data set has 5,000 training and 1,000 test images a class and the known first labels."""
+    dataset = datasets.load_dataset("cifar10")
+
+    assert dataset.x_train.shape == (50_000, 32, 32, 3)
+    assert dataset.x_test.shape == (10_000, 32, 32, 3)
+    assert np.bincount(dataset.y_train).tolist() == [5000] * 10
+    assert np.bincount(dataset.y_test).tolist() == [1000] * 10
+    assert dataset.y_train[:5].tolist() == [6, 9, 9, 4, 1]
+    assert dataset.x_train[0, 0, 0].tolist() == [59, 62, 63]
