@@ -17,7 +17,6 @@ from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator
 from poisontrace._validate import check_inputs, check_labels, check_rate
 
-
 KINDS = {"images": "uint8 images", "rows": "rows of floats"}
 
 
