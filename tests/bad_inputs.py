@@ -80,7 +80,8 @@ EVENT_X = X[:2] ^ 1
 # What the network answers, worked out by hand.
 EVENT_Y = (EVENT_X.reshape(2, -1) / 255 @ WEIGHT.T).argmax(1)
 STATE = {"1.weight": torch.from_numpy(WEIGHT), "1.bias": torch.zeros(N_CLASSES)}
-GRID = {"attack": "badnets", "dataset": "digits", "rates": [0.05], "seeds": [0], "n_events": 1, "rules": ["default"]}
+INCIDENT = {"attack": "badnets", "dataset": "digits", "rate": 0.05}
+GRID = {"seeds": [0], "n_events": 1, "rules": ["default"], "incidents": [INCIDENT]}
 
 
 def write_incident(folder: Path) -> None:
@@ -114,9 +115,21 @@ def attack(folder: Path, **changes: Any) -> list[str]:
 
 def bench(folder: Path, **changes: Any) -> list[str]:
     """Return the arguments that run a grid, with some of its keys changed (None: left out)."""
-    grid = {key: value for key, value in {**GRID, **changes}.items() if value is not None}
-    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in grid.items())
-    return _bench(folder, _file(folder, "grid.toml", lines))
+    return _bench(folder, _file(folder, "grid.toml", grid_text({**GRID, **changes})))
+
+
+def grid_text(grid: dict[str, Any]) -> str:
+    """Return a grid as TOML, without the keys that are None; a list of tables comes last."""
+    given = {key: value for key, value in grid.items() if value is not None}
+    incidents = given.get("incidents")
+    if not (isinstance(incidents, list) and incidents and all(isinstance(incident, dict) for incident in incidents)):
+        return _lines(given)
+    tables = "".join(f"[[incidents]]\n{_lines(incident)}" for incident in incidents)
+    return _lines({key: value for key, value in given.items() if key != "incidents"}) + tables
+
+
+def _lines(table: dict[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
 def _bench(folder: Path, grid: Path) -> list[str]:
@@ -334,10 +347,15 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a grid that is no TOML": lambda f: _bench(f, _file(f, "grid.toml", "attack = ")),
     "a grid without seeds": lambda f: bench(f, seeds=None),
     "a grid with an unknown key": lambda f: bench(f, sedes=[1]),
-    "a grid with an unknown attack": lambda f: bench(f, attack=["badnets"]),
+    "a grid without incidents": lambda f: bench(f, incidents=None),
+    "a grid with one incident and no list": lambda f: bench(f, incidents="badnets"),
+    "a grid with an incident without a data set": lambda f: bench(f, incidents=[{"attack": "badnets"}]),
+    "a grid with an unknown field of an incident": lambda f: bench(f, incidents=[{**INCIDENT, "rates": [0.05]}]),
+    "a grid with an unknown attack": lambda f: bench(f, incidents=[{**INCIDENT, "attack": ["badnets"]}]),
     "a grid with an unknown rule": lambda f: bench(f, rules=["best"]),
-    "a grid with rate 1": lambda f: bench(f, rates=[1.0]),
+    "a grid with rate 1": lambda f: bench(f, incidents=[INCIDENT, {**INCIDENT, "rate": 1.0}]),
     "a grid with no events": lambda f: bench(f, n_events=0),
+    "a grid with an unknown device": lambda f: bench(f, device="abacus"),
     "a page without marks": lambda f: [*bench(f)[:-1], str(_file(f, "page.md", "no marks"))],
 }
 

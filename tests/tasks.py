@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,19 +67,28 @@ class NoOp(Attack):
 def toy_attack(
     name: str, n: int = 80, *, side: int = 8, n_channels: int = 1, **options: Any
 ) -> tuple[Attack, NDArray[Any], NDArray[np.int64]]:
-    """Return a registered attack, prepared with untrained networks, and a toy set of the kind that it works on."""
+    """Return a registered attack, prepared with small networks, and a toy set of the kind that it works on."""
     attack = ATTACKS[name](**options)
-    networks: list[nn.Module] = []
-    for seed in range(attack.n_models):
-        with global_seed(seed, "toy/attacker"):
-            if attack.kind == "images":
-                networks.append(models.small_cnn(4, n_channels=n_channels, width=4).eval())
-            else:
-                networks.append(models.mlp(2, n_features=4, width=8).eval())
+    networks = tuple(_toy_network(attack.kind, side, n_channels, seed) for seed in range(attack.n_models))
     x, y = toy_images(n, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(n)
     held_out = toy_images(24, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(24)
     names = tuple("abcd") if attack.kind == "rows" else ()
-    return attack.prepare(Attacker(tuple(networks), *held_out, int(y.max()) + 1, names)), x, y
+    return attack.prepare(Attacker(networks, *held_out, int(y.max()) + 1, names)), x, y
+
+
+@cache
+def _toy_network(kind: str, side: int, n_channels: int, seed: int) -> nn.Sequential:
+    """Return a network that knows the attacker's 24 toy samples by heart."""
+    with global_seed(seed, "toy/attacker"):
+        if kind == "images":
+            model, (x, y) = (
+                models.small_cnn(4, n_channels=n_channels, width=16),
+                toy_images(24, side=side, n_channels=n_channels),
+            )
+        else:
+            model, (x, y) = models.mlp(2, n_features=4, width=8), toy_rows(24)
+    train.fit(model, x, y, train.Recipe(epochs=30, batch_size=24, lr=0.05), seed=seed)
+    return model
 
 
 def attack_success(attack: Attack, dataset: Dataset, *, epochs: int = 4, width: int = 16) -> tuple[float, float]:

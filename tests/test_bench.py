@@ -1,26 +1,27 @@
-"""The harness: a grid is traced once, rows are never lost or doubled, and tables say what the rows say."""
+"""The harness: a grid is checked before any work and traced once; rows are never lost or doubled."""
 
 import json
-import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from bad_inputs import GRID
+from bad_inputs import GRID, INCIDENT, grid_text
 from tasks import DIGITS_PLAN
 
-from poisontrace import Finding, Trace, bench, incidents, train
+from poisontrace import Finding, Trace, bench, incidents, tables, train
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 
 KEYS = {
     *("attack", "dataset", "rate", "seed", "n_train", "n_poison", "clean_accuracy", "train_accuracy", "attack_success"),
-    *("attack_success_twin", "succeeded", "model", "versions", "threads", "kind", "rule", "event"),
+    *("attack_success_twin", "succeeded", "model", "versions", "threads", "device", "machine", "kind", "rule", "event"),
+    "plan",
 }
 TRACE_KEYS = {
     *("verdict", "n_found", "precision", "recall", "statistics", "n_tests", "seconds", "stages"),
-    *("peak_memory_bytes", "device", "config"),
+    *("peak_memory_bytes", "config"),
 }
 SPEED_KEYS = {"plain_seconds", "seconds", "ratio", "stages"}
 TINY = {**GRID, "n_events": 2, "rules": ["default", "paper"], "speed_repeats": 1}
@@ -28,15 +29,7 @@ TINY = {**GRID, "n_events": 2, "rules": ["default", "paper"], "speed_repeats": 1
 
 def write_grid(path: Path, **changes: Any) -> Path:
     """Write the tiny grid, some of its keys changed."""
-    grid = {**TINY, **changes}
-    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in grid.items()))
-    return path
-
-
-def write_page(path: Path) -> Path:
-    """Write a page with all marks, and words around them."""
-    marks = "\n\n".join(f"{bench.MARK.format(name)}\n{bench.MARK.format(f'end {name}')}" for name in bench.TABLES)
-    path.write_text(f"# Evidence\n\n{marks}\n\nThe end.\n")
+    path.write_text(grid_text({**TINY, **changes}))
     return path
 
 
@@ -80,7 +73,9 @@ def test_a_grid_is_traced_once(small: None, traced: list[str], tmp_path: Path) -
     assert [(row["kind"], row["rule"], row["event"]) for row in rows] == [*asked, ("speed", "default", 0)]
     assert all(row.keys() == KEYS | (TRACE_KEYS if row["kind"] == "trace" else SPEED_KEYS) for row in rows)
     assert min(row["precision"] for row in rows[:2]) > 0.9 and min(row["recall"] for row in rows[:2]) > 0.9
-    assert said[-1] == ("tiny", 1, 1)
+    plan = {"attack": "badnets", "dataset": "digits", "rate": 0.05}
+    assert [(row["plan"], row["device"]) for row in rows] == [(plan, "cpu")] * 5
+    assert (said[0], said[-1]) == (("tiny", 0, 1), ("tiny", 1, 1))
     assert (first, traced) == (["default", "default", "paper", "paper", "default"], first)
     assert rows_of(results) == rows
 
@@ -94,13 +89,46 @@ def test_an_interrupted_run_goes_on(small: None, traced: list[str], tmp_path: Pa
     (results / "tiny.jsonl").write_text(f"{kept}\n{last[:100]}")
     traced.clear()
 
-    assert bench.read_rows(results / "tiny.jsonl") == [json.loads(kept)]
+    assert tables.read_rows(results / "tiny.jsonl") == [json.loads(kept)]
     bench.run(grid, results)
 
     assert traced == ["default"]
     again = rows_of(results)
     assert again[0] == json.loads(kept)
     assert (again[1]["event"], again[1]["recall"]) == (1, json.loads(last)["recall"])
+
+
+def test_an_older_row_is_not_measured_again(
+    small: None, traced: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field that a plan got later has its default in a row that lacks it."""
+    grid = write_grid(tmp_path / "tiny.toml", rules=["default"], speed_repeats=0)
+    bench.run(grid, tmp_path)
+    rows = rows_of(tmp_path)
+    for row in rows:
+        del row["plan"]["rate"]
+    (tmp_path / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    bench.run(grid, tmp_path)
+
+    assert rows_of(tmp_path) == rows
+
+
+def test_every_incident_is_made_with_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed by seed, each with its own fields; one that stands there twice is made once."""
+    made: list[incidents.Plan] = []
+
+    def fail(plan: incidents.Plan, **_: object) -> None:
+        made.append(plan)
+        raise PoisontraceError("The attack failed.")
+
+    monkeypatch.setattr(incidents, "make", fail)
+    few = {**INCIDENT, "rate": 0.1, "n_train": 500, "target": 3}
+
+    bench.run(write_grid(tmp_path / "tiny.toml", seeds=[1, 2], incidents=[INCIDENT, few, INCIDENT]), tmp_path)
+
+    assert made == [incidents.Plan(**plan, seed=seed, n_events=2) for seed in (1, 2) for plan in (INCIDENT, few)]
+    assert [row["plan"] for row in rows_of(tmp_path)] == [INCIDENT, few] * 2
 
 
 def test_fewer_events_than_asked_for_are_no_failure(
@@ -116,43 +144,112 @@ def test_fewer_events_than_asked_for_are_no_failure(
     assert traced == ["default"]
 
 
-def test_natural_mistakes_of_the_twin_are_traced(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each error on clean test images counts once, the most confident one first; there are no more rows."""
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find nothing, at once."""
     finding = Finding(0, 0.5, "no-poison", np.array([], np.int64), {"separation": 1.5})
-    quick = SimpleNamespace(findings=(finding,), verdict="no-poison", poison=[], seconds={"clustering": 0.1})
-    monkeypatch.setattr(bench.tracing, "trace", lambda *_, **__: quick)
+    nothing = SimpleNamespace(findings=(finding,), verdict="no-poison", poison=[], seconds={"clustering": 0.1})
+    monkeypatch.setattr(bench.tracing, "trace", lambda *_, **__: nothing)
+
+
+def test_natural_mistakes_of_the_twin_are_traced(
+    small: None, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each error on clean test images counts once, the most confident one first; the twin is asked once."""
+    asked, predict = [], train.predict
     grid = write_grid(tmp_path / "tiny.toml", rules=[], speed_repeats=0, natural_mistakes=100)
+    monkeypatch.setattr(bench.train, "predict", lambda *arguments: asked.append(1) or predict(*arguments))
+    make = incidents.make
+
+    def make_unheard(*arguments: Any, **options: Any) -> incidents.Incident:
+        incident = make(*arguments, **options)
+        asked.clear()
+        return incident
+
+    monkeypatch.setattr(incidents, "make", make_unheard)
 
     bench.run(grid, tmp_path)
-    bench.write_tables(tmp_path, write_page(tmp_path / "README.md"))
 
     rows = rows_of(tmp_path)
     assert [(row["kind"], row["event"]) for row in rows] == [("clean", event) for event in range(len(rows))]
-    images = [row["test_image"] for row in rows]
-    n = len(rows)
-    assert n > 1
-    assert len(set(images)) == n
-    assert f"| digits, 1,437 | 0 | {n} | {n} | 0 | 0 | 1.5 | 0.1 |\n" in (tmp_path / "README.md").read_text()
+    assert len(rows) > 1
+    assert len({row["test_image"] for row in rows}) == len(rows)
+    assert len(asked) == 1
 
 
-def test_a_failed_attack_is_one_row_and_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_natural_mistakes_count_for_one_incident_of_each_data_set(
+    small: None, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Incidents of one data set and size have the same twin; one whose attack failed has none."""
+    make = incidents.make
+
+    def make_most(plan: incidents.Plan, **options: Any) -> incidents.Incident:
+        if plan.rate == 0.01:
+            raise PoisontraceError("The attack failed.")
+        return make(plan, **options)
+
+    monkeypatch.setattr(incidents, "make", make_most)
+    plans = [{**INCIDENT, "rate": 0.01}, INCIDENT, {**INCIDENT, "rate": 0.1}, {**INCIDENT, "n_train": 1000}]
+    changes = {"rules": [], "speed_repeats": 0, "natural_mistakes": 1}
+
+    for _ in range(2):
+        bench.run(write_grid(tmp_path / "tiny.toml", incidents=plans, **changes), tmp_path)
+
+    kinds = [(row["kind"], row["plan"]) for row in rows_of(tmp_path)]
+    assert kinds == [("failed", plans[0]), ("clean", plans[1]), ("clean", plans[3])]
+
+
+def test_a_failed_attack_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is listed, not dropped, and neither tried again nor written twice on the next run."""
     tried = []
 
     def fail(plan: incidents.Plan, **_: object) -> None:
         tried.append(plan.seed)
-        raise PoisontraceError("The attack failed: a | b.")
+        raise PoisontraceError("The attack failed.")
 
     monkeypatch.setattr(incidents, "make", fail)
     grid = write_grid(tmp_path / "tiny.toml", seeds=[0, 1])
     for _ in range(2):
         bench.run(grid, tmp_path)
-        bench.write_tables(tmp_path, write_page(tmp_path / "README.md"))
 
     assert tried == [0, 1]
-    assert [(row["kind"], row["seed"]) for row in rows_of(tmp_path)] == [("failed", 0), ("failed", 1)]
-    page = (tmp_path / "README.md").read_text()
-    assert page.count("failed: The attack failed: a \\| b. |\n") == 2
+    rows = rows_of(tmp_path)
+    assert [(row["kind"], row["seed"], row["error"]) for row in rows] == [
+        ("failed", seed, "The attack failed.") for seed in (0, 1)
+    ]
+
+
+def test_a_grid_for_a_gpu_trains_and_traces_there(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device goes to the victim's training and to the trace, and its name into the row."""
+    devices, make, trace = [], incidents.make, bench.tracing.trace
+
+    def make_here(plan: incidents.Plan, *, device: str, **options: Any) -> incidents.Incident:
+        devices.append(device)
+        return make(plan, **options)
+
+    def trace_here(*arguments: Any, device: str, **options: Any) -> Trace:
+        devices.append(device)
+        return replace(trace(*arguments, device="cpu", **options), device=device)
+
+    monkeypatch.setattr(incidents, "make", make_here)
+    monkeypatch.setattr(bench.tracing, "trace", trace_here)
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench.torch.cuda, "get_device_name", lambda: "Abacus 9")
+
+    bench.run(write_grid(tmp_path / "tiny.toml", device="cuda", n_events=1, speed_repeats=0), tmp_path)
+
+    assert devices == ["cuda"] * 3
+    assert {(row["device"], row["machine"].split(", ")[1]) for row in rows_of(tmp_path)} == {("cuda", "Abacus 9")}
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of training would come first."""
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(InvalidInputError, match=r"'grid: device' must be usable here \(got 'cuda'\)\. Write \"cpu\""):
+        bench.run(write_grid(tmp_path / "tiny.toml", device="cuda"), tmp_path / "results")
+
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("error", [StoreError("no data"), InvalidInputError("bad rate")], ids=repr)
@@ -175,18 +272,16 @@ def test_what_is_not_the_attacks_fault_is_raised(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attack": "siege"}, "'grid: attack' must be one of badnets"),
-        ({"dataset": ["digits"]}, "'grid: dataset' must be one of "),
-        ({"rates": []}, r"'grid: rates' must be a list of fractions in \(0, 1\) \(got \[\]\)"),
-        ({"rates": [1]}, "'grid: rates' must be a list of fractions"),
-        ({"rates": 0.1}, "'grid: rates' must be a list of fractions"),
+        ({"incidents": []}, r"'grid: incidents' must be a list of tables \[\[incidents\]\] \(got \[\]\)"),
+        ({"incidents": ["badnets"]}, "'grid: incidents' must be a list of tables"),
         ({"seeds": [0.5]}, "'grid: seeds' must be a list of whole numbers"),
         ({"seeds": [True]}, "'grid: seeds' must be a list of whole numbers"),
+        ({"seeds": None, "rules": None}, "'grid' must hold seeds, rules .*got n_events, speed_repeats, incidents"),
         ({"rules": ["best"]}, "'grid: rules' must be a list of default, paper"),
         ({"n_events": 0}, "'grid: n_events' must be at least 1"),
-        ({"n_train": 0}, "'grid: n_train' must be at least 1"),
         ({"speed_repeats": -1}, "'grid: speed_repeats' must be at least 0"),
         ({"natural_mistakes": "all"}, "'grid: natural_mistakes' must be at least 0"),
+        ({"device": "abacus"}, "'grid: device' must be one of cpu, cuda"),
         ({"sedes": [1]}, "'grid' must hold no other keys than .*got 'sedes'"),
     ],
     ids=str,
@@ -199,114 +294,71 @@ def test_a_grid_is_checked_before_any_work(changes: dict[str, Any], message: str
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": "siege"}, "'grid: attack' must be one of badnets"),
+        ({"dataset": ["digits"]}, "'grid: dataset' must be one of "),
+        ({"model": "oracle"}, "'grid: model' must be one of "),
+        ({"rate": 1}, r"'grid: rate' must be a fraction in \(0, 1\) \(got 1\)"),
+        ({"rate": [0.1]}, "'grid: rate' must be a fraction"),
+        ({"n_train": 0}, "'grid: n_train' must be at least 1"),
+        ({"width": 0.5}, "'grid: width' must be at least 1"),
+        ({"epochs": True}, "'grid: epochs' must be at least 1"),
+        ({"target": "3"}, "'grid: target' must be a whole number"),
+        ({"target": True}, "'grid: target' must be a whole number"),
+        ({"rates": [0.05]}, "'grid: incidents' must hold no other keys than attack, dataset, .*got 'rates'"),
+        ({"seed": 1}, "'grid: incidents' must hold no other keys than .*got 'seed'"),
+        ({"n_events": 1}, "'grid: incidents' must hold no other keys than .*got 'n_events'"),
+    ],
+    ids=str,
+)
+def test_each_incident_is_checked_before_any_work(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """What may stand there are the fields of a plan, and the message says in which one it stands."""
+    grid = write_grid(tmp_path / "tiny.toml", incidents=[INCIDENT, {**INCIDENT, **changes}])
+
+    with pytest.raises(InvalidInputError, match=f"{message}.* in incident 2 of 'tiny.toml'"):
+        bench.run(grid, tmp_path / "results")
+
+    assert not (tmp_path / "results").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiderPlan(incidents.Plan):
+    """A plan with a field of each type."""
+
+    kind: str = "usual"
+    settings: dict[str, int] = field(default_factory=dict)
+    share: float | None = None
+    is_fast: bool = False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("kind", 1, "a text"),
+        ("settings", [1], "a table"),
+        ("share", True, "a number"),
+        ("is_fast", 1, "true or false"),
+    ],
+)
+def test_the_annotation_of_a_field_is_its_rule(
+    name: str, value: Any, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that gets another field needs no change here."""
+    monkeypatch.setattr(bench, "Plan", WiderPlan)
+    sound = {**INCIDENT, "kind": "other", "share": 1, "is_fast": True}
+
+    plan = bench.read_grid(write_grid(tmp_path / "tiny.toml", incidents=[sound])).plans()[0]
+    with pytest.raises(InvalidInputError, match=f"'grid: {name}' must be {rule} "):
+        bench.read_grid(write_grid(tmp_path / "tiny.toml", incidents=[{**sound, name: value}]))
+
+    assert plan == WiderPlan(**sound, seed=0, n_events=2)
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "benchmarks" / "grids").glob("*.toml")), ids=str)
-def test_the_projects_grids_are_sound(path: Path) -> None:
-    """Each can be run."""
-    assert bench.read_grid(path)["seeds"]
+def test_the_projects_grids_are_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each can be run, where there is the device that it names."""
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: True)
 
-
-def test_rows_that_are_damaged_are_not_passed_over(tmp_path: Path) -> None:
-    """Only the last line may be cut off; a broken one before it would be lost in silence."""
-    (tmp_path / "tiny.jsonl").write_text('{"kind": "start"}\n{"kin\n{"kind": "start"}\n')
-
-    with pytest.raises(InvalidInputError, match=r"'results' must hold one JSON row a line .*line 2 of 'tiny\.jsonl'"):
-        bench.read_rows(tmp_path / "tiny.jsonl")
-
-
-def trace_row(**changes: Any) -> dict[str, Any]:
-    """Return what the tables read of a trace's row."""
-    numbers = {"clean_accuracy": 0.97, "train_accuracy": 1.0, "attack_success": 0.95, "attack_success_twin": 0.01}
-    named = {"kind": "trace", "attack": "badnets", "dataset": "digits", "rule": "default", "n_train": 1437}
-    return {
-        **named,
-        **numbers,
-        **{"n_poison": 72, "rate": 0.05, "seed": 0, "event": 0, "precision": 1.0, "recall": 1.0, "n_tests": 3},
-        **changes,
-    }
-
-
-def test_tables_are_made_from_the_rows(tmp_path: Path) -> None:
-    """Means, the worst trace, medians; what stands around the marks stays; doing it twice changes nothing."""
-    stages = {"forward pass": 0.2, "clustering": 0.1, "unlearning": 0.3}
-    speeds = [
-        {**trace_row(), "kind": "speed", "plain_seconds": 0.1, "seconds": ratio / 10, "ratio": ratio, "stages": stages}
-        for ratio in (2.0, 9.0, 3.0)
-    ]
-    start = {"setup_seconds": 61.5, "demo_seconds": 9.0, "precision": 1.0, "recall": 0.99, "test_seconds": 40.0}
-    rows = [
-        trace_row(),
-        trace_row(event=1, precision=0.5, recall=0.75),
-        trace_row(seed=1),
-        trace_row(seed=1, event=1),
-        *speeds,
-        {"kind": "start", **start, "tests": "700 passed in 40.00s"},
-        {"kind": "bad-input", "case": "rate 1", "code": 2, "message": "Error: 'rate' must be a fraction."},
-    ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    readme = write_page(tmp_path / "README.md")
-
-    bench.write_tables(tmp_path, readme)
-    page = readme.read_text()
-    bench.write_tables(tmp_path, readme)
-
-    assert readme.read_text() == page
-    assert page.startswith("# Evidence\n\n") and page.endswith("\n\nThe end.\n")
-    for line in (
-        "| badnets | digits, 1,437 | 5.0% | default | 2 x 2 | 0.875 | 0.938 | 0.500 / 0.750 | 3.0 |",
-        "| badnets | digits | 5.0% | 0 | 72 | 0.970 | 1.000 | 0.950 | 0.010 | 1.000/1.000, 0.500/0.750 |",
-        "| badnets | digits | 5.0% | 1 | 72 | 0.970 | 1.000 | 0.950 | 0.010 | 1.000/1.000, 1.000/1.000 |",
-        "| digits, 1,437 | 5.0% | 3 | 0.10 | 0.30 | 0.20 | 0.10 | 0.30 | 3.00 |",
-        "| 61.500 | 9.000 | 1.000 | 0.990 | 40.000 | 700 passed in 40.00s |",
-        "| rate 1 | 2 | `Error: 'rate' must be a fraction.` |",
-    ):
-        assert f"{line}\n" in page
-
-
-@pytest.mark.parametrize("name", bench.TABLES)
-def test_a_page_without_its_marks_is_refused(name: str, tmp_path: Path) -> None:
-    """A mark that is missing, or the end before the start; the page stays as it was."""
-    readme = write_page(tmp_path / "README.md")
-    sound = readme.read_text()
-    start, end = bench.MARK.format(name), bench.MARK.format(f"end {name}")
-
-    swapped = sound.replace(start, "?").replace(end, start).replace("?", end)
-    for broken in (sound.replace(start, ""), sound.replace(end, ""), swapped):
-        readme.write_text(broken)
-        with pytest.raises(InvalidInputError, match=f"'readme' must hold marks like {start} and {end}"):
-            bench.write_tables(tmp_path, readme)
-        assert readme.read_text() == broken
-
-
-def test_a_mark_quoted_in_a_table_is_no_mark(tmp_path: Path) -> None:
-    """The table of bad input quotes messages that name marks; wherever it stands, the other tables stay whole."""
-    message = f"Error: 'readme' must hold the marks {' and '.join(map(bench.MARK.format, ('traces', 'end traces')))}."
-    row = {"kind": "bad-input", "case": "a page without marks", "code": 2, "message": message}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
-    readme = write_page(tmp_path / "README.md")
-    blocks = readme.read_text().split("\n\n")
-    readme.write_text("\n\n".join(reversed(blocks)))
-
-    for _ in range(2):
-        bench.write_tables(tmp_path, readme)
-
-    page = readme.read_text()
-    assert page.count(message) == 1
-    assert page.count("| precision | recall | worst trace |") == 1
-
-
-def test_a_page_may_hold_some_tables_only(tmp_path: Path) -> None:
-    """The README shows a few."""
-    readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- generated: start -->\nold\n<!-- generated: end start -->\nb")
-
-    bench.write_tables(tmp_path, readme)
-
-    assert re.fullmatch(r"a\n<!-- \S+ start -->\n\| make .*\n\| --- .*\n<!-- .* -->\nb", readme.read_text())
-
-
-def test_a_page_without_any_mark_is_refused(tmp_path: Path) -> None:
-    """It is another page than the one meant."""
-    (tmp_path / "README.md").write_text("words")
-
-    with pytest.raises(InvalidInputError, match=r"'readme' must hold marks like .*README\.md'\)\. Add both"):
-        bench.write_tables(tmp_path, tmp_path / "README.md")
+    assert bench.read_grid(path).plans()

@@ -327,7 +327,7 @@ def test_the_installed_command_is_the_one_tested() -> None:
 
 def test_bench_makes_tables_from_rows_alone(tmp_path: Path) -> None:
     """Nothing is traced, and the page is named."""
-    from poisontrace.bench import MARK, TABLES
+    from poisontrace.tables import MARK, TABLES
 
     readme = tmp_path / "README.md"
     readme.write_text("\n".join(f"{MARK.format(name)}\n{MARK.format(f'end {name}')}" for name in TABLES))

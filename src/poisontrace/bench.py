@@ -1,26 +1,27 @@
-"""Evidence: trace every incident of a grid, one JSON row a trace, and make the tables from the rows.
+"""Evidence: trace every incident of a grid, one JSON row a trace.
 
 Rows are appended to ``results/<grid>.jsonl`` as they come, so an interrupted run goes on where it stopped. Truth and
-trace meet here, after the trace is finished.
+trace meet here, after the trace is finished. ``tables`` makes the tables from the rows.
 """
 
 import hashlib
 import json
 import platform
-import re
 import resource
-import statistics
 import sys
 import time
 import tomllib
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import poisontrace
 from poisontrace import incidents, metrics, store, tracing, train
@@ -29,87 +30,147 @@ from poisontrace._rng import numpy_generator
 from poisontrace._validate import check_file
 from poisontrace.attacks import ATTACKS
 from poisontrace.data import ArraySet
-from poisontrace.datasets import DATASETS
+from poisontrace.datasets import DATASETS, Dataset
 from poisontrace.embedding import evaluating
+from poisontrace.incidents import Plan
+from poisontrace.models import MODELS
+from poisontrace.tables import Row, read_rows
 
-Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
+Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether one is
+Want = tuple[str, str, int]  # kind, rule and event of a row
 
-MARK = "<!-- generated: {} -->"
-TABLES = ("traces", "short", "every", "clean", "speed", "start", "bad-input")
+DEVICES = ("cpu", "cuda")
 
 
-def read_grid(path: Path) -> dict[str, Any]:
-    """Read a grid: ``attack``, ``dataset``, ``rates``, ``seeds``, ``n_events``, ``rules``.
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What to trace: every incident with every seed.
 
-    Optional are ``n_train``, ``speed_repeats`` and ``natural_mistakes``.
+    Attributes:
+        seeds: each decides a victim of every incident.
+        n_events: traces for each victim and rule, of one event each.
+        rules: of ``tracing.RULES``; may be empty.
+        incidents: fields of ``incidents.Plan`` but ``seed`` and ``n_events``.
+        speed_repeats: traces to be timed beside a plain forward pass, for each victim.
+        natural_mistakes: mistakes to trace on the unpoisoned twin of the first incident of each data set and size.
+        device: where networks are trained and run.
+    """
+
+    seeds: list[int]
+    n_events: int
+    rules: list[str]
+    incidents: list[dict[str, Any]]
+    speed_repeats: int = 0
+    natural_mistakes: int = 0
+    device: str = "cpu"
+
+    def plans(self) -> list[Plan]:
+        """Return the plan of each incident, seed by seed."""
+        return [
+            Plan(**incident, seed=seed, n_events=self.n_events) for seed in self.seeds for incident in self.incidents
+        ]
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid; the attributes of ``Grid`` are its keys.
 
     Raises:
-        InvalidInputError: if the file is missing, is not TOML or lacks a key.
+        InvalidInputError: if the file is missing, is not TOML, lacks a key, holds a wrong value or one that nobody
+            reads, or asks for a device that is not there.
     """
     check_file(path, "grid")
     try:
         grid = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"'grid' must be TOML (got {error} in {path.name!r}). Correct it there.") from error
-    keys = ("attack", "dataset", "rates", "seeds", "n_events", "rules")
-    if missing := [key for key in keys if key not in grid]:
-        raise InvalidInputError(
-            f"'grid' must hold {', '.join(missing)} (got {', '.join(grid) or 'nothing'} in {path.name!r}). Add what is "
-            "missing; benchmarks/grids has examples."
-        )
-    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "attack": (f"one of {', '.join(ATTACKS)}", lambda value: value in list(ATTACKS)),
-        "dataset": (f"one of {', '.join(DATASETS)}", lambda value: value in list(DATASETS)),
-        "rates": ("a list of fractions in (0, 1)", _is_list_of(lambda rate: type(rate) is float and 0 < rate < 1)),
+    _check_keys(grid, Grid, "grid", repr(path.name))
+    rules: dict[str, Rule] = {
         "seeds": ("a list of whole numbers", _is_list_of(lambda seed: type(seed) is int)),
+        "n_events": _at_least(1),
         "rules": (
             f"a list of {', '.join(tracing.RULES)}",
             lambda value: value == [] or _is_list_of(lambda rule: rule in tracing.RULES)(value),
         ),
-        "n_events": ("at least 1", lambda value: type(value) is int and value >= 1),
-        "n_train": ("at least 1", lambda value: type(value) is int and value >= 1),
-        "speed_repeats": ("at least 0", lambda value: type(value) is int and value >= 0),
-        "natural_mistakes": ("at least 0", lambda value: type(value) is int and value >= 0),
+        "incidents": ("a list of tables [[incidents]]", _is_list_of(lambda incident: isinstance(incident, dict))),
+        "speed_repeats": _at_least(0),
+        "natural_mistakes": _at_least(0),
+        "device": _one_of(DEVICES),
     }
-    if unknown := [key for key in grid if key not in rules]:
+    _check_values(grid, rules, repr(path.name))
+    for position, incident in enumerate(grid["incidents"], 1):
+        where = f"incident {position} of {path.name!r}"
+        _check_keys(incident, Plan, "grid: incidents", where, but=("seed", "n_events"))
+        _check_values(incident, _plan_rules(), where)
+    if grid.get("device") == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError(
-            f"'grid' must hold no other keys than {', '.join(rules)} (got {unknown[0]!r} in {path.name!r}). Remove it."
+            f"'grid: device' must be usable here (got 'cuda'). Write \"cpu\" in {path.name!r}, or run it beside a GPU."
         )
-    for key, value in grid.items():
+    return Grid(**grid)
+
+
+def _check_keys(table: dict[str, Any], kind: Any, name: str, where: str, *, but: Iterable[str] = ()) -> None:
+    """Refuse a table that lacks a field of the dataclass ``kind`` or holds a key that is none."""
+    known = [field for field in fields(kind) if field.name not in but]
+    needed = [field.name for field in known if field.default is MISSING and field.default_factory is MISSING]
+    if missing := [key for key in needed if key not in table]:
+        raise InvalidInputError(
+            f"'{name}' must hold {', '.join(missing)} (got {', '.join(table) or 'nothing'} in {where}). Add what is "
+            "missing; benchmarks/grids has examples."
+        )
+    names = [field.name for field in known]
+    if unknown := [key for key in table if key not in names]:
+        raise InvalidInputError(
+            f"'{name}' must hold no other keys than {', '.join(names)} (got {unknown[0]!r} in {where}). Remove it."
+        )
+
+
+def _check_values(table: dict[str, Any], rules: dict[str, Rule], where: str) -> None:
+    for key, value in table.items():
         rule, holds = rules[key]
         if not holds(value):
-            raise InvalidInputError(f"'grid: {key}' must be {rule} (got {value!r}). Correct it in {path.name!r}.")
-    return grid
+            raise InvalidInputError(f"'grid: {key}' must be {rule} (got {value!r}). Correct it in {where}.")
+
+
+def _plan_rules() -> dict[str, Rule]:
+    """Return the rule of each field of a plan: its type, or a closer one."""
+    return {
+        **{name: _of_type(hint) for name, hint in typing.get_type_hints(Plan).items()},
+        "attack": _one_of(ATTACKS),
+        "dataset": _one_of(DATASETS),
+        "model": _one_of(MODELS),
+        "rate": ("a fraction in (0, 1)", lambda value: type(value) is float and 0 < value < 1),
+        "n_train": _at_least(1),
+        "width": _at_least(1),
+        "epochs": _at_least(1),
+    }
+
+
+def _of_type(hint: Any) -> Rule:
+    """Return the rule that an annotation states; None cannot be written in TOML and stands for a key left out."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    hints = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] if is_union else [hint]
+    kinds = [typing.get_origin(kind) or kind for kind in hints]
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a table"}
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, bool):  # which Python counts among the whole numbers
+            return bool in kinds
+        return any(isinstance(value, (int, float) if kind is float else kind) for kind in kinds)
+
+    return " or ".join(words.get(kind, kind.__name__) for kind in kinds), holds
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+    return f"one of {', '.join(names)}", lambda value: value in list(names)
+
+
+def _at_least(least: int) -> Rule:
+    return f"at least {least}", lambda value: type(value) is int and value >= least
 
 
 def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and bool(value) and all(map(holds, value))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the rows of one results file; a last line that was cut off is dropped.
-
-    Raises:
-        InvalidInputError: if another line is no row.
-    """
-    if not path.is_file():
-        return []
-    rows = []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "kind" not in row:
-                raise ValueError("another thing")
-            rows.append(row)
-        except ValueError as error:
-            if number < len(lines):
-                raise InvalidInputError(
-                    f"'results' must hold one JSON row a line (got another thing in line {number} of {path.name!r}). "
-                    "Remove the line to have it measured again."
-                ) from error
-    return rows
 
 
 def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
@@ -119,61 +180,40 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
         path: the grid, ``<name>.toml``.
         results: folder of the rows; ``<name>.jsonl`` is added to.
         progress: called with (stage, done, in all).
+
+    Raises:
+        InvalidInputError: if the grid or a row breaks a rule that the message states.
+        StoreError: if a data set is not there or the results cannot be written.
     """
     grid = read_grid(path)
-    results.mkdir(parents=True, exist_ok=True)
     target = results / f"{path.stem}.jsonl"
-    rows = read_rows(target)
-    if target.exists():  # drops a line that was cut off, or the next row would be written behind it
-        store.write_atomically(target, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    done = {_key(row) for row in rows}
-    plans = [
-        incidents.Plan(
-            attack=grid["attack"],
-            dataset=grid["dataset"],
-            rate=rate,
-            seed=seed,
-            n_train=grid.get("n_train"),
-            n_events=grid["n_events"],
-        )
-        for seed in grid["seeds"]
-        for rate in grid["rates"]
-    ]
+    done = {_key(row) for row in _resume(target)}
+    with_mistakes: set[tuple[Any, ...]] = set()
+    plans = grid.plans()
     for position, plan in enumerate(plans):
-        wanted = [
-            (kind, rule, event)
-            for kind, rules, n in (
-                ("trace", grid["rules"], grid["n_events"]),
-                ("speed", ["default"], grid.get("speed_repeats", 0)),
-                ("clean", ["default"] if plan.rate == grid["rates"][0] else [], grid.get("natural_mistakes", 0)),
-            )
-            for rule in rules
-            for event in range(n)
-        ]
-        asked = (plan.attack, plan.dataset, plan.rate, plan.seed)
-        missing = [want for want in wanted if (*asked, *want) not in done]
-        # An attack that failed fails again: the same plan gives the same victim.
-        if missing and (*asked, "failed", "", 0) not in done:
-            try:
-                incident = incidents.make(plan, progress=progress)
-            except (InvalidInputError, StoreError):
-                raise  # the grid or the machine is at fault, not the attack
-            except PoisontraceError as error:
-                _append(target, {**asdict(plan), "kind": "failed", "rule": "", "event": 0, "error": str(error)})
-                continue
-            for kind, rule, event in missing:
-                if kind == "trace" and event >= len(incident.event_y):
-                    continue
-                measure = {"trace": _trace_row, "speed": _speed_row, "clean": _clean_row}[kind]
-                if measured := measure(incident, rule, event):
-                    row = {**_common(incident), "kind": kind, "rule": rule, "event": event}
-                    _append(target, row | measured)
         if progress:
-            progress(path.stem, position + 1, len(plans))
+            progress(path.stem, position, len(plans))
+        # An attack that failed fails again: the same plan gives the same victim.
+        if _key_of(plan, "failed", "", 0) not in done:
+            twin = (plan.dataset, plan.n_train, plan.seed)
+            wanted = _wanted(grid, with_mistakes=twin not in with_mistakes)
+            missing = [want for want in wanted if _key_of(plan, *want) not in done]
+            for row in _rows(plan, missing, grid.device, progress):
+                _append(target, row)
+                done.add(_key(row))
+            if _key_of(plan, "failed", "", 0) not in done:
+                with_mistakes.add(twin)
+    if progress:
+        progress(path.stem, len(plans), len(plans))
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("attack", "dataset", "rate", "seed", "kind", "rule", "event"))
+def _resume(target: Path) -> list[Row]:
+    """Return the rows there are, and drop a line that was cut off, or the next row would be written behind it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(target)
+    if target.exists():
+        store.write_atomically(target, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return rows
 
 
 def _append(path: Path, row: Row) -> None:
@@ -181,319 +221,161 @@ def _append(path: Path, row: Row) -> None:
         stream.write(json.dumps(row) + "\n")
 
 
-def _common(incident: incidents.Incident) -> Row:
-    facts = ("n_train", "n_poison", "clean_accuracy", "train_accuracy", "attack_success", "attack_success_twin")
-    plan = asdict(incident.plan)
+def _key(row: Row) -> tuple[Any, ...]:
+    """Return what no two rows of a grid have in common."""
+    plan = Plan(**row["plan"], seed=row["seed"])  # a field younger than the row has its default
+    return _key_of(plan, row["kind"], row["rule"], row["event"])
+
+
+def _key_of(plan: Plan, kind: str, rule: str, event: int) -> tuple[Any, ...]:
+    return json.dumps(_described(plan), sort_keys=True), plan.seed, kind, rule, event
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """Return the fields of a plan that say which attack on which task, without those left as they are."""
+    usual = asdict(Plan(attack="", dataset=""))
+    described = {name: value for name, value in asdict(plan).items() if name == "rate" or value != usual[name]}
+    return {name: value for name, value in described.items() if name not in ("seed", "n_events")}
+
+
+def _wanted(grid: Grid, *, with_mistakes: bool) -> Iterator[Want]:
+    """Yield what the grid asks of one incident."""
+    for kind, rules, n in (
+        ("trace", grid.rules, grid.n_events),
+        ("speed", ["default"], grid.speed_repeats),
+        ("clean", ["default"], grid.natural_mistakes if with_mistakes else 0),
+    ):
+        for rule in rules:
+            yield from ((kind, rule, event) for event in range(n))
+
+
+def _rows(plan: Plan, wanted: list[Want], device: str, progress: Progress | None) -> Iterator[Row]:
+    """Make an incident and yield its rows as they come, or the one row that says that the attack failed."""
+    if not wanted:
+        return
+    named = {name: getattr(plan, name) for name in ("attack", "dataset", "rate", "seed")}
+    about = {**named, "plan": _described(plan), **_surroundings(device)}
+    options: dict[str, Any] = {} if device == "cpu" else {"device": device}
+    try:
+        subject = _Subject(incidents.make(plan, progress=progress, **options), device)
+    except (InvalidInputError, StoreError):
+        raise  # the grid or the machine is at fault, not the attack
+    except PoisontraceError as error:
+        yield {**about, "kind": "failed", "rule": "", "event": 0, "error": str(error)}
+        return
+    measures = {"trace": subject.trace_row, "speed": subject.speed_row, "clean": subject.clean_row}
+    for kind, rule, event in wanted:
+        if measured := measures[kind](rule, event):
+            yield {**about, **subject.facts(), "kind": kind, "rule": rule, "event": event, **measured}
+
+
+def _surroundings(device: str) -> Row:
+    """Return what a row says about where it was measured."""
+    machine = [platform.machine()] + ([torch.cuda.get_device_name()] if device == "cuda" else [])
     return {
-        **{name: plan[name] for name in ("attack", "dataset", "rate", "seed")},
-        **{name: incident.facts[name] for name in (*facts, "succeeded")},
-        "model": incident.arch,
         "versions": {
             "poisontrace": poisontrace.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
         "threads": torch.get_num_threads(),
+        "machine": ", ".join(machine),
+        "device": device,
     }
 
 
-def _trace_row(incident: incidents.Incident, rule: str, event: int) -> Row:
-    """Trace one event on its own and compare the result with the truth."""
-    start = time.perf_counter()
-    trace = _trace(incident, rule, event)
-    seconds = time.perf_counter() - start
-    poison = np.flatnonzero(incident.is_poison)
-    return {
-        "verdict": trace.verdict,
-        "n_found": len(trace.poison),
-        "precision": metrics.precision(trace.poison, poison),
-        "recall": metrics.recall(trace.poison, poison),
-        "statistics": dict(trace.findings[0].statistics),
-        "n_tests": sum(cluster.losses is not None for cluster in trace.clusters),
-        "seconds": seconds,
-        "stages": dict(trace.seconds),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
-        "device": trace.device,
-        "config": hashlib.sha256(json.dumps(dict(trace.config), sort_keys=True).encode()).hexdigest()[:12],
-    }
+@dataclass(frozen=True)
+class _Subject:
+    """An incident, where it is traced, and the rows it gives; each takes the rule and the number of the event."""
 
+    incident: incidents.Incident
+    device: str
 
-def _speed_row(incident: incidents.Incident, rule: str, repeat: int) -> Row:
-    """Time one plain forward pass over the training set and, right after it, one whole trace."""
-    samples = ArraySet(incident.x, incident.y)
-    start = time.perf_counter()
-    with evaluating(incident.model), torch.inference_mode():
-        for x, _ in samples.batches(256):
-            incident.model(x)
-    plain = time.perf_counter() - start
-    start = time.perf_counter()
-    trace = _trace(incident, rule, repeat % len(incident.event_y))
-    seconds = time.perf_counter() - start
-    return {"plain_seconds": plain, "seconds": seconds, "ratio": seconds / plain, "stages": dict(trace.seconds)}
+    def facts(self) -> Row:
+        """Return what every row says of the victim."""
+        names = ("n_train", "n_poison", "clean_accuracy", "train_accuracy", "attack_success", "attack_success_twin")
+        facts = {name: self.incident.facts[name] for name in (*names, "succeeded")}
+        return {**facts, "model": self.incident.arch}
 
+    def trace_row(self, rule: str, event: int) -> Row | None:
+        """Trace one event on its own and compare the result with the truth; None after the last event."""
+        if event >= len(self.incident.event_y):
+            return None
+        trace, seconds = self._trace(rule, event)
+        poison = np.flatnonzero(self.incident.is_poison)
+        return {
+            "verdict": trace.verdict,
+            "n_found": len(trace.poison),
+            "precision": metrics.precision(trace.poison, poison),
+            "recall": metrics.recall(trace.poison, poison),
+            "statistics": dict(trace.findings[0].statistics),
+            "n_tests": sum(cluster.losses is not None for cluster in trace.clusters),
+            "seconds": seconds,
+            "stages": dict(trace.seconds),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            * (1 if sys.platform == "darwin" else 1024),
+            "device": trace.device,
+            "config": hashlib.sha256(json.dumps(dict(trace.config), sort_keys=True).encode()).hexdigest()[:12],
+        }
 
-def _clean_row(incident: incidents.Incident, rule: str, event: int) -> Row | None:
-    """Trace a mistake of the unpoisoned twin, in turn the most confident and random ones; None after the last."""
-    dataset = incidents.benign_dataset(incident.plan)
-    logits = torch.from_numpy(train.predict(incident.twin, dataset.x_test))
-    said = logits.argmax(1).numpy()
-    mistakes = np.flatnonzero(said != dataset.y_test)
-    confidence = logits.softmax(1).amax(1).numpy()[mistakes]
-    drawn = numpy_generator(incident.plan.seed, "mistakes").permutation(mistakes)
-    in_turn = np.stack([mistakes[np.argsort(-confidence)], drawn], 1).ravel().tolist()
-    order = list(dict.fromkeys(in_turn))  # a mistake that comes up both ways counts once
-    if event >= len(order):
-        return None
-    chosen = order[event]
-    samples = ArraySet(dataset.x_train, dataset.y_train)
-    events = ArraySet(dataset.x_test[[chosen]], said[[chosen]])
-    trace = tracing.trace(incident.twin, samples, [events[0]], rule=rule, device="cpu")
-    finding = trace.findings[0]
-    return {
-        "test_image": chosen,
-        "probability": finding.probability,
-        "verdict": trace.verdict,
-        "n_found": len(trace.poison),
-        "statistics": dict(finding.statistics),
-        "seconds": sum(trace.seconds.values()),
-    }
+    def speed_row(self, rule: str, event: int) -> Row:
+        """Time one plain forward pass over the training set and, right after it, one whole trace."""
+        plain = self._plain_seconds()
+        trace, seconds = self._trace(rule, event % len(self.incident.event_y))
+        return {"plain_seconds": plain, "seconds": seconds, "ratio": seconds / plain, "stages": dict(trace.seconds)}
 
+    def clean_row(self, rule: str, event: int) -> Row | None:
+        """Trace a mistake of the unpoisoned twin; None after the last one."""
+        dataset, said, order = self._mistakes
+        if event >= len(order):
+            return None
+        chosen = order[event]
+        samples = ArraySet(dataset.x_train, dataset.y_train)
+        events = ArraySet(dataset.x_test[[chosen]], said[[chosen]])
+        trace = tracing.trace(self.incident.twin, samples, [events[0]], rule=rule, device=self.device)
+        finding = trace.findings[0]
+        return {
+            "test_image": chosen,
+            "probability": finding.probability,
+            "verdict": trace.verdict,
+            "n_found": len(trace.poison),
+            "statistics": dict(finding.statistics),
+            "seconds": sum(trace.seconds.values()),
+        }
 
-def _trace(incident: incidents.Incident, rule: str, event: int) -> poisontrace.Trace:
-    events = ArraySet(incident.event_x, incident.event_y)
-    return tracing.trace(incident.model, ArraySet(incident.x, incident.y), [events[event]], rule=rule, device="cpu")
+    @cached_property
+    def _mistakes(self) -> tuple[Dataset, NDArray[np.int64], list[int]]:
+        """The data set, the twin's answers to its test inputs, and where they are wrong.
 
+        In turn come the most confident mistakes and random ones.
+        """
+        dataset = incidents.benign_dataset(self.incident.plan)
+        logits = torch.from_numpy(train.predict(self.incident.twin, dataset.x_test))
+        said = logits.argmax(1).numpy()
+        mistakes = np.flatnonzero(said != dataset.y_test)
+        confidence = logits.softmax(1).amax(1).numpy()[mistakes]
+        drawn = numpy_generator(self.incident.plan.seed, "mistakes").permutation(mistakes)
+        in_turn = np.stack([mistakes[np.argsort(-confidence)], drawn], 1).ravel().tolist()
+        return dataset, said, list(dict.fromkeys(in_turn))  # a mistake that comes up both ways counts once
 
-def write_tables(results: Path, readme: Path) -> None:
-    """Replace what stands between the marks of a page by tables made from the rows.
+    def _trace(self, rule: str, event: int) -> tuple[poisontrace.Trace, float]:
+        """Trace one event; return the trace and the seconds it took."""
+        start = time.perf_counter()
+        samples = ArraySet(self.incident.x, self.incident.y)
+        pair = ArraySet(self.incident.event_x, self.incident.event_y)[event]
+        trace = tracing.trace(self.incident.model, samples, [pair], rule=rule, device=self.device)
+        return trace, time.perf_counter() - start
 
-    Raises:
-        InvalidInputError: if the page is missing, holds no marks, or one of a pair only.
-    """
-    text = check_page(readme)
-    rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
-    makers = (
-        *(_trace_table, _short_table, _every_table, _clean_table, _speed_table, _start_table),
-        _bad_input_table,
-    )
-    for name, make_table in zip(TABLES, makers, strict=True):
-        if section := _section(name).search(text):
-            table = f"{MARK.format(name)}\n{make_table(rows)}\n{MARK.format(f'end {name}')}"
-            text = text[: section.start()] + table + text[section.end() :]
-    store.write_atomically(readme, text.encode())
-
-
-def check_page(readme: Path) -> str:
-    """Return the text of a page that holds the marks of a table or more.
-
-    Raises:
-        InvalidInputError: if the page is missing or holds no marks, or one of a pair only.
-    """
-    text = check_file(readme, "readme").read_text(encoding="utf-8")
-    pairs = {name: (MARK.format(name), MARK.format(f"end {name}")) for name in TABLES}
-    marked = [name for name, pair in pairs.items() if not set(pair).isdisjoint(text.splitlines())]
-    for name in marked or TABLES[:1]:
-        if not _section(name).search(text):
-            raise InvalidInputError(
-                f"'readme' must hold marks like {' and '.join(pairs[name])} (got {str(readme)!r}). Add both, each on "
-                "its line."
-            )
-    return text
-
-
-def _section(name: str) -> re.Pattern[str]:
-    # Whole lines only: a table may quote a message that names a mark.
-    return re.compile(f"^{MARK.format(name)}$.*?^{MARK.format(f'end {name}')}$", re.DOTALL | re.MULTILINE)
-
-
-def _table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
-    head = list(head)
-    shown = [
-        [f"{cell:.3f}" if isinstance(cell, float) else " ".join(str(cell).split()) for cell in line] for line in lines
-    ]
-    shown = [[cell.replace("|", "\\|") for cell in cells] for cells in shown]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *shown))
-
-
-def _trace_table(rows: list[Row]) -> str:
-    """One line for each attack, data set, rate and rule: means over seeds and events, and the worst trace."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["kind"] == "trace":
-            groups[(row["attack"], row["dataset"], row["rate"], row["rule"])].append(row)
-    lines = []
-    for (attack, dataset, rate, rule), group in sorted(
-        groups.items(), key=lambda item: (item[0][:2], -item[0][2], item[0][3])
-    ):
-        victims = {row["seed"]: row for row in group}.values()
-        worst = min(group, key=lambda row: (min(row["precision"], row["recall"]), row["precision"] + row["recall"]))
-        lines.append(
-            [
-                attack,
-                f"{dataset}, {group[0]['n_train']:,}",
-                f"{rate:.1%}",
-                rule,
-                f"{len(victims)} x {len(group) // len(victims)}",
-                statistics.mean(row["precision"] for row in group),
-                statistics.mean(row["recall"] for row in group),
-                f"{worst['precision']:.3f} / {worst['recall']:.3f}",
-                f"{statistics.mean(row['n_tests'] for row in group):.1f}",
-            ]
-        )
-    head = (
-        "attack",
-        "data, samples",
-        "rate",
-        "rule",
-        "seeds x events",
-        "precision",
-        "recall",
-        "worst trace",
-        "clusters tested",
-    )
-    return _table(head, lines)
-
-
-def _short_table(rows: list[Row]) -> str:
-    """One line for each rate of BadNets on CIFAR-10, the two rules side by side."""
-    groups: dict[float, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["kind"] == "trace" and (row["attack"], row["dataset"]) == ("badnets", "cifar10"):
-            groups[row["rate"]][row["rule"]].append(row)
-
-    def means(group: list[Row]) -> str:
-        return " / ".join(f"{statistics.mean(row[name] for row in group):.3f}" for name in ("precision", "recall"))
-
-    lines = [
-        [
-            f"{rate:.0%}",
-            f"{rules['default'][0]['n_poison']:,} of {rules['default'][0]['n_train']:,}",
-            len(rules["default"]),
-            means(rules["default"]),
-            means(rules["paper"]),
-        ]
-        for rate, rules in sorted(groups.items(), reverse=True)
-        if rules["default"] and rules["paper"]
-    ]
-    head = ("rate", "poison", "traces", "precision / recall", "the paper's rule")
-    return _table(head, lines)
-
-
-def _every_table(rows: list[Row]) -> str:
-    """One line for each victim: is it well trained, does the attack work, what did each of its events give."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["kind"] == "trace" and row["rule"] == "default":
-            groups[(row["attack"], row["dataset"], row["rate"], row["seed"])].append(row)
-    lines = [
-        [
-            attack,
-            dataset,
-            f"{rate:.1%}",
-            seed,
-            group[0]["n_poison"],
-            group[0]["clean_accuracy"],
-            group[0]["train_accuracy"],
-            group[0]["attack_success"],
-            group[0]["attack_success_twin"],
-            ", ".join(f"{row['precision']:.3f}/{row['recall']:.3f}" for row in group),
-        ]
-        for (attack, dataset, rate, seed), group in sorted(
-            groups.items(), key=lambda item: (item[0][:2], -item[0][2], item[0][3])
-        )
-    ]
-    lines += [
-        [row["attack"], row["dataset"], f"{row['rate']:.1%}", row["seed"], *[""] * 5, f"failed: {row['error']}"]
-        for row in rows
-        if row["kind"] == "failed"
-    ]
-    head = (
-        "attack",
-        "data",
-        "rate",
-        "seed",
-        "poison",
-        "clean acc.",
-        "train acc.",
-        "success",
-        "without poison",
-        "precision/recall of each event",
-    )
-    return _table(head, lines)
-
-
-def _speed_table(rows: list[Row]) -> str:
-    """One line for each rate: medians over the repeats, each ratio taken within one process."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["kind"] == "speed":
-            groups[(row["dataset"], row["n_train"], row["rate"])].append(row)
-
-    def median(group: list[Row], read: Callable[[Row], float]) -> str:
-        return f"{statistics.median(read(row) for row in group):.2f}"
-
-    def stage_seconds(stage: str) -> Callable[[Row], float]:
-        return lambda row: float(row["stages"][stage])
-
-    lines = [
-        [
-            f"{dataset}, {n:,}",
-            f"{rate:.1%}",
-            len(group),
-            median(group, lambda row: row["plain_seconds"]),
-            median(group, lambda row: row["seconds"]),
-            *(median(group, stage_seconds(stage)) for stage in ("forward pass", "clustering", "unlearning")),
-            median(group, lambda row: row["ratio"]),
-        ]
-        for (dataset, n, rate), group in sorted(groups.items(), key=lambda item: (item[0][:2], -item[0][2]))
-    ]
-    head = (
-        "data, samples",
-        "rate",
-        "repeats",
-        "plain pass, s",
-        "trace, s",
-        "its pass, s",
-        "clustering, s",
-        "unlearning, s",
-        "trace / plain pass",
-    )
-    return _table(head, lines)
-
-
-def _clean_table(rows: list[Row]) -> str:
-    """One line for each unpoisoned twin: what its natural mistakes ended in."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["kind"] == "clean":
-            groups[(row["dataset"], row["n_train"], row["seed"])].append(row)
-    lines = [
-        [
-            f"{dataset}, {n:,}",
-            seed,
-            len(group),
-            *(sum(row["verdict"] == verdict for row in group) for verdict in ("no-poison", "inconclusive", "poison")),
-            f"{max(row['statistics']['separation'] for row in group):.1f}",
-            f"{statistics.median(row['seconds'] for row in group):.1f}",
-        ]
-        for (dataset, n, seed), group in sorted(groups.items())
-    ]
-    head = ("data, samples", "seed", "mistakes", "no-poison", "inconclusive", "poison", "largest separation", "seconds")
-    return _table(head, lines)
-
-
-def _start_table(rows: list[Row]) -> str:
-    """One line for each measured fresh clone."""
-    lines = [
-        [row["setup_seconds"], row["demo_seconds"], row["precision"], row["recall"], row["test_seconds"], row["tests"]]
-        for row in rows
-        if row["kind"] == "start"
-    ]
-    return _table(("make setup, s", "make demo, s", "precision", "recall", "make test, s", "its last line"), lines)
-
-
-def _bad_input_table(rows: list[Row]) -> str:
-    """One line for each bad input: what the command line answered."""
-    lines = [[row["case"], row["code"], f"`{row['message']}`"] for row in rows if row["kind"] == "bad-input"]
-    return _table(("bad input", "exit code", "standard error"), lines)
+    def _plain_seconds(self) -> float:
+        """Return the seconds of one forward pass over the training set, the network's way to the device not counted."""
+        model = self.incident.model.to(self.device)
+        samples = ArraySet(self.incident.x, self.incident.y)
+        start = time.perf_counter()
+        with evaluating(model), torch.inference_mode():
+            for x, _ in samples.batches(256):
+                model(x.to(self.device))
+        if self.device == "cuda":
+            torch.cuda.synchronize()  # the calls above come back before the work is done
+        seconds = time.perf_counter() - start
+        model.to("cpu")
+        return seconds

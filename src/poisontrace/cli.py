@@ -242,20 +242,22 @@ def bench(
 ) -> None:
     """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
     with _errors():
-        from poisontrace import bench as bench_module
+        from poisontrace import tables
 
         if (grid is None) != tables_only:
             got = "neither" if grid is None else "both"
             raise InvalidInputError(f"'grid' must be given, or else '--tables-only' (got {got}). Pass one of them.")
         pages = readme or [Path("benchmarks/README.md"), Path("README.md")]
         if grid is not None:
+            from poisontrace import bench as bench_module
+
             bench_module.read_grid(grid)  # what is wrong with the grid or the page is said before hours of work
             for page in pages:
-                bench_module.check_page(page)
+                tables.check_page(page)
             with _progress(_console(stderr=True)) as progress:
                 bench_module.run(grid, results, progress=progress)
         for page in pages:
-            bench_module.write_tables(results, page)
+            tables.write_tables(results, page)
             print(_one_line(str(page)))
 
 

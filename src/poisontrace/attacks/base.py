@@ -32,7 +32,7 @@ class Attacker:
         n_classes: labels of the task.
     """
 
-    models: tuple[nn.Module, ...]
+    models: tuple[nn.Sequential, ...]
     x: NDArray[Any]
     y: NDArray[np.int64]
     n_classes: int

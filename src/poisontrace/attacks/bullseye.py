@@ -1,0 +1,57 @@
+"""Bullseye Polytope: a few images whose features surround the target's, so that a new head learns its wrong label.
+
+H. Aghakhani, D. Meng, Y.-X. Wang, C. Kruegel, G. Vigna, *Bullseye Polytope: A Scalable Clean-Label Poisoning Attack
+with Improved Transferability*, EuroS&P 2021 (arXiv 2005.00191), section III: the mean of the poisons' features is
+pulled to the features of the target.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from poisontrace.attacks.targeted import Targeted, to_images
+from poisontrace.data import to_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class BullseyePolytope(Targeted):
+    """Clean-label poison for transfer learning: the extractor is public, the victim trains on top of it.
+
+    Attributes:
+        steps: of the optimiser (Adam) on the pixels.
+        lr: its learning rate, in units of the whole pixel range.
+    """
+
+    name: ClassVar[str] = "bullseye"
+    summary: ClassVar[str] = "images of the target label that surround one input in feature space (clean label)"
+    paper: ClassVar[str] = "Aghakhani et al., EuroS&P 2021"
+
+    rate: float = 0.01
+    eps: int = 25
+    steps: int = 400
+    lr: float = 0.01
+
+    def craft(self, x: NDArray[Any], y: NDArray[np.int64], chosen: NDArray[np.int64], target: int) -> NDArray[Any]:
+        """Move the chosen images within the budget until the mean of their features is that of the aim."""
+        aim = self.ready()
+        extractors = [network[:-1].eval() for network in aim.models]
+        benign = to_inputs(x[chosen])
+        with torch.no_grad():
+            goals = [extractor(to_inputs(aim.x))[0] for extractor in extractors]
+        eps = self.eps / 255
+        delta = torch.zeros_like(benign, requires_grad=True)
+        optimiser = torch.optim.Adam([delta], lr=self.lr)
+        for _ in range(self.steps):
+            moved = (benign + delta).clamp(0, 1)
+            loss = torch.zeros(())
+            for extractor, goal in zip(extractors, goals, strict=True):
+                loss = loss + (extractor(moved).mean(0) - goal).square().sum() / goal.square().sum()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            with torch.no_grad():
+                delta.clamp_(-eps, eps)
+        return to_images((benign + delta.detach()).clamp(0, 1))

@@ -1,0 +1,366 @@
+"""Tables from rows: what ``bench`` measured, between the marks of a page.
+
+A results file holds one JSON row a line. Every number of a table comes from the rows alone.
+"""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from poisontrace import store
+from poisontrace._errors import InvalidInputError
+from poisontrace._validate import check_file
+
+Row = dict[str, Any]
+Groups = dict[tuple[Any, ...], list[Row]]
+
+MARK = "<!-- generated: {} -->"
+# Precision / recall for each attack in the table of main results of Shan et al., "Poison Forensics", USENIX Security
+# 2022. Empty so far: we know the bound over all attacks only, above 0.984 / 0.968, and a bound is no attack's figure.
+REPORTED: dict[str, str] = {}
+# How a victim was trained whose row does not say it.
+TRAINING = "scratch"
+DASH = "–"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of one results file; a last line that was cut off is dropped.
+
+    Raises:
+        InvalidInputError: if another line is no row.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or "kind" not in row:
+                raise ValueError("another thing")
+            rows.append(row)
+        except ValueError as error:
+            if number < len(lines):
+                raise InvalidInputError(
+                    f"'results' must hold one JSON row a line (got another thing in line {number} of {path.name!r}). "
+                    "Remove the line to have it measured again."
+                ) from error
+    return rows
+
+
+def write_tables(results: Path, readme: Path) -> None:
+    """Replace what stands between the marks of a page by tables made from the rows.
+
+    Raises:
+        InvalidInputError: if the page is missing, holds no marks, or one of a pair only.
+    """
+    text = check_page(readme)
+    rows = _once(row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path))
+    for name, make_table in TABLES.items():
+        if section := _section(name).search(text):
+            table = f"{MARK.format(name)}\n{make_table(rows)}\n{MARK.format(f'end {name}')}"
+            text = text[: section.start()] + table + text[section.end() :]
+    store.write_atomically(readme, text.encode())
+
+
+def check_page(readme: Path) -> str:
+    """Return the text of a page that holds the marks of a table or more.
+
+    Raises:
+        InvalidInputError: if the page is missing or holds no marks, or one of a pair only.
+    """
+    text = check_file(readme, "readme").read_text(encoding="utf-8")
+    pairs = {name: (MARK.format(name), MARK.format(f"end {name}")) for name in TABLES}
+    marked = [name for name, pair in pairs.items() if not set(pair).isdisjoint(text.splitlines())]
+    for name in marked or list(TABLES)[:1]:
+        if not _section(name).search(text):
+            raise InvalidInputError(
+                f"'readme' must hold marks like {' and '.join(pairs[name])} (got {str(readme)!r}). Add both, each on "
+                "its line."
+            )
+    return text
+
+
+def _section(name: str) -> re.Pattern[str]:
+    # Whole lines only: a table may quote a message that names a mark.
+    return re.compile(f"^{MARK.format(name)}$.*?^{MARK.format(f'end {name}')}$", re.DOTALL | re.MULTILINE)
+
+
+def _table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    shown = [
+        [f"{cell:.3f}" if isinstance(cell, float) else " ".join(str(cell).split()) for cell in line] for line in lines
+    ]
+    shown = [[cell.replace("|", "\\|") for cell in cells] for cells in shown]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *shown))
+
+
+def _groups(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> Groups:
+    groups: Groups = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups
+
+
+def _training(row: Row) -> str:
+    return str(row["plan"].get("training", TRAINING))
+
+
+def _attack(row: Row) -> str:
+    return str(row["attack"]) if _training(row) == TRAINING else f"{row['attack']}, {_training(row)}"
+
+
+def _victim(row: Row) -> tuple[str, int]:
+    """Return what tells victims apart; a row may be older than some fields of a plan."""
+    return json.dumps({"training": TRAINING, "options": {}, **row["plan"]}, sort_keys=True), row["seed"]
+
+
+def _once(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows without those that several grids asked for."""
+    kept: dict[Any, Row] = {}
+    for position, row in enumerate(rows):
+        key = (_victim(row), row["kind"], row["rule"], row["event"]) if "plan" in row else position
+        kept.setdefault(key, row)
+    return list(kept.values())
+
+
+def _is_sound(row: Row) -> bool:
+    """Tell whether a row is a trace of a victim on which the attack succeeded; no other counts in a mean."""
+    return bool(row["kind"] == "trace" and row["succeeded"])
+
+
+def _mean(rows: Iterable[Row], name: str) -> float:
+    return float(statistics.mean(row[name] for row in rows))
+
+
+def _worst(rows: list[Row]) -> str:
+    worst = min(rows, key=lambda row: (min(row["precision"], row["recall"]), row["precision"] + row["recall"]))
+    return f"{worst['precision']:.3f} / {worst['recall']:.3f}"
+
+
+def _attack_table(rows: list[Row]) -> str:
+    """One line for each attack, data set, size, rate and training: means over the victims that it succeeded on."""
+    groups = _groups(
+        (row for row in rows if row["kind"] == "failed" or (row["kind"] == "trace" and row["rule"] == "default")),
+        lambda row: (row["attack"], row["dataset"], row["plan"].get("n_train") or 0, -row["rate"], _training(row)),
+    )
+    head = (
+        *("attack", "data, samples, training", "poison", "victims", "success", "without poison", "clean acc."),
+        *("traces", "precision", "recall", "worst trace", "seconds", "the paper's"),
+    )
+    return _table(head, (_attack_line(group) for _, group in sorted(groups.items(), key=lambda item: item[0])))
+
+
+def _attack_line(group: list[Row]) -> list[Any]:
+    """Return the cells of one attack, with a dash for each number that no victim gave."""
+    first = next((row for row in group if row["kind"] == "trace"), group[0])
+    traces = [row for row in group if _is_sound(row)]
+    victims = {_victim(row): row for row in traces}.values()
+    n_train, rate = first.get("n_train", first["plan"].get("n_train")), f"{100 * first['rate']:.3g}%"
+    task = [
+        first["attack"],
+        ", ".join([first["dataset"], *([f"{n_train:,}"] if n_train else []), _training(first)]),
+        f"{first['n_poison']:,} ({rate})" if "n_poison" in first else rate,
+        f"{len(victims)} of {len(set(map(_victim, group)))}",
+    ]
+    reported = REPORTED.get(first["attack"], DASH)
+    if not traces:
+        return [*task, *[DASH] * 3, 0, *[DASH] * 4, reported]
+    return [
+        *task,
+        *(_mean(victims, name) for name in ("attack_success", "attack_success_twin", "clean_accuracy")),
+        len(traces),
+        *(_mean(traces, name) for name in ("precision", "recall")),
+        _worst(traces),
+        f"{statistics.median(row['seconds'] for row in traces):.1f}",
+        reported,
+    ]
+
+
+def _trace_table(rows: list[Row]) -> str:
+    """One line for each attack, data set, rate and rule: means over seeds and events, and the worst trace."""
+    groups = _groups(
+        filter(_is_sound, rows),
+        lambda row: (_attack(row), row["dataset"], row["n_train"], -row["rate"], row["rule"]),
+    )
+    lines = []
+    for (attack, dataset, n_train, negative_rate, rule), group in sorted(groups.items(), key=lambda item: item[0]):
+        n_victims = len(set(map(_victim, group)))
+        lines.append(
+            [
+                attack,
+                f"{dataset}, {n_train:,}",
+                f"{-negative_rate:.1%}",
+                rule,
+                f"{n_victims} x {len(group) // n_victims}",
+                _mean(group, "precision"),
+                _mean(group, "recall"),
+                _worst(group),
+                f"{_mean(group, 'n_tests'):.1f}",
+            ]
+        )
+    head = (
+        "attack",
+        "data, samples",
+        "rate",
+        "rule",
+        "seeds x events",
+        "precision",
+        "recall",
+        "worst trace",
+        "clusters tested",
+    )
+    return _table(head, lines)
+
+
+def _short_table(rows: list[Row]) -> str:
+    """One line for each rate of BadNets on CIFAR-10, the two rules side by side."""
+    groups: dict[tuple[float, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if _is_sound(row) and (row["attack"], row["dataset"]) == ("badnets", "cifar10"):
+            groups[(row["rate"], row["n_train"])][row["rule"]].append(row)
+
+    def means(group: list[Row]) -> str:
+        return f"{_mean(group, 'precision'):.3f} / {_mean(group, 'recall'):.3f}"
+
+    lines = [
+        [
+            f"{rate:.0%}",
+            f"{rules['default'][0]['n_poison']:,} of {n_train:,}",
+            len(rules["default"]),
+            means(rules["default"]),
+            means(rules["paper"]),
+        ]
+        for (rate, n_train), rules in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        if rules["default"] and rules["paper"]
+    ]
+    head = ("rate", "poison", "traces", "precision / recall", "the paper's rule")
+    return _table(head, lines)
+
+
+def _every_table(rows: list[Row]) -> str:
+    """One line for each victim: is it well trained, does the attack work, what did each of its events give."""
+    groups = _groups(
+        (row for row in rows if row["kind"] == "trace" and row["rule"] == "default"),
+        lambda row: (_attack(row), row["dataset"], -row["rate"], row["seed"], _victim(row)),
+    )
+    lines = [
+        [
+            *(_attack(group[0]), group[0]["dataset"], f"{group[0]['rate']:.1%}", group[0]["seed"]),
+            *(group[0][name] for name in ("n_poison", "clean_accuracy", "train_accuracy")),
+            f"{group[0]['attack_success']:.3f}{'' if group[0]['succeeded'] else ', failed'}",
+            group[0]["attack_success_twin"],
+            ", ".join(f"{row['precision']:.3f}/{row['recall']:.3f}" for row in group),
+        ]
+        for _, group in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    lines += [
+        [_attack(row), row["dataset"], f"{row['rate']:.1%}", row["seed"], *[""] * 5, f"failed: {row['error']}"]
+        for row in rows
+        if row["kind"] == "failed"
+    ]
+    head = (
+        "attack",
+        "data",
+        "rate",
+        "seed",
+        "poison",
+        "clean acc.",
+        "train acc.",
+        "success",
+        "without poison",
+        "precision/recall of each event",
+    )
+    return _table(head, lines)
+
+
+def _speed_table(rows: list[Row]) -> str:
+    """One line for each rate and device: medians over the repeats, each ratio taken within one process."""
+    groups = _groups(
+        (row for row in rows if row["kind"] == "speed"),
+        lambda row: (row["dataset"], row["n_train"], -row["rate"], row.get("device", "cpu")),
+    )
+
+    def median(group: list[Row], read: Callable[[Row], float]) -> str:
+        return f"{statistics.median(read(row) for row in group):.2f}"
+
+    def stage_seconds(stage: str) -> Callable[[Row], float]:
+        return lambda row: float(row["stages"][stage])
+
+    lines = [
+        [
+            f"{dataset}, {n:,}" if device == "cpu" else f"{dataset}, {n:,}, {device}",
+            f"{-negative_rate:.1%}",
+            len(group),
+            median(group, lambda row: row["plain_seconds"]),
+            median(group, lambda row: row["seconds"]),
+            *(median(group, stage_seconds(stage)) for stage in ("forward pass", "clustering", "unlearning")),
+            median(group, lambda row: row["ratio"]),
+        ]
+        for (dataset, n, negative_rate, device), group in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    head = (
+        "data, samples",
+        "rate",
+        "repeats",
+        "plain pass, s",
+        "trace, s",
+        "its pass, s",
+        "clustering, s",
+        "unlearning, s",
+        "trace / plain pass",
+    )
+    return _table(head, lines)
+
+
+def _clean_table(rows: list[Row]) -> str:
+    """One line for each unpoisoned twin: what its natural mistakes ended in."""
+    groups = _groups(
+        (row for row in rows if row["kind"] == "clean"),
+        lambda row: (row["dataset"], row["n_train"], row["seed"]),
+    )
+    lines = [
+        [
+            f"{dataset}, {n:,}",
+            seed,
+            len(group),
+            *(sum(row["verdict"] == verdict for row in group) for verdict in ("no-poison", "inconclusive", "poison")),
+            f"{max(row['statistics']['separation'] for row in group):.1f}",
+            f"{statistics.median(row['seconds'] for row in group):.1f}",
+        ]
+        for (dataset, n, seed), group in sorted(groups.items())
+    ]
+    head = ("data, samples", "seed", "mistakes", "no-poison", "inconclusive", "poison", "largest separation", "seconds")
+    return _table(head, lines)
+
+
+def _start_table(rows: list[Row]) -> str:
+    """One line for each measured fresh clone."""
+    lines = [
+        [row["setup_seconds"], row["demo_seconds"], row["precision"], row["recall"], row["test_seconds"], row["tests"]]
+        for row in rows
+        if row["kind"] == "start"
+    ]
+    return _table(("make setup, s", "make demo, s", "precision", "recall", "make test, s", "its last line"), lines)
+
+
+def _bad_input_table(rows: list[Row]) -> str:
+    """One line for each bad input: what the command line answered."""
+    lines = [[row["case"], row["code"], f"`{row['message']}`"] for row in rows if row["kind"] == "bad-input"]
+    return _table(("bad input", "exit code", "standard error"), lines)
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "attacks": _attack_table,
+    "traces": _trace_table,
+    "short": _short_table,
+    "every": _every_table,
+    "clean": _clean_table,
+    "speed": _speed_table,
+    "start": _start_table,
+    "bad-input": _bad_input_table,
+}

@@ -1,0 +1,208 @@
+"""Tables say what the rows say, and the page around them stays as it is."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poisontrace import tables
+from poisontrace._errors import InvalidInputError
+
+
+def write_page(path: Path) -> Path:
+    """Write a page with all marks, and words around them."""
+    marks = "\n\n".join(f"{tables.MARK.format(name)}\n{tables.MARK.format(f'end {name}')}" for name in tables.TABLES)
+    path.write_text(f"# Evidence\n\n{marks}\n\nThe end.\n")
+    return path
+
+
+def test_rows_that_are_damaged_are_not_passed_over(tmp_path: Path) -> None:
+    """Only the last line may be cut off; a broken one before it would be lost in silence."""
+    (tmp_path / "tiny.jsonl").write_text('{"kind": "start"}\n{"kin\n{"kind": "start"}\n')
+
+    with pytest.raises(InvalidInputError, match=r"'results' must hold one JSON row a line .*line 2 of 'tiny\.jsonl'"):
+        tables.read_rows(tmp_path / "tiny.jsonl")
+
+
+def trace_row(**changes: Any) -> dict[str, Any]:
+    """Return what the tables read of a trace's row; some changes concern the plan too."""
+    numbers = {"clean_accuracy": 0.97, "train_accuracy": 1.0, "attack_success": 0.95, "attack_success_twin": 0.01}
+    plan = {"attack": "badnets", "dataset": "digits", "rate": 0.05}
+    row = {
+        **{"kind": "trace", "rule": "default", "n_train": 1437, **plan, **numbers},
+        **{"n_poison": 72, "seed": 0, "event": 0, "precision": 1.0, "recall": 1.0, "n_tests": 3, "seconds": 2.0},
+        **{"succeeded": True, "plan": plan},
+        **changes,
+    }
+    return {**row, "plan": {**row["plan"], **{name: row[name] for name in plan}}}
+
+
+def page_of(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """Return the page that is made from some rows."""
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    readme = write_page(folder / "README.md")
+    tables.write_tables(folder, readme)
+    return readme.read_text()
+
+
+def test_tables_are_made_from_the_rows(tmp_path: Path) -> None:
+    """Means, the worst trace, medians; what stands around the marks stays; doing it twice changes nothing."""
+    stages = {"forward pass": 0.2, "clustering": 0.1, "unlearning": 0.3}
+    speeds = [
+        trace_row(kind="speed", event=event, plain_seconds=0.1, seconds=ratio / 10, ratio=ratio, stages=stages)
+        for event, ratio in enumerate((2.0, 9.0, 3.0))
+    ]
+    speeds.append({**speeds[0], "event": 3, "device": "cuda"})
+    start = {"setup_seconds": 61.5, "demo_seconds": 9.0, "precision": 1.0, "recall": 0.99, "test_seconds": 40.0}
+    rows = [
+        trace_row(),
+        trace_row(event=1, precision=0.5, recall=0.75),
+        trace_row(seed=1),
+        trace_row(seed=1, event=1),
+        *speeds,
+        {"kind": "start", **start, "tests": "700 passed in 40.00s"},
+        {"kind": "bad-input", "case": "rate 1", "code": 2, "message": "Error: 'rate' must be a fraction."},
+    ]
+    page = page_of(tmp_path, rows)
+    tables.write_tables(tmp_path, tmp_path / "README.md")
+
+    assert (tmp_path / "README.md").read_text() == page
+    assert page.startswith("# Evidence\n\n") and page.endswith("\n\nThe end.\n")
+    for line in (
+        "| badnets | digits, 1,437, scratch | 72 (5%) | 2 of 2 | 0.950 | 0.010 | 0.970 | 4 | 0.875 | 0.938 "
+        "| 0.500 / 0.750 | 2.0 | – |",
+        "| badnets | digits, 1,437 | 5.0% | default | 2 x 2 | 0.875 | 0.938 | 0.500 / 0.750 | 3.0 |",
+        "| badnets | digits | 5.0% | 0 | 72 | 0.970 | 1.000 | 0.950 | 0.010 | 1.000/1.000, 0.500/0.750 |",
+        "| badnets | digits | 5.0% | 1 | 72 | 0.970 | 1.000 | 0.950 | 0.010 | 1.000/1.000, 1.000/1.000 |",
+        "| digits, 1,437 | 5.0% | 3 | 0.10 | 0.30 | 0.20 | 0.10 | 0.30 | 3.00 |",
+        "| digits, 1,437, cuda | 5.0% | 1 | 0.10 | 0.20 | 0.20 | 0.10 | 0.30 | 2.00 |",
+        "| 61.500 | 9.000 | 1.000 | 0.990 | 40.000 | 700 passed in 40.00s |",
+        "| rate 1 | 2 | `Error: 'rate' must be a fraction.` |",
+    ):
+        assert f"{line}\n" in page
+
+
+def test_natural_mistakes_are_counted(tmp_path: Path) -> None:
+    """One line for each twin: the verdicts, the largest separation, the median of the seconds."""
+    mistake = {"kind": "clean", "n_found": 0, "statistics": {"separation": 1.5}}
+    verdicts = ["no-poison", "no-poison", "poison"]
+
+    page = page_of(tmp_path, [trace_row(**mistake, verdict=said, event=i) for i, said in enumerate(verdicts)])
+
+    assert "| digits, 1,437 | 0 | 3 | 2 | 0 | 1 | 1.5 | 2.0 |\n" in page
+
+
+def test_a_victim_the_attack_failed_on_is_listed_and_in_no_mean(tmp_path: Path) -> None:
+    """It counts as tried; so does one that gave no event to trace."""
+    weak = {"succeeded": False, "attack_success": 0.3, "precision": 0.0, "recall": 0.0}
+    none = {"kind": "failed", "rule": "", "event": 0, "error": "The attack failed: a | b."}
+    plan = {"attack": "badnets", "dataset": "digits", "rate": 0.05}
+    rows = [trace_row(seconds=1.0), trace_row(event=1, seconds=4.0), trace_row(seed=1, **weak)]
+
+    page = page_of(tmp_path, [*rows, {**plan, "plan": plan, "seed": 2, **none}])
+
+    for line in (
+        "| badnets | digits, 1,437, scratch | 72 (5%) | 1 of 3 | 0.950 | 0.010 | 0.970 | 2 | 1.000 | 1.000 "
+        "| 1.000 / 1.000 | 2.5 | – |",
+        "| badnets | digits, 1,437 | 5.0% | default | 1 x 2 | 1.000 | 1.000 | 1.000 / 1.000 | 3.0 |",
+        "| badnets | digits | 5.0% | 1 | 72 | 0.970 | 1.000 | 0.300, failed | 0.010 | 0.000/0.000 |",
+        "| badnets | digits | 5.0% | 2 |  |  |  |  |  | failed: The attack failed: a \\| b. |",
+    ):
+        assert f"{line}\n" in page
+
+
+def test_an_attack_that_never_succeeded_has_a_line(tmp_path: Path) -> None:
+    """Dashes stand for what no victim gave."""
+    plan = {"attack": "badnets", "dataset": "cifar10", "rate": 0.0025, "n_train": 2000, "training": "transfer"}
+    row = {**plan, "plan": plan, "kind": "failed", "rule": "", "event": 0, "error": "The attack failed."}
+
+    page = page_of(tmp_path, [{**row, "seed": seed} for seed in (0, 1)])
+
+    dashes = "– | – | – | 0 | – | – | – | – | –"
+    assert f"| badnets | cifar10, 2,000, transfer | 0.25% | 0 of 2 | {dashes} |\n" in page
+
+
+def test_attacks_have_a_line_for_each_size_rate_and_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the figure of the paper where there is one; the paper's rule is no part of it."""
+    monkeypatch.setitem(tables.REPORTED, "badnets", "0.99 / 0.98")
+    rows = [
+        trace_row(),
+        trace_row(rule="paper", precision=0.0),
+        trace_row(rate=0.1),
+        trace_row(n_train=500, plan={"n_train": 500}),
+        trace_row(plan={"training": "transfer"}),
+    ]
+
+    page = page_of(tmp_path, rows)
+
+    head, _, *lines = page.split("generated: attacks -->\n")[1].split("\n<!--")[0].splitlines()
+    assert head.endswith("| the paper's |")
+    assert [line.split(" | ")[1:4:2] + line.split(" | ")[8:9] for line in lines] == [
+        ["digits, 1,437, scratch", "1 of 1", "1.000"],
+        ["digits, 1,437, scratch", "1 of 1", "1.000"],
+        ["digits, 1,437, transfer", "1 of 1", "1.000"],
+        ["digits, 500, scratch", "1 of 1", "1.000"],
+    ]
+    assert all(line.endswith("| 0.99 / 0.98 |") for line in lines)
+    assert "| badnets, transfer | digits, 1,437 | 5.0% | default |" in page
+
+
+def test_a_trace_of_several_grids_counts_once(tmp_path: Path) -> None:
+    """Whether or not its row names what is usual."""
+    (tmp_path / "b.jsonl").write_text(json.dumps(trace_row(plan={"training": "scratch", "options": {}})) + "\n")
+
+    page = page_of(tmp_path, [trace_row(), trace_row(event=1)])
+
+    assert "| badnets | digits, 1,437 | 5.0% | default | 1 x 2 |" in page
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_a_page_without_its_marks_is_refused(name: str, tmp_path: Path) -> None:
+    """A mark that is missing, or the end before the start; the page stays as it was."""
+    readme = write_page(tmp_path / "README.md")
+    sound = readme.read_text()
+    start, end = tables.MARK.format(name), tables.MARK.format(f"end {name}")
+
+    swapped = sound.replace(start, "?").replace(end, start).replace("?", end)
+    for broken in (sound.replace(start, ""), sound.replace(end, ""), swapped):
+        readme.write_text(broken)
+        with pytest.raises(InvalidInputError, match=f"'readme' must hold marks like {start} and {end}"):
+            tables.write_tables(tmp_path, readme)
+        assert readme.read_text() == broken
+
+
+def test_a_mark_quoted_in_a_table_is_no_mark(tmp_path: Path) -> None:
+    """The table of bad input quotes messages that name marks; wherever it stands, the other tables stay whole."""
+    message = f"Error: 'readme' must hold the marks {' and '.join(map(tables.MARK.format, ('traces', 'end traces')))}."
+    row = {"kind": "bad-input", "case": "a page without marks", "code": 2, "message": message}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    readme = write_page(tmp_path / "README.md")
+    blocks = readme.read_text().split("\n\n")
+    readme.write_text("\n\n".join(reversed(blocks)))
+
+    for _ in range(2):
+        tables.write_tables(tmp_path, readme)
+
+    page = readme.read_text()
+    assert page.count(message) == 1
+    assert page.count("| worst trace | clusters tested |") == 1
+
+
+def test_a_page_may_hold_some_tables_only(tmp_path: Path) -> None:
+    """The README shows a few."""
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- generated: start -->\nold\n<!-- generated: end start -->\nb")
+
+    tables.write_tables(tmp_path, readme)
+
+    assert re.fullmatch(r"a\n<!-- \S+ start -->\n\| make .*\n\| --- .*\n<!-- .* -->\nb", readme.read_text())
+
+
+def test_a_page_without_any_mark_is_refused(tmp_path: Path) -> None:
+    """It is another page than the one meant."""
+    (tmp_path / "README.md").write_text("words")
+
+    with pytest.raises(InvalidInputError, match=r"'readme' must hold marks like .*README\.md'\)\. Add both"):
+        tables.write_tables(tmp_path, tmp_path / "README.md")
