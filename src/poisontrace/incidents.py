@@ -193,7 +193,7 @@ def _attack(plan: Plan) -> Attack:
     if plan.attack not in ATTACKS:
         raise InvalidInputError(f"'attack' must be one of {', '.join(sorted(ATTACKS))} (got {plan.attack!r}).")
     kind = ATTACKS[plan.attack]
-    known = [f.name for f in fields(kind) if f.init and f.name not in ("rate", "target", "seed")]
+    known = [f.name for f in fields(kind) if f.repr and f.name not in ("rate", "target", "seed")]
     if unknown := [name for name in plan.options if name not in known]:
         raise InvalidInputError(
             f"'options' must be some of {', '.join(known) or 'none'} for {plan.attack} (got {unknown[0]!r})."
