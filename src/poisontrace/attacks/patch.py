@@ -27,6 +27,11 @@ class Patch(Attack):
     def pattern(self, size: int, n_channels: int) -> NDArray[np.uint8]:
         """Return the pixels of the patch, uint8 (size, size, n_channels)."""
 
+    def check_kind(self, x: NDArray[Any]) -> None:
+        """Refuse inputs that are no images, and a patch that does not fit into them."""
+        super().check_kind(x)
+        self.place(x.shape)
+
     def place(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
         """Return the rows and the columns of the patch in images of a shape (n, height, width, channels).
 
