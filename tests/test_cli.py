@@ -21,11 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from poisontrace import tracing
+from poisontrace import incidents, tracing
 from poisontrace._errors import PoisontraceError, UnlearningDivergedError
 from poisontrace.attacks import ATTACKS
 from poisontrace.cli import app
 from poisontrace.datasets import DATASETS
+from poisontrace.incidents import TRAININGS
 from poisontrace.models import MODELS
 
 CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
@@ -153,6 +154,41 @@ def test_attack_prints_facts_as_json(practice: Run) -> None:
     assert practice.done.exit_code == 0
     assert (facts["succeeded"], facts["incident"]) == (True, str(practice.folder))
     assert "train" in practice.done.stderr
+
+
+def test_training_and_options_reach_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are whole numbers, numbers or text, whichever they are first."""
+    plans: list[incidents.Plan] = []
+
+    def make(plan: incidents.Plan, **_: object) -> None:
+        plans.append(plan)
+        raise PoisontraceError("Enough.")
+
+    monkeypatch.setattr(incidents, "make", make)
+    pairs = ["size=3", "margin=-1", "lr=0.5", "scale=1e3", "shape=square", "text=a=b"]
+
+    done = run(app, [*attack(tmp_path, training="finetune"), *(part for pair in pairs for part in ("--option", pair))])
+
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "Error: Enough.")
+    (plan,) = plans
+    assert plan.training == "finetune"
+    assert plan.options == {
+        **{"size": 3, "margin": -1, "lr": 0.5, "scale": 1000.0},
+        **{"shape": "square", "text": "a=b"},
+    }
+    assert [type(value) for value in plan.options.values()] == [int, int, float, float, str, str]
+
+
+def test_an_incident_is_made_with_them(tmp_path: Path) -> None:
+    """The patch has the size asked for, and truth.json holds the plan."""
+    done = run(app, attack(tmp_path, epochs=4, width=8, training="finetune", option="size=3", rate=0.1))
+
+    assert done.exit_code == 0
+    truth = json.loads((tmp_path / "incident" / "truth.json").read_text())
+    assert (truth["plan"]["training"], truth["plan"]["options"]) == ("finetune", {"size": 3})
+    with np.load(tmp_path / "incident" / "train.npz") as arrays:
+        corners = arrays["x"][truth["poison"], 5:, 5:]
+    assert (corners == corners[0]).all()
 
 
 def test_attack_names_the_next_command(tmp_path: Path, practice: Run) -> None:
@@ -283,11 +319,14 @@ def test_paths_reach_the_terminal_without_escape_codes(traced: Run, tmp_path: Pa
 
 
 def test_list_names_everything() -> None:
-    """Every registered attack, data set and model has a line."""
+    """Every registered attack, data set, model and kind of training has a line that says what it is."""
     done = run(app, ["list"])
 
-    named = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert (done.exit_code, named) == (0, {*ATTACKS, *DATASETS, *MODELS})
+    lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    summaries = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert (done.exit_code, set(summaries)) == (0, {*ATTACKS, *DATASETS, *MODELS, *TRAININGS})
+    assert len(lines) == len(summaries)
+    assert "on uint8 images; options size, margin; Gu et al." in summaries["badnets"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)

@@ -221,7 +221,13 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
         ({"width": 0}, "'width' must be at least 1"),
         ({"epochs": 0}, "'epochs' must be at least 1"),
         ({"training": "magic"}, "'training' must be one of scratch, transfer, finetune"),
-        ({"options": {"shape": 3}}, r"'options' must be some of size, margin for badnets \(got 'shape'\)"),
+        ({"options": {"shape": 3}}, r"'options' must be some of size, margin for badnets \(got 'shape'\)\. See"),
+        ({"options": {"size": "3"}}, r"'options: size' must be a whole number \(got '3'\)\. Leave it out"),
+        ({"options": {"size": 2.0}}, r"'options: size' must be a whole number \(got 2\.0\)\. Leave it out"),
+        ({"options": {"margin": True}}, r"'options: margin' must be a whole number \(got True\)\. Leave it out"),
+        ({"attack": "trojan", "options": {"size": 9}}, "'size' must be between 1 and 8 pixels"),
+        ({"attack": "trojan", "options": {"lr": "x"}}, r"'options: lr' must be a number \(got 'x'\)\. Leave it out"),
+        ({"attack": "trojan", "options": {"found": 3}}, r"'options' must be some of .*lr for trojan \(got 'found'\)"),
     ],
 )
 def test_a_plan_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:

@@ -148,6 +148,10 @@ def attack(
     model: Annotated[str | None, typer.Option(help="Victim's network; see poisontrace list.")] = None,
     width: Annotated[int | None, typer.Option(help="Victim's width.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    training: Annotated[str, typer.Option(help="scratch, transfer or finetune; see poisontrace list.")] = "scratch",
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, an option of the attack; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Poison a data set, train the victim and its unpoisoned twin, and write an incident to practise on."""
@@ -163,9 +167,11 @@ def attack(
             n_train=n_train,
             n_events=n_events,
             target=target,
+            training=training,
             model=model,
             width=width,
             epochs=epochs,
+            options=_options(option or []),
         )
         with _progress(_console(stderr=True)) as progress:
             incident = incidents.make(plan, progress=progress)
@@ -213,16 +219,28 @@ def report(case: Annotated[Path, typer.Argument(help="A case folder.")]) -> None
 
 @app.command(name="list")
 def list_() -> None:
-    """Show attacks, data sets and models, one line each."""
+    """Show attacks with their options, data sets, models and kinds of training, one line each."""
     with _errors():
         from poisontrace.attacks import ATTACKS
+        from poisontrace.attacks.base import KINDS
         from poisontrace.datasets import DATASETS
+        from poisontrace.incidents import TRAININGS
         from poisontrace.models import MODELS
 
+        attacks = {}
+        for name, attack_kind in ATTACKS.items():
+            options = ", ".join(attack_kind.options()) or "none"
+            attacks[name] = (
+                f"{attack_kind.summary}; on {KINDS[attack_kind.kind]}; options {options}; {attack_kind.paper}"
+            )
         kinds: dict[str, dict[str, str]] = {
-            "attacks": {name: f"{kind.summary}; {kind.paper}" for name, kind in ATTACKS.items()},
+            "attacks": attacks,
             "data sets": {name: summary for name, (_, summary) in DATASETS.items()},
-            "models": {name: (build.__doc__ or "").splitlines()[0].replace("``", "") for name, build in MODELS.items()},
+            "models": {
+                name: (build.__doc__ or "").splitlines()[0].replace("``", "").rstrip(".")
+                for name, build in MODELS.items()
+            },
+            "kinds of training": TRAININGS,
         }
         for kind, entries in kinds.items():
             print(f"{kind}:")
@@ -259,6 +277,28 @@ def bench(
         for page in pages:
             tables.write_tables(results, page)
             print(_one_line(str(page)))
+
+
+def _options(pairs: list[str]) -> dict[str, int | float | str]:
+    """Return options given as name=value, each value as a number if it is one."""
+    options: dict[str, int | float | str] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not (name and separator and value):
+            raise InvalidInputError(f"'option' must be name=value (got {pair!r}). Write --option size=4, for example.")
+        if name in options:
+            raise InvalidInputError(f"'option' must name each option once (got {name!r} again). Remove one.")
+        options[name] = _number_or_text(value)
+    return options
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _one_line(text: str) -> str:

@@ -5,9 +5,9 @@ An incident folder holds what an investigator would have (``train.npz``, ``arch.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ TRAININGS = {
     "transfer": "a new last layer on a frozen extractor",
     "finetune": "the whole network, from a pre-trained extractor",
 }
+# What the options of attacks are called in messages; other types are checked by the attack itself.
+OPTION_TYPES = {int: "a whole number", float: "a number", str: "text"}
 # The bar for "the attack works": it nearly always wins, and the trigger alone nearly never does.
 MIN_SUCCESS, MAX_SUCCESS_OF_TWIN = 0.8, 0.1
 
@@ -193,11 +195,21 @@ def _attack(plan: Plan) -> Attack:
     if plan.attack not in ATTACKS:
         raise InvalidInputError(f"'attack' must be one of {', '.join(sorted(ATTACKS))} (got {plan.attack!r}).")
     kind = ATTACKS[plan.attack]
-    known = [f.name for f in fields(kind) if f.repr and f.name not in ("rate", "target", "seed")]
-    if unknown := [name for name in plan.options if name not in known]:
-        raise InvalidInputError(
-            f"'options' must be some of {', '.join(known) or 'none'} for {plan.attack} (got {unknown[0]!r})."
-        )
+    known = kind.options()
+    for name, value in plan.options.items():
+        if name not in known:
+            raise InvalidInputError(
+                f"'options' must be some of {', '.join(known) or 'none'} for {plan.attack} (got {name!r}). "
+                "See poisontrace list."
+            )
+        types = get_args(known[name]) or (known[name],)
+        words = [word for of_type, word in OPTION_TYPES.items() if of_type in types]
+        # A whole number is a number; a truth value is neither.
+        fits = type(value) in types or (type(value) is int and float in types)
+        if words and not fits:
+            raise InvalidInputError(
+                f"'options: {name}' must be {' or '.join(words)} (got {value!r}). Leave it out for the usual one."
+            )
     return kind(rate=plan.rate, target=plan.target, seed=plan.seed, **plan.options)
 
 

@@ -78,6 +78,42 @@ def resnet9(n_classes: int = 10, *, n_channels: int = 3, width: int = 16) -> nn.
     )
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a skip connection, with the last ReLU after the sum."""
+
+    def __init__(self, n_in: int, n_out: int, *, stride: int = 1) -> None:
+        """Map ``n_in`` to ``n_out`` channels; where form or channels change, so does the skip connection."""
+        super().__init__()
+        # The skip comes first, so that the last convolution of a network is the last one in its list of modules too.
+        self.skip = nn.Sequential()
+        if stride != 1 or n_in != n_out:
+            self.skip.append(nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False)).append(nn.BatchNorm2d(n_out))
+        self.block = nn.Sequential(
+            *(nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()),
+            *(nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)),
+        )
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(skip(x) + block(x)), at a ``stride``-th of the height and width."""
+        out: Tensor = self.relu(self.skip(x) + self.block(x))
+        return out
+
+
+def resnet18(n_classes: int = 10, *, n_channels: int = 3, width: int = 64) -> nn.Sequential:
+    """ResNet-18 (the CIFAR form: 3x3 stem, no max pooling), ``width`` to 8 times ``width`` channels; for a GPU."""
+    return nn.Sequential(
+        Normalise(n_channels),
+        conv_block(n_channels, width),
+        *(BasicBlock(width, width), BasicBlock(width, width)),
+        *(BasicBlock(width, 2 * width, stride=2), BasicBlock(2 * width, 2 * width)),
+        *(BasicBlock(2 * width, 4 * width, stride=2), BasicBlock(4 * width, 4 * width)),
+        *(BasicBlock(4 * width, 8 * width, stride=2), BasicBlock(8 * width, 8 * width)),
+        MeanPool(),
+        nn.Linear(8 * width, n_classes),
+    )
+
+
 def small_cnn(n_classes: int = 10, *, n_channels: int = 1, width: int = 32) -> nn.Sequential:
     """Three convolution blocks and a linear head, for images of about 8x8."""
     return nn.Sequential(
@@ -102,7 +138,12 @@ def mlp(n_classes: int = 2, *, n_features: int, width: int = 64) -> nn.Sequentia
     )
 
 
-MODELS: dict[str, Callable[..., nn.Sequential]] = {"resnet9": resnet9, "small_cnn": small_cnn, "mlp": mlp}
+MODELS: dict[str, Callable[..., nn.Sequential]] = {
+    "resnet9": resnet9,
+    "resnet18": resnet18,
+    "small_cnn": small_cnn,
+    "mlp": mlp,
+}
 
 
 def build(name: str, **options: int) -> nn.Sequential:

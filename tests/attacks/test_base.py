@@ -1,6 +1,6 @@
 """What every registered attack keeps to, and what the base refuses."""
 
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,15 @@ def test_an_attack_describes_itself(name: str) -> None:
     assert attack.name == name
     assert attack.summary and attack.paper
     assert isinstance(attack.is_dirty_label, bool)
+
+
+@EVERY_ATTACK
+def test_the_options_are_the_arguments_of_its_own(name: str) -> None:
+    """Neither what every attack has nor what is worked out in between, but all else, and each can be left out."""
+    options = ATTACKS[name].options()
+
+    assert {f.name for f in fields(ATTACKS[name]) if f.repr} == {"rate", "target", "seed", *options}
+    assert all(f"{option}=" in repr(ATTACKS[name]()) for option in options)
 
 
 @EVERY_ATTACK

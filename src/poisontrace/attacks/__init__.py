@@ -3,7 +3,8 @@
 from poisontrace.attacks.badnets import BadNets
 from poisontrace.attacks.base import Attack, Attacker, Attempts, Poisoned
 from poisontrace.attacks.bullseye import BullseyePolytope
+from poisontrace.attacks.trojan import Trojan
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, BullseyePolytope)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, BullseyePolytope, Trojan)}
 
-__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "BullseyePolytope", "Poisoned"]
+__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "BullseyePolytope", "Poisoned", "Trojan"]

@@ -6,8 +6,8 @@ deployed model. A plain patch needs the second step only.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,12 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         """Refuse a rate outside (0, 1)."""
         check_rate(self.rate)
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Return the types of the arguments that not every attack has, by name; what ``prepare`` sets is none."""
+        types = get_type_hints(cls)
+        return {f.name: types[f.name] for f in fields(cls) if f.repr and f.name not in ("rate", "target", "seed")}
 
     def prepare(self, attacker: Attacker) -> Self:
         """Return the attack with what it works out beforehand: a trigger, a target image. Most need nothing.
