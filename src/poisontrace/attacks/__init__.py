@@ -2,7 +2,8 @@
 
 from poisontrace.attacks.badnets import BadNets
 from poisontrace.attacks.base import Attack, Attacker, Attempts, Poisoned
+from poisontrace.attacks.malware import MalwareBackdoor
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets,)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, MalwareBackdoor)}
 
-__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "Poisoned"]
+__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "MalwareBackdoor", "Poisoned"]
