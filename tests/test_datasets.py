@@ -55,7 +55,9 @@ def test_an_empty_subset_is_refused(n_train: int) -> None:
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     """The message lists what there is."""
-    with pytest.raises(InvalidInputError, match=r"'dataset' must be one of cifar10, digits \(got 'mnist'\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"'dataset' must be one of cifar10, clamp, digits, pdf, pe \(got 'mnist'\)"
+    ):
         datasets.load_dataset("mnist")
 
 
@@ -272,3 +274,97 @@ def test_the_sheets_on_disk_hold_the_official_split() -> None:
     assert np.bincount(dataset.y_test).tolist() == [1000] * 10
     assert dataset.y_train[:5].tolist() == [6, 9, 9, 4, 1]
     assert dataset.x_train[0, 0, 0].tolist() == [59, 62, 63]
+
+
+# Rows of malware features
+
+MALWARE_SETS = pytest.mark.parametrize("name", sorted(datasets.MALWARE_ROWS))
+
+
+def _fake_rows(n: int = 12) -> dict[str, NDArray[Any]]:
+    """Return n rows of distinct content, one column of which never varies, with labels in turn."""
+    x = np.stack([np.full(n, 23117.0), 1e12 * np.arange(n), -1.0 * (np.arange(n) % 3)], 1)
+    return {"X": x, "y": np.arange(n, dtype=np.uint8) % 2, "feature_names": np.array(["e_magic", "ImageBase", "tz"])}
+
+
+@MALWARE_SETS
+def test_every_fifth_distinct_row_is_held_out(name: str, data_folder: Path) -> None:
+    """Features are float32 on a signed logarithmic scale, and a column of one value is left out with its name."""
+    np.savez(data_folder / datasets.MALWARE_ROWS[name].file, **_fake_rows())
+
+    dataset = datasets.load_dataset(name)
+
+    assert dataset.name == name
+    assert dataset.classes == ("benign", "malware")
+    assert dataset.feature_names == ("ImageBase", "tz")
+    assert dataset.x_train.dtype == dataset.x_test.dtype == np.float32
+    assert dataset.y_train.dtype == dataset.y_test.dtype == np.int64
+    assert dataset.x_test == pytest.approx(
+        np.array([[0, 0], [np.log1p(5e12), -np.log(3)], [np.log1p(1e13), -np.log(2)]]), rel=1e-6
+    )
+    assert dataset.y_test.tolist() == [0, 1, 0]
+    assert dataset.y_train.tolist() == [1, 0, 1, 0, 0, 1, 0, 1, 1]
+
+
+@MALWARE_SETS
+def test_equal_rows_count_once_and_contradictions_not_at_all(name: str, data_folder: Path) -> None:
+    """The first of equal rows stays where it was; a row with both labels goes, all copies of it."""
+    rows = _fake_rows(8)
+    rows["X"] = rows["X"][[0, 1, 0, 2, 3, 3, 4, 1]]
+    rows["y"] = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    np.savez(data_folder / datasets.MALWARE_ROWS[name].file, **rows)
+
+    dataset = datasets.load_dataset(name)
+
+    whole = np.concatenate([dataset.x_test, dataset.x_train])
+    assert whole[:, 0] == pytest.approx(np.log1p(1e12 * np.array([0, 1, 2, 4])), rel=1e-6)
+    assert dataset.y_test.tolist() + dataset.y_train.tolist() == [0, 1, 1, 0]
+
+
+@MALWARE_SETS
+def test_rows_that_are_not_on_disk_are_named_with_their_source(name: str, data_folder: Path) -> None:
+    """The message says which file is wanted, where its content comes from and where to put it."""
+    with pytest.raises(
+        StoreError, match=rf"got no {datasets.MALWARE_ROWS[name].file} .*GitHub .*folder in POISONTRACE_DATA"
+    ):
+        datasets.load_dataset(name)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"y": np.zeros(5, np.uint8)},
+        {"y": np.full(12, 2)},
+        {"feature_names": np.array(["a"])},
+        {"X": np.zeros((12, 3, 1))},
+    ],
+    ids=["rows", "labels", "names", "axes"],
+)
+def test_rows_that_do_not_fit_together_are_refused(data_folder: Path, wrong: dict[str, NDArray[Any]]) -> None:
+    """Arrays of other shapes, and labels of other classes, are no such data set."""
+    np.savez(data_folder / "clamp_pe.npz", **{**_fake_rows(), **wrong})
+
+    with pytest.raises(StoreError, match=r"'dataset' must hold X \(n, d\).*in 'clamp_pe.npz'\)\. Get the file again"):
+        datasets.load_dataset("clamp")
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "benign"),
+    [
+        ("pe", ((13_136, 49), (3_285, 49)), 5624),
+        ("clamp", ((4_139, 60), (1_035, 60)), 2488),
+        ("pdf", ((13_774, 130), (3_444, 130)), 9991),
+    ],
+)
+def test_the_rows_on_disk_are_distinct(name: str, shapes: tuple[Any, Any], benign: int) -> None:
+    """The real sets: how many rows are left of each class, none of them twice and none in both parts."""
+    if datasets._find(datasets.MALWARE_ROWS[name].file) is None:
+        pytest.skip(f"{name} is not on disk")
+    dataset = datasets.load_dataset(name)
+
+    assert (dataset.x_train.shape, dataset.x_test.shape) == shapes
+    assert len(dataset.feature_names) == shapes[0][1]
+    assert int((dataset.y_train == 0).sum() + (dataset.y_test == 0).sum()) == benign
+    whole = np.concatenate([dataset.x_train, dataset.x_test])
+    assert len(np.unique(whole, axis=0)) == len(whole)
+    assert np.isfinite(whole).all() and (np.abs(whole) < 40).all()

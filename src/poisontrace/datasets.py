@@ -9,6 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,77 @@ def _cifar10_archive(path: Path) -> Dataset:
     return Dataset("cifar10", *split(np.concatenate(train)), *split(test), CIFAR10_CLASSES)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Where a set of feature rows comes from: the file, and the public source of its contents."""
+
+    file: str
+    source: str
+
+
+# Feature rows of programs and documents; the files hold numbers and names, nothing that could run.
+MALWARE_ROWS = {
+    "pe": _Rows("pe_header_20306.npz", "dataset_malwares.csv of GitHub jmathur011/Malware_Detection"),
+    "clamp": _Rows("clamp_pe.npz", "the integrated set of GitHub urwithajit9/ClaMP"),
+    "pdf": _Rows("pdf_malware.npz", "the four data/*.csv of GitHub srndic/mimicus"),
+}
+MALWARE_CLASSES = ("benign", "malware")
+
+
+def signed_log1p(x: NDArray[Any]) -> NDArray[np.float32]:
+    """Return sign(x) * log(1 + abs(x)) as float32: sizes and addresses reach 1e13, and -1 marks what is missing."""
+    scaled: NDArray[np.float32] = (np.sign(x) * np.log1p(np.abs(x.astype(np.float64)))).astype(np.float32)
+    return scaled
+
+
+def _distinct(x: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the ascending indices of the first of each group of equal rows; groups with two labels are left out."""
+    _, first, group = np.unique(x, axis=0, return_index=True, return_inverse=True)
+    group = group.reshape(-1)  # NumPy 2.0 alone gives it a second axis
+    has_benign, has_malware = (np.bincount(group, y == label) > 0 for label in (0, 1))
+    return np.sort(first[has_benign != has_malware])
+
+
+def _malware_rows(name: str) -> Dataset:
+    """Read rows of features of benign and malicious files: distinct ones only, every fifth of them held out.
+
+    Equal rows are counted as the model sees them, after the logarithm. Columns of one value throughout are left out.
+    """
+    rows = MALWARE_ROWS[name]
+    path = _find(rows.file)
+    if path is None:
+        raise StoreError(
+            f"'dataset' must be on disk (got no {rows.file} for {name!r}). Put the file, with the arrays X (n, d), "
+            f"y (n,) with 1 for malware and feature_names (d,) made from {rows.source}, into a folder and name that "
+            "folder in POISONTRACE_DATA."
+        )
+    arrays = read_npz(path, "dataset", required=("X", "y", "feature_names"))
+    x, y, names = arrays["X"], arrays["y"], arrays["feature_names"]
+    if x.ndim != 2 or y.shape != x.shape[:1] or names.shape != x.shape[1:] or not np.isin(y, (0, 1)).all():
+        raise StoreError(
+            f"'dataset' must hold X (n, d), y (n,) of 0 and 1 and feature_names (d,) (got {x.shape}, {y.shape} and "
+            f"{names.shape} in {path.name!r}). Get the file again."
+        )
+    x, y = signed_log1p(x), y.astype(np.int64)
+    varies = (x != x[:1]).any(0)
+    kept = _distinct(x, y)
+    x, y = x[kept][:, varies], y[kept]
+    is_test = np.arange(len(x)) % 5 == 0
+    return Dataset(
+        *(name, x[~is_test], y[~is_test], x[is_test], y[is_test], MALWARE_CLASSES),
+        feature_names=tuple(str(feature) for feature in names[varies]),
+    )
+
+
 DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
     "digits": (_digits, "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn"),
     "cifar10": (_cifar10, "60,000 photographs, 32x32 colour, 10 classes"),
+    "pe": (partial(_malware_rows, "pe"), "16,421 Windows programs, 49 header fields, benign or malware"),
+    "clamp": (
+        partial(_malware_rows, "clamp"),
+        "5,174 Windows programs, 60 header and derived fields, benign or malware",
+    ),
+    "pdf": (partial(_malware_rows, "pdf"), "17,218 PDF documents, 130 features of structure, benign or malware"),
 }
 
 

@@ -3,8 +3,21 @@
 from poisontrace.attacks.badnets import BadNets
 from poisontrace.attacks.base import Attack, Attacker, Attempts, Poisoned
 from poisontrace.attacks.bullseye import BullseyePolytope
+from poisontrace.attacks.malware import MalwareBackdoor
 from poisontrace.attacks.trojan import Trojan
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, BullseyePolytope, Trojan)}
+ATTACKS: dict[str, type[Attack]] = {
+    attack.name: attack for attack in (BadNets, Trojan, BullseyePolytope, MalwareBackdoor)
+}
 
-__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "BullseyePolytope", "Poisoned", "Trojan"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Attacker",
+    "Attempts",
+    "BadNets",
+    "BullseyePolytope",
+    "MalwareBackdoor",
+    "Poisoned",
+    "Trojan",
+]
