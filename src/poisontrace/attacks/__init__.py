@@ -2,7 +2,8 @@
 
 from poisontrace.attacks.badnets import BadNets
 from poisontrace.attacks.base import Attack, Attacker, Attempts, Poisoned
+from poisontrace.attacks.physical import Physical
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets,)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, Physical)}
 
-__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "Poisoned"]
+__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "Physical", "Poisoned"]
