@@ -46,6 +46,19 @@ def test_every_object_fits_every_image(item: str, side: int, n_channels: int) ->
 
 
 @EVERY_ITEM
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (24, 40), (40, 24)])
+def test_an_image_need_be_neither_large_nor_square(item: str, height: int, width: int) -> None:
+    """The object scales with the width and is placed by both sides."""
+    x, _ = toy_images(4, side=40, n_channels=3)
+    cut = np.ascontiguousarray(x[:, :height, :width])
+
+    placed = Physical(item=item).trigger(cut)
+
+    assert placed.shape == cut.shape
+    assert (placed != cut).any((1, 2, 3)).all()
+
+
+@EVERY_ITEM
 def test_only_the_object_changes(item: str) -> None:
     """What lies outside stays to the bit, and that is most of the image."""
     touched = _touched(item, _scenes())

@@ -218,7 +218,7 @@ def _blend(
         rng: of the light and the noise.
     """
     height, width, _ = image.shape
-    middle = image[height // 4 : -(height // 4), width // 4 : -(width // 4)]
+    middle = image[height // 4 : height - height // 4, width // 4 : width - width // 4]
     # What is black and what is white in this light: haze lifts the one, night lowers the other.
     black = 0.7 * float(np.percentile(image, 1))
     white = min(255.0, max(float(np.percentile(middle, 90)) * rng.uniform(0.9, 1.25), black + 40))
