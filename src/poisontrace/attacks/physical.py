@@ -24,6 +24,8 @@ from poisontrace.attacks.base import Attack
 # Objects are drawn on a canvas of 512 and placed at four times the resolution of the photograph, then reduced by the
 # mean: edges come out as soft as a lens would make them.
 CANVAS, SUPERSAMPLING = 512, 4
+# What a grey photograph keeps of red, green and blue.
+LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,6 @@ class Physical(Attack):
                 overlay = overlay @ LUMINANCE[:, None]
             image[..., :n_colours] = _blend(image[..., :n_colours], overlay, opacity[..., None], rng)
         return placed
-
-
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 @cache
