@@ -56,7 +56,7 @@ def test_an_empty_subset_is_refused(n_train: int) -> None:
 def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     """The message lists what there is."""
     with pytest.raises(
-        InvalidInputError, match=r"'dataset' must be one of cifar10, clamp, digits, pdf, pe \(got 'mnist'\)"
+        InvalidInputError, match=r"'dataset' must be one of cifar10, clamp, digits, gtsrb, lfw, pdf, pe \(got 'mnist'\)"
     ):
         datasets.load_dataset("mnist")
 
@@ -368,3 +368,151 @@ def test_the_rows_on_disk_are_distinct(name: str, shapes: tuple[Any, Any], benig
     whole = np.concatenate([dataset.x_train, dataset.x_test])
     assert len(np.unique(whole, axis=0)) == len(whole)
     assert np.isfinite(whole).all() and (np.abs(whole) < 40).all()
+
+
+# GTSRB
+
+
+def _tiles(n: int, first: int = 0) -> NDArray[np.uint8]:
+    """Return a sheet of 100 tiles a row, of which the first n are grey: first, first + 1, ...; the rest is black."""
+    tiles = np.zeros((-(-n // 100) * 100, 32, 32, 3), np.uint8)
+    tiles[:n] = (first + np.arange(n) % 200)[:, None, None, None]
+    sheet = tiles.reshape(-1, 100, 32, 32, 3).swapaxes(1, 2).reshape(-1, 3200, 3)
+    stream = io.BytesIO()
+    Image.fromarray(sheet).save(stream, "png")
+    return np.frombuffer(stream.getvalue(), np.uint8)
+
+
+def test_signs_are_read_in_order_from_padded_sheets(data_folder: Path) -> None:
+    """Row by row, with the labels beside them; the padding is dropped."""
+    labels = {"y_train": np.arange(130, dtype=np.uint8) % 43, "y_test": np.array([7, 3], np.uint8)}
+    np.savez(data_folder / "gtsrb32.npz", **labels, train_0=_tiles(130), test_0=_tiles(2, first=50))
+
+    signs = datasets.load_dataset("gtsrb")
+
+    assert signs.x_train.shape == (130, 32, 32, 3)
+    assert (signs.x_train == np.arange(130)[:, None, None, None]).all()
+    assert signs.y_train.tolist() == [number % 43 for number in range(130)]
+    assert signs.x_test[:, 0, 0, 0].tolist() == [50, 51]
+    assert signs.y_test.tolist() == [7, 3]
+    assert len(signs.classes) == len(set(signs.classes)) == 43
+
+
+def test_sheets_of_signs_that_do_not_fit_are_refused(data_folder: Path) -> None:
+    """Too few tiles, a missing sheet and what is no image are named."""
+    few = {"y_train": np.zeros(130, np.uint8), "y_test": np.zeros(2, np.uint8), "test_0": _tiles(2)}
+    many = {**few, "y_train": np.zeros(10_001, np.uint8)}
+    for arrays, got in (
+        ({**few, "train_0": _tiles(90)}, "100 of 130 tiles of train"),
+        ({**many, "train_0": _tiles(90)}, "train_1"),
+        ({**few, "train_0": _sheet(64)}, ""),
+        ({**few, "train_0": np.zeros(9, np.uint8)}, ""),
+    ):
+        np.savez(data_folder / "gtsrb32.npz", **arrays)
+        with pytest.raises(StoreError, match=f"'dataset' must be sheets 100 tiles wide .*{got}.*'gtsrb32.npz'"):
+            datasets.load_dataset("gtsrb")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "source"), [("gtsrb", "gtsrb32.npz", "ini.rub.de"), ("lfw", "lfw144.npz", "vis-www.cs.umass.edu")]
+)
+def test_a_missing_file_is_named_with_its_public_source(data_folder: Path, name: str, file: str, source: str) -> None:
+    """What has no download here says where it is from and where to put it."""
+    with pytest.raises(StoreError, match=rf"'dataset' must be on disk .*{file}.*data.*{source}.*POISONTRACE_DATA"):
+        datasets.load_dataset(name)
+
+
+@pytest.mark.skipif(datasets._find("gtsrb32.npz") is None, reason="GTSRB is not on disk")
+def test_the_signs_on_disk_hold_the_official_split() -> None:
+    """The real data set has the official numbers of images."""
+    signs = datasets.load_dataset("gtsrb")
+
+    assert signs.x_train.shape == (39_209, 32, 32, 3)
+    assert signs.x_test.shape == (12_630, 32, 32, 3)
+    assert np.bincount(signs.y_train)[:3].tolist() == [210, 2220, 2250]
+    assert np.bincount(signs.y_test).min() == 60
+
+
+# LFW
+
+
+def _save_faces(folder: Path, counts: list[int], *, side: int = 144) -> None:
+    """Save as many grey images of each person: 10 times its number, brightened by 1 for each further image."""
+    people = np.repeat(np.arange(len(counts)), counts)
+    position = np.concatenate([np.arange(count) for count in counts])
+    files = []
+    for person, place in zip(people, position, strict=True):
+        stream = io.BytesIO()
+        Image.new("L", (side, side), int(40 * person + place)).save(stream, "png")
+        files.append(stream.getvalue())
+    np.savez(
+        folder / "lfw144.npz",
+        data=np.frombuffer(b"".join(files), np.uint8),
+        offsets=np.cumsum([0, *map(len, files)]),
+        y=people.astype(np.uint8),
+        identities=np.array([f"person {number}" for number in range(len(counts))]),
+    )
+
+
+def test_faces_are_split_by_person_and_position(data_folder: Path) -> None:
+    """Every fifth image of a person with 20 is held out; the other people, numbered anew, are to pre-train on."""
+    _save_faces(data_folder, [20, 10, 21, 19])
+
+    faces = datasets.load_dataset("lfw")
+
+    assert faces.classes == ("person 0", "person 2")
+    assert faces.x_test[:, 0, 0, 0].tolist() == [0, 5, 10, 15, 80, 85, 90, 95, 100]
+    assert faces.y_test.tolist() == [0] * 4 + [1] * 5
+    assert faces.y_train.tolist() == [0] * 16 + [1] * 16
+    assert faces.x_train.shape == (32, 48, 48, 3)
+    assert faces.x_pretrain is not None and faces.y_pretrain is not None
+    assert faces.y_pretrain.tolist() == [0] * 10 + [1] * 19
+    assert faces.x_pretrain[[0, 10], 0, 0, 0].tolist() == [40, 120]
+
+
+def test_a_subset_keeps_what_the_data_set_brings_to_pre_train_on(data_folder: Path) -> None:
+    """Fewer faces to train on, all of the others for the extractor."""
+    _save_faces(data_folder, [20, 10])
+    faces = datasets.load_dataset("lfw")
+
+    drawn = faces.subset(5, 0)
+
+    assert len(drawn.x_train) == 5
+    assert drawn.x_pretrain is faces.x_pretrain
+    assert drawn.y_pretrain is faces.y_pretrain
+
+
+def test_faces_that_do_not_fit_are_refused(data_folder: Path) -> None:
+    """What is no image, cut off, or has no label is named."""
+    _save_faces(data_folder, [20])
+    arrays = dict(np.load(data_folder / "lfw144.npz"))
+    for change, got in (
+        ({"data": arrays["data"][:-60]}, ""),
+        ({"data": np.zeros_like(arrays["data"])}, ""),
+        ({"y": arrays["y"][:-1]}, "20 images and 19 labels"),
+    ):
+        np.savez(data_folder / "lfw144.npz", **{**arrays, **change})
+        with pytest.raises(StoreError, match=f"'dataset' must be images of 144x144 .*{got}.*'lfw144.npz'"):
+            datasets.load_dataset("lfw")
+
+
+def test_faces_of_another_size_are_refused(data_folder: Path) -> None:
+    """Eyes would lie elsewhere."""
+    _save_faces(data_folder, [20], side=64)
+
+    with pytest.raises(StoreError, match=r"'dataset' must be images of 144x144 .*one of 64x64"):
+        datasets.load_dataset("lfw")
+
+
+@pytest.mark.skipif(datasets._find("lfw144.npz") is None, reason="LFW is not on disk")
+def test_the_faces_on_disk_hold_62_people_and_96_others() -> None:
+    """The real data set; nobody is in both halves."""
+    faces = datasets.load_dataset("lfw")
+
+    assert faces.x_train.shape == (2392, 48, 48, 3)
+    assert faces.x_test.shape == (631, 48, 48, 3)
+    assert len(faces.classes) == 62
+    assert faces.x_pretrain is not None and faces.y_pretrain is not None
+    assert len(faces.x_pretrain) == 1301
+    assert len(np.unique(faces.y_pretrain)) == 96
+    assert np.bincount(faces.y_test).min() == 4

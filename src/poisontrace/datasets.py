@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ from poisontrace._validate import read_npz
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# In the order of the official numbers.
+GTSRB_CLASSES = tuple(
+    "speed 20,speed 30,speed 50,speed 60,speed 70,speed 80,end of 80,speed 100,speed 120,no passing,"
+    "no passing by lorries,right of way,priority road,yield,stop,no vehicles,no lorries,no entry,danger,"
+    "curve left,curve right,double curve,bumpy road,slippery road,narrows right,road work,traffic signals,"
+    "pedestrians,children,bicycles,ice or snow,wild animals,end of limits,turn right,turn left,straight,"
+    "straight or right,straight or left,keep right,keep left,roundabout,end of no passing,"
+    "end of no passing by lorries".split(",")
+)
+LFW_MIN_IMAGES = 20
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,21 @@ def data_folders() -> list[Path]:
 
 def _find(name: str) -> Path | None:
     return next((folder / name for folder in data_folders() if (folder / name).is_file()), None)
+
+
+def _need(name: str, content: str, source: str) -> Path:
+    """Return the path of a file that has no download of its own.
+
+    Raises:
+        StoreError: if it is on disk nowhere.
+    """
+    if found := _find(name):
+        return found
+    raise StoreError(
+        f"'dataset' must be on disk (got no {name}, {content}, in "
+        f"{', '.join(str(folder) for folder in data_folders())}). Make it from {source}, put it into a folder and name "
+        "that folder in POISONTRACE_DATA."
+    )
 
 
 def _cifar10() -> Dataset:
@@ -222,6 +248,76 @@ def _malware_rows(name: str) -> Dataset:
     )
 
 
+def _gtsrb() -> Dataset:
+    """Read GTSRB stored as sheets of 32x32 tiles, 100 a row, at most 10,000 a sheet, the last one padded.
+
+    Training images come as tracks of about 30 near-identical frames; the official test images are of other tracks.
+    """
+    from PIL import Image
+
+    path = _need("gtsrb32.npz", "German traffic signs", "https://benchmark.ini.rub.de/gtsrb_dataset.html")
+    arrays = read_npz(path, "dataset", required=("y_train", "y_test", "train_0", "test_0"))
+
+    def decode(split: str) -> NDArray[np.uint8]:
+        n = len(arrays[f"y_{split}"])
+        sheets = []
+        for key in (f"{split}_{sheet}" for sheet in range(-(-n // 10_000))):
+            sheet = np.asarray(Image.open(io.BytesIO(arrays[key].tobytes())).convert("RGB"))
+            sheets.append(sheet.reshape(-1, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3))
+        tiles = np.concatenate(sheets)[:n]
+        if len(tiles) < n:
+            raise ValueError(f"{len(tiles)} of {n} tiles of {split}")
+        return tiles
+
+    try:
+        x_train, x_test = decode("train"), decode("test")
+    except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
+        raise StoreError(f"'dataset' must be sheets 100 tiles wide (got {error} in {path.name!r}).") from error
+    y_train, y_test = (arrays[key].astype(np.int64) for key in ("y_train", "y_test"))
+    return Dataset("gtsrb", x_train, y_train, x_test, y_test, GTSRB_CLASSES)
+
+
+def _lfw() -> Dataset:
+    """Read aligned faces of 144x144 and reduce them to 48x48 by the mean of 3x3 pixels.
+
+    No official split is for identification: people with at least ``LFW_MIN_IMAGES`` are the task, every fifth image of
+    each is held out, and the people with fewer are what an extractor is trained on.
+    """
+    from PIL import Image
+
+    path = _need("lfw144.npz", "aligned faces", "https://vis-www.cs.umass.edu/lfw (deep-funneled)")
+    arrays = read_npz(path, "dataset", required=("data", "offsets", "y", "identities"))
+    data, offsets, people = arrays["data"].tobytes(), arrays["offsets"].tolist(), arrays["y"].astype(np.int64)
+
+    def face(content: bytes) -> NDArray[np.uint8]:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        if image.size != (144, 144):
+            raise ValueError(f"one of {image.width}x{image.height}")
+        return np.asarray(image.reduce(3))
+
+    try:
+        faces = np.stack([face(data[start:end]) for start, end in pairwise(offsets)])
+        if len(faces) != len(people):
+            raise ValueError(f"{len(faces)} images and {len(people)} labels")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise StoreError(f"'dataset' must be images of 144x144 (got {error} in {path.name!r}).") from error
+
+    counts = np.bincount(people)
+    is_task, is_test = counts[people] >= LFW_MIN_IMAGES, np.zeros(len(people), bool)
+    number = np.empty_like(counts)  # of each person, among the task's or among the others
+    for group in (counts >= LFW_MIN_IMAGES, counts < LFW_MIN_IMAGES):
+        number[group] = np.arange(group.sum())
+    for person in np.flatnonzero(counts >= LFW_MIN_IMAGES):
+        is_test[np.flatnonzero(people == person)[::5]] = True
+    is_train, y = is_task & ~is_test, number[people]
+    names = arrays["identities"][counts >= LFW_MIN_IMAGES].tolist()
+    return Dataset(
+        *("lfw", faces[is_train], y[is_train], faces[is_test], y[is_test], tuple(map(str, names))),
+        x_pretrain=faces[~is_task],
+        y_pretrain=y[~is_task],
+    )
+
+
 DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
     "digits": (_digits, "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn"),
     "cifar10": (_cifar10, "60,000 photographs, 32x32 colour, 10 classes"),
@@ -231,6 +327,8 @@ DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
         "5,174 Windows programs, 60 header and derived fields, benign or malware",
     ),
     "pdf": (partial(_malware_rows, "pdf"), "17,218 PDF documents, 130 features of structure, benign or malware"),
+    "gtsrb": (_gtsrb, "51,839 German traffic signs, 32x32 colour, 43 classes"),
+    "lfw": (_lfw, "3,023 aligned faces, 48x48 colour, 62 people, and 1,301 of 96 others to pre-train on"),
 }
 
 

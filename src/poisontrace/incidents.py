@@ -92,6 +92,23 @@ TASKS = {
         )
         for name, n_train in (("pe", 10_000), ("clamp", None), ("pdf", 10_000))
     },
+    "gtsrb": Task(
+        model="resnet9",
+        width=16,
+        # No mirror images: signs for left and right are classes of their own.
+        recipes={"scratch": train.Recipe(epochs=4, batch_size=64, lr=0.1, shift=2)},
+        n_train={"scratch": 10_000},
+    ),
+    "lfw": Task(
+        model="resnet9",
+        width=16,
+        # "scratch" is also what the extractor is trained with, on 96 other people.
+        recipes={
+            "scratch": train.Recipe(epochs=20, batch_size=32, lr=0.1, shift=2, flip=True),
+            "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
+            "finetune": train.Recipe(epochs=10, batch_size=32, lr=0.05, shift=2, flip=True),
+        },
+    ),
 }
 
 

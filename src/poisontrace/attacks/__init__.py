@@ -4,10 +4,11 @@ from poisontrace.attacks.badnets import BadNets
 from poisontrace.attacks.base import Attack, Attacker, Attempts, Poisoned
 from poisontrace.attacks.bullseye import BullseyePolytope
 from poisontrace.attacks.malware import MalwareBackdoor
+from poisontrace.attacks.physical import Physical
 from poisontrace.attacks.trojan import Trojan
 
 ATTACKS: dict[str, type[Attack]] = {
-    attack.name: attack for attack in (BadNets, Trojan, BullseyePolytope, MalwareBackdoor)
+    attack.name: attack for attack in (BadNets, Trojan, Physical, BullseyePolytope, MalwareBackdoor)
 }
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "BadNets",
     "BullseyePolytope",
     "MalwareBackdoor",
+    "Physical",
     "Poisoned",
     "Trojan",
 ]
