@@ -175,3 +175,15 @@ def condition(activation: Tensor, of_event: Tensor, saliency: Tensor, rows: NDAr
         seen_event[c] = (event[c] - mean) / std * np.sqrt(weights[c])
     cosines = [row @ seen_event / np.linalg.norm(row) / np.linalg.norm(seen_event) for row in seen]
     return torch.from_numpy(seen), torch.tensor(cosines)
+
+
+def agree(activation: Tensor, of_event: Tensor, saliency: Tensor, rows: NDArray[np.int64], *, width: float) -> Tensor:
+    """Return one layer's shares of agreement with the event (n, d), one number at a time."""
+    own, event = activation.double().numpy()[rows], of_event.double().numpy()
+    roots = np.sqrt(saliency.double().numpy())
+    shares = np.zeros_like(own)
+    for c in range(own.shape[1]):
+        std = own[:, c].std(ddof=1)
+        for i in range(len(own)):
+            shares[i, c] = roots[c] / roots.sum() * np.exp(-0.5 * ((own[i, c] - event[c]) / (width * std)) ** 2)
+    return torch.from_numpy(shares)

@@ -21,6 +21,7 @@ from poisontrace.clustering import (
     separate,
     separation,
     two_means,
+    with_gap,
 )
 from poisontrace.embedding import Embedding, embed, residual
 
@@ -170,15 +171,39 @@ def test_a_cluster_that_shrinks_away_is_no_split() -> None:
 
 
 def test_more_is_asked_of_fewer_samples() -> None:
-    """Four samples have to lie half as far apart again."""
-    few = Split(torch.arange(20) < 4, torch.zeros(20), 8.9)
-    many = Split(torch.arange(200) < 100, torch.zeros(200), 6.7)
+    """Four samples have to lie a quarter as far apart again."""
+    few = Split(torch.arange(20) < 4, torch.zeros(20), 7.4)
+    many = Split(torch.arange(200) < 100, torch.zeros(200), 6.4, gap=2.0)
 
     assert not few.is_at_least(6)
-    assert Split(few.is_first, few.score, 9.0).is_at_least(6)
+    assert Split(few.is_first, few.score, 7.5).is_at_least(6)
     assert many.is_at_least(6)
-    assert many.strength == (True, pytest.approx(67.0))
-    assert few.strength == (False, 8.9)
+    assert many.prominence == pytest.approx(64)
+    assert many.strength == (True, pytest.approx(128))
+    assert few.strength == (False, 7.4)
+
+
+def test_an_event_of_another_kind_makes_no_two_kinds() -> None:
+    """However far apart, if the event is hardly more like one than like the other."""
+    apart = Split(torch.arange(200) < 100, torch.zeros(200), 20.0, gap=0.9)
+
+    assert not apart.is_at_least(6)
+    assert apart.strength == (False, 20.0)
+
+
+def test_the_gap_is_the_largest_over_the_layers_and_turns_the_split_to_the_event() -> None:
+    """By hand: two layers, four samples; the second layer says that the last two are like the event."""
+    likenesses = torch.tensor([[0.0, 2.0, 0.0, 2.0], [0.0, 1.0, 4.0, 5.0]])
+    split = Split(torch.tensor([True, True, False, False]), torch.tensor([1.0, 0.9, 0.1, 0.0]), 7.0)
+
+    seen = with_gap(split, likenesses, min_gap=2.0)
+
+    assert seen.is_first.tolist() == [False, False, True, True]
+    assert seen.score.tolist() == pytest.approx([0.0, 0.1, 0.9, 1.0])
+    assert seen.gap == pytest.approx(4 / np.sqrt(0.5) / 2)
+    assert seen.separation == 7.0
+    assert with_gap(split, likenesses, min_gap=2.0, chance=2.0).gap == pytest.approx(4 / np.sqrt(2) / 2)
+    assert with_gap(Split(torch.arange(4) < 1, torch.zeros(4), 9.0), likenesses, min_gap=2.0).gap == 0
 
 
 @pytest.mark.parametrize("seed", range(4))

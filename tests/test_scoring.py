@@ -17,7 +17,7 @@ ROWS = np.arange(1, 30, 2)
 
 
 def _features(*, scale: float = 1.0, dead: int | None = None) -> Features:
-    """Two layers of noise, three and five wide; ``scale`` multiplies the first, ``dead`` is a column without life."""
+    """Two layers of noise, the first pooled; ``scale`` multiplies it, ``dead`` is a lifeless column of the second."""
     generator = torch_generator(0, "test/scoring")
     layers, events, saliency = [], [], []
     for width, factor in ((3, scale), (5, 1.0)):
@@ -28,7 +28,8 @@ def _features(*, scale: float = 1.0, dead: int | None = None) -> Features:
         layers[1][:, dead] = 0.1
     nothing = torch.zeros(0)
     return Features(
-        ("0", "1"), tuple(layers), nothing, nothing, nothing, nothing, tuple(events), nothing, tuple(saliency)
+        *(("0", "1"), tuple(layers), (True, False), nothing, nothing, nothing, nothing),
+        *(tuple(events), nothing, tuple(saliency)),
     )
 
 
@@ -47,23 +48,38 @@ def test_coordinates_and_cosines_equal_a_float64_twin(event: int) -> None:
         reference.condition(features.activations[layer], features.event_activations[layer][event], s[event], ROWS)
         for layer, s in enumerate(features.saliency)
     ]
-    _close(seen.x, torch.cat([x for x, _ in twins], 1))
-    for got, (_, want) in zip(seen.by_layer, twins, strict=True):
+    _close(seen.leaning.x, torch.cat([x for x, _ in twins], 1))
+    for got, (_, want) in zip(seen.leaning.by_layer, twins, strict=True):
         _close(got, want)
-    _close(seen.likeness, (twins[0][1] + twins[1][1]) / 2)
+    _close(seen.leaning.likeness, (twins[0][1] + twins[1][1]) / 2)
+
+
+@pytest.mark.parametrize("event", [0, 1])
+def test_agreement_equals_a_float64_twin(event: int) -> None:
+    """One view for the layer that is not pooled; what would come of chance is the sum of the coordinates' variances."""
+    features = _features()
+
+    (view,) = condition(features, event, ROWS).agreements
+
+    layer, of_event, saliency = features.activations[1], features.event_activations[1], features.saliency[1]
+    shares = reference.agree(layer, of_event[event], saliency[event], ROWS, width=0.1)
+    _close(view.x, shares)
+    _close(view.likeness, shares.sum(1))
+    assert view.chance == pytest.approx(float(shares.var(0).sum()), rel=1e-4)
 
 
 def test_the_scale_of_a_layer_does_not_matter() -> None:
     """No layer drowns the others."""
-    _close(condition(_features(), 0, ROWS).x, condition(_features(scale=1000), 0, ROWS).x)
+    _close(condition(_features(), 0, ROWS).leaning.x, condition(_features(scale=1000), 0, ROWS).leaning.x)
 
 
 def test_constant_coordinates_are_left_out() -> None:
     """A dead channel is zero for every sample, however far the event is from it."""
     seen = condition(_features(dead=2), 0, ROWS)
 
-    assert not seen.x[:, 3 + 2].any()
-    assert bool(torch.isfinite(seen.x).all())
+    assert not seen.leaning.x[:, 3 + 2].any()
+    assert not seen.agreements[0].x[:, 2].any()
+    assert bool(torch.isfinite(seen.leaning.x).all())
 
 
 def test_without_any_living_coordinate_the_likeness_is_zero() -> None:
@@ -74,20 +90,23 @@ def test_without_any_living_coordinate_the_likeness_is_zero() -> None:
 
     seen = condition(features, 0, ROWS)
 
-    assert not seen.x.any()
-    assert not seen.likeness.any()
+    assert not seen.leaning.x.any()
+    assert not seen.leaning.likeness.any()
+    assert not seen.agreements[0].likeness.any()
 
 
 def test_a_copy_of_the_event_is_most_like_it() -> None:
-    """Its cosine is one at every layer."""
+    """Its cosine is one at every layer, and it agrees in everything."""
     features = _features()
     for layer, of_event in zip(features.activations, features.event_activations, strict=True):
         layer[7] = of_event[1]
 
     seen = condition(features, 1, ROWS)
 
-    assert ROWS[int(seen.likeness.argmax())] == 7
-    _close(seen.likeness.max(), torch.tensor(1.0))
+    assert ROWS[int(seen.leaning.likeness.argmax())] == 7
+    _close(seen.leaning.likeness.max(), torch.tensor(1.0))
+    assert ROWS[int(seen.agreements[0].likeness.argmax())] == 7
+    _close(seen.agreements[0].likeness.max(), torch.tensor(1.0))
 
 
 def test_poison_is_ranked_first_among_its_label() -> None:
@@ -97,6 +116,6 @@ def test_poison_is_ranked_first_among_its_label() -> None:
     features = collect(model, ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
     own = np.flatnonzero(task.y.numpy() == 0)
 
-    likeness = condition(features, 0, own).likeness.numpy()
+    likeness = condition(features, 0, own).leaning.likeness.numpy()
 
     assert likeness[task.is_poison[own]].min() > likeness[~task.is_poison[own]].max()

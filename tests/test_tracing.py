@@ -312,7 +312,6 @@ def test_a_poisoned_and_an_ordinary_event_are_told_apart() -> None:
     _check_tree(result)
 
 
-@pytest.mark.xfail(reason="known limit: a kind of its own that the event leans on looks like poison", strict=False)
 def test_a_natural_kind_within_a_label_is_not_accused() -> None:
     """A label of two natural kinds and a mistake that resembles both: no sample was planted, none should be accused."""
     rng = numpy_generator(0, "toy/modes")

@@ -9,8 +9,8 @@ sample is judged by a direction fitted without it, a set without structure canno
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,11 +36,14 @@ class Split:
         is_first: (n,) bool, the samples of the first cluster.
         score: (n,) position along the direction that tells the clusters apart; 0 is the second's mean, 1 the first's.
         separation: difference of the clusters' means over their pooled standard deviation, cross-fitted; at least 0.
+        gap: the same difference in likeness to the event, at the layer where it is largest, in units of what it takes
+            for the event to be of the first kind.
     """
 
     is_first: Tensor
     score: Tensor
     separation: float
+    gap: float = math.inf
 
     @property
     def n_smaller(self) -> int:
@@ -49,8 +52,18 @@ class Split:
         return min(n_first, len(self.is_first) - n_first)
 
     def is_at_least(self, threshold: float) -> bool:
-        """Whether the clusters lie ``threshold`` apart; the fewer samples, the more is asked for."""
-        return self.separation >= threshold * (1 + 1 / math.sqrt(max(1, self.n_smaller)))
+        """Whether the clusters lie ``threshold`` apart, and the event is of the first kind.
+
+        The fewer samples, the more is asked for. Labels hold natural kinds as well, two ways of writing a digit or two
+        families of programs; an event has no part in most of them.
+        """
+        is_apart = self.separation >= threshold * (1 + 0.5 / math.sqrt(max(1, self.n_smaller)))
+        return is_apart and self.gap >= 1
+
+    @property
+    def prominence(self) -> float:
+        """Separation times the root of the smaller size: how sure it is that there are two clusters."""
+        return self.separation * math.sqrt(self.n_smaller)
 
     @property
     def strength(self) -> tuple[bool, float]:
@@ -59,7 +72,7 @@ class Split:
         The gap alone would prefer a handful of extreme members to the whole cluster.
         """
         if self.is_at_least(TWO_KINDS):
-            return True, self.separation * math.sqrt(self.n_smaller)
+            return True, self.prominence * self.gap
         return False, self.separation
 
 
@@ -149,18 +162,19 @@ def separation(score: Tensor, is_first: Tensor) -> float:
     return max(0.0, float((first.mean() - second.mean()) / variance.sqrt().clamp_min(1e-12)))
 
 
-def separate(x: Tensor, start: Tensor) -> Split:
+def separate(x: Tensor, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split:
     """Split samples by the direction that tells a start cluster from the rest, repeated until nothing moves.
 
     Args:
         x: (n, d) coordinates, see :func:`principal`.
         start: (n,) bool, the first guess at the first cluster.
+        max_rounds: upper limit.
 
     Returns:
         the fixed point; a separation of 0 if a cluster shrank below ``N_FOLDS`` samples.
     """
     is_first, score = start, start.float()
-    for _ in range(MAX_ROUNDS):
+    for _ in range(max_rounds):
         if min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS:
             return Split(is_first, score, 0.0)
         score = _discriminate(x, is_first)
@@ -171,7 +185,34 @@ def separate(x: Tensor, start: Tensor) -> Split:
     return Split(is_first, score, separation(score, is_first))
 
 
-def search(x: Tensor, rankings: Sequence[Tensor], starts: Sequence[Tensor] = (), *, growth: int = 2) -> Split:
+def with_gap(split: Split, likenesses: Tensor, min_gap: float, chance: float = 0.0) -> Split:
+    """Return the split with its gap in likeness, the side that is more like the event as the first cluster.
+
+    Args:
+        split: of n samples.
+        likenesses: (m, n), one row a layer.
+        min_gap: the unit of the gap, in standard deviations.
+        chance: the least variance to reckon with.
+    """
+    first, second = likenesses[:, split.is_first], likenesses[:, ~split.is_first]
+    if min(first.shape[1], second.shape[1]) < 2:
+        return replace(split, gap=0.0)
+    n_first, n_second = first.shape[1], second.shape[1]
+    variance = (first.var(1) * n_first + second.var(1) * n_second) / (n_first + n_second)
+    gaps = (first.mean(1) - second.mean(1)) / variance.clamp_min(max(chance, 1e-24)).sqrt() / min_gap
+    if gaps.max() >= -gaps.min():
+        return replace(split, gap=float(gaps.max()))
+    return Split(~split.is_first, 1 - split.score, split.separation, float(-gaps.min()))
+
+
+def search(
+    x: Tensor,
+    rankings: Sequence[Tensor],
+    starts: Sequence[Tensor] = (),
+    *,
+    judge: Callable[[Split], Split] = lambda split: split,
+    growth: int = 2,
+) -> Split:
     """Return the best split found from the tops of some rankings, then from the tops of the ranking it gives itself.
 
     A start that is too small or too mixed may end in a part of the true cluster; the direction that part gives ranks
@@ -181,15 +222,16 @@ def search(x: Tensor, rankings: Sequence[Tensor], starts: Sequence[Tensor] = (),
         x: (n, d) coordinates, n at least ``2 * N_FOLDS``.
         rankings: (n,) each, largest first.
         starts: (n,) bool each, further first guesses.
+        judge: gives each split its gap, see :func:`with_gap`.
         growth: ratio of neighbouring sizes of the tops.
     """
     guesses = [top for ranking in rankings for top in _tops(ranking, growth)] + list(starts)
-    best = max((separate(x, guess) for guess in guesses), key=lambda split: split.strength)
+    best = max((judge(separate(x, guess)) for guess in guesses), key=lambda split: split.strength)
     for _ in range(MAX_SWEEPS):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
         near = [round(int(best.is_first.sum()) * factor) for factor in NEAR_SIZES]
         tops = (*_tops(best.score, 2), *(_top(best.score, size) for size in near if size < len(x)))
-        better = max((separate(x, top) for top in tops), key=lambda split: split.strength)
+        better = max((judge(separate(x, top)) for top in tops), key=lambda split: split.strength)
         if better.strength <= best.strength:
             break
         best = better

@@ -31,6 +31,7 @@ class Features:
     Attributes:
         layers: names of the layers whose inputs were kept, in the order they run; the last is the last linear layer.
         activations: one float32 (n, d_l) a layer: the layer's input, for images and tokens its mean and maximum.
+        is_pooled: one a layer, whether its activations are such means and maxima.
         logits: float32 (n, k).
         labels: int64 (n,).
         weight, bias: the last linear layer, (k, d) and (k,).
@@ -40,6 +41,7 @@ class Features:
 
     layers: tuple[str, ...]
     activations: tuple[Tensor, ...]
+    is_pooled: tuple[bool, ...]
     logits: Tensor
     labels: Tensor
     weight: Tensor
@@ -275,8 +277,11 @@ def collect(
 
         pooled: dict[str, list[Tensor]] = {name: [] for name in names}
 
+        is_pooled: dict[str, bool] = {}
+
         def keep(name: str, module: nn.Module, below: Tensor, _: Any) -> None:
             if len(pooled[name]) < n_batches:  # a layer that runs twice in one pass: the first run counts
+                is_pooled[name] = below.ndim > 2
                 pooled[name].append(pool(below, channels_last=isinstance(module, nn.Linear)).float().cpu())
 
         labels: list[NDArray[np.int64]] = []
@@ -305,6 +310,7 @@ def collect(
     return Features(
         layers=names,
         activations=activations,
+        is_pooled=tuple(is_pooled[name] for name in names),
         logits=all_logits,
         labels=torch.from_numpy(np.concatenate(labels)),
         weight=linear.weight.detach().float().cpu(),

@@ -5,7 +5,9 @@ Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unle
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import log
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
 from poisontrace._types import Cluster, Finding, Losses, Trace, Verdict
-from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, posterior, principal, search
+from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, posterior, principal, search, separate, with_gap
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
 from poisontrace.scoring import condition
@@ -38,8 +40,8 @@ class Config:
         event_rise: a cluster is innocent if unlearning it raises the event's loss by less than this, in nats,
         faint_rise: unless it is at least this and ten times what its sibling does: an event of which the model is very
             sure moves little.
-        control_share: a cluster is responsible if unlearning it raises the controls' loss by at most this share of what
-            it raises the event's.
+        control_share: a cluster is responsible if unlearning it raises the controls' loss by at most this share of
+            log(k), the loss of knowing nothing about them.
         min_cluster: fewer samples are not split further.
         paper_rise: the released threshold, in nats; only for ``rule="paper"``.
         max_depth: levels of the tree.
@@ -49,7 +51,7 @@ class Config:
     weak_separation: float = 5.0
     event_rise: float = 0.1
     faint_rise: float = 0.01
-    control_share: float = 0.25
+    control_share: float = 0.1
     min_cluster: int = 20
     paper_rise: float = 0.01
     max_depth: int = 20
@@ -174,6 +176,7 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
     else:
         root = tree.add(None, everything, None, "pruned", "no sample carries the event's label")
     judge = _Judge(features, event, own, clock)
+    spared = config.control_share * log(features.logits.shape[1])  # of the controls' loss
     statistics: dict[str, float] = {"separation": 0.0}
     is_weak = False
     responsible: list[Indices] = []
@@ -189,7 +192,10 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
         elif losses.event_rise < config.event_rise and not is_faint:
             tree.add(parent, cluster, losses, "pruned", "unlearning it leaves the event as it is")
             continue
-        elif losses.control_rise <= config.control_share * losses.event_rise:
+        elif sibling.control_rise <= spared < losses.control_rise and losses.event_rise < sibling.event_rise:
+            tree.add(parent, cluster, losses, "pruned", "ordinary samples; the event leans on the other kind")
+            continue
+        elif losses.control_rise <= spared:
             # Pure: no ordinary sample suffers. Poison from several source classes would split further, to no end.
             tree.add(
                 parent, cluster, losses, "responsible", "unlearning it undoes the event and spares ordinary samples"
@@ -207,6 +213,7 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
         if split and split.is_at_least(config.separation):
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
             children = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
+            judge.take_controls(children[1])
             first, second = judge.losses(*children)
             pending += [(node, children[0], first, second), (node, children[1], second, first)]
         else:
@@ -219,8 +226,7 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
     verdict: Verdict = "poison" if len(poison) else "no-poison"
     if len(poison):
         with clock.stage("clustering"):
-            x = principal(condition(features, event, own).x)
-            certainty = posterior(x, torch.from_numpy(np.isin(own, poison))).numpy()
+            certainty = _certainty(features, event, own, poison)
         # The tree has the last word on membership; the posterior says how sure each member is.
         scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
         after = judge.losses(poison)[0]
@@ -231,33 +237,60 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
     return Finding(label, probability, verdict, poison, statistics), scores
 
 
+def _certainty(features: Features, event: int, own: Indices, poison: Indices) -> NDArray[np.float32]:
+    """Return how surely each sample of the event's label is poison, in the view that tells the poison apart best."""
+    is_poison = torch.from_numpy(np.isin(own, poison))
+    seen = condition(features, event, own)
+    views = [principal(view.x) for view in (seen.leaning, *seen.agreements)]
+    x = max(views, key=lambda view: separate(view, is_poison, max_rounds=1).separation)
+    certainty: NDArray[np.float32] = posterior(x, is_poison).numpy()
+    return certainty
+
+
 def _split(features: Features, event: int, cluster: Indices, config: Config, *, is_thorough: bool) -> Split:
     """Split a cluster in two, from the samples most like the event.
 
     A thorough search that finds nothing asks each layer on its own, and k-means, which knows nothing of the event.
     """
     seen = condition(features, event, cluster)
-    x = principal(seen.x)
-    split = search(x, [seen.likeness])
-    if is_thorough and not split.is_at_least(config.separation):
-        wider = search(x, seen.by_layer, k_means(x, N_GUESSES), growth=4)
-        split = max(split, wider, key=lambda found: found.strength)
-    return split
+    x = principal(seen.leaning.x)
+    judge = partial(with_gap, likenesses=seen.leaning.by_layer, min_gap=seen.leaning.min_gap)
+    # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
+    found = [search(x, [seen.leaning.likeness], k_means(x, N_GUESSES), judge=judge)]
+    if is_thorough and not found[0].is_at_least(config.separation):
+        found.append(search(x, [*seen.leaning.by_layer], judge=judge, growth=4))
+        found = [max(found, key=lambda split: split.strength)]
+    if found[0].is_at_least(config.separation):
+        # Two kinds that stand out no more than others within the rest do are natural kinds.
+        rest = x[~found[0].is_first]
+        natural = max((separate(rest, guess).prominence for guess in k_means(rest, N_GUESSES)), default=0.0)
+        if found[0].prominence < natural:
+            found = [replace(found[0], gap=0.0)]
+    for view in seen.agreements:
+        judge = partial(with_gap, likenesses=view.by_layer, min_gap=view.min_gap, chance=view.chance)
+        found.append(search(principal(view.x), [view.likeness], judge=judge))
+    return max(found, key=lambda split: split.strength)
 
 
 class _Judge:
     """Unlearns clusters and measures what becomes of one event and of its controls."""
 
     def __init__(self, features: Features, event: int, own: Indices, clock: Clock) -> None:
-        """Choose the controls: samples labelled and predicted as the event, the quarter least like it."""
-        self._features, self._clock = features, clock
-        label = features.event_logits[event].argmax()
-        self._event = features.event_activations[-1][event][None], label[None]
-        ordinary = own[(features.logits[own].argmax(1) == label).numpy()] if len(own) else own
+        """Start with controls from all samples of the event's label."""
+        self._features, self._row, self._clock = features, event, clock
+        self._label = features.event_logits[event].argmax()
+        self._event = features.event_activations[-1][event][None], self._label[None]
+        self.take_controls(own)
+
+    def take_controls(self, cluster: Indices) -> None:
+        """Choose the controls from a cluster: samples labelled and predicted as the event, the eighth least like it."""
+        features, event = self._features, self._row
+        ordinary = cluster[(features.logits[cluster].argmax(1) == self._label).numpy()] if len(cluster) else cluster
         if len(ordinary) > 4:
-            with clock.stage("clustering"):
-                likeness = condition(features, event, ordinary).likeness
-            ordinary = ordinary[likeness.argsort()[: len(ordinary) // 4].sort().values.numpy()]
+            with self._clock.stage("clustering"):
+                likeness = condition(features, event, ordinary).leaning.likeness
+            n_controls = max(4, len(ordinary) // 8)  # few enough to be benign where most of a label is poison
+            ordinary = ordinary[likeness.argsort()[:n_controls].sort().values.numpy()]
         rows = torch.from_numpy(spread(ordinary, 500))
         self._controls = features.hidden[rows], features.labels[rows]
         self._before: tuple[float, float] | None = None
