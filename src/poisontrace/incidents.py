@@ -241,6 +241,24 @@ def _attack(plan: Plan) -> Attack:
     return kind(rate=plan.rate, target=plan.target, seed=plan.seed, **plan.options)
 
 
+def prepared_attack(
+    plan: Plan, *, attack: Attack | None = None, device: str = "cpu", progress: Progress | None = None
+) -> Attack:
+    """Return the attack of a plan, or one of your own, with what its attacker worked out beforehand.
+
+    Args:
+        plan: what it is for.
+        attack: an attack of your own instead of the registered one named in the plan.
+        device: where the attacker trains its networks.
+        progress: called with (stage, steps done, steps in all).
+
+    Raises:
+        InvalidInputError: if the attack is unknown or cannot be prepared for this data.
+    """
+    attack = _attack(plan) if attack is None else attack
+    return attack.prepare(_attacker(plan, attack.n_models, device, progress))
+
+
 def make(
     plan: Plan, *, attack: Attack | None = None, device: str = "cpu", progress: Progress | None = None
 ) -> Incident:
@@ -275,7 +293,7 @@ def make(
     if plan.epochs is not None:
         recipe = replace(recipe, epochs=plan.epochs)
     extractor = _extractor(plan, dataset, device, progress)
-    attack = attack.prepare(_attacker(plan, attack.n_models, device, progress))
+    attack = prepared_attack(plan, attack=attack, device=device, progress=progress)
     poisoned = attack.poison(dataset.x_train, dataset.y_train)
 
     def fit(x: NDArray[Any], y: NDArray[np.int64]) -> tuple[nn.Sequential, float]:
