@@ -4,7 +4,18 @@ from poisontrace.attacks.badnets import BadNets
 from poisontrace.attacks.base import Attack, Attacker, Attempts, Poisoned
 from poisontrace.attacks.bullseye import BullseyePolytope
 from poisontrace.attacks.trojan import Trojan
+from poisontrace.attacks.witches import WitchesBrew
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, BullseyePolytope, Trojan)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, BullseyePolytope, Trojan, WitchesBrew)}
 
-__all__ = ["ATTACKS", "Attack", "Attacker", "Attempts", "BadNets", "BullseyePolytope", "Poisoned", "Trojan"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Attacker",
+    "Attempts",
+    "BadNets",
+    "BullseyePolytope",
+    "Poisoned",
+    "Trojan",
+    "WitchesBrew",
+]
