@@ -6,9 +6,10 @@ from poisontrace.attacks.bullseye import BullseyePolytope
 from poisontrace.attacks.malware import MalwareBackdoor
 from poisontrace.attacks.physical import Physical
 from poisontrace.attacks.trojan import Trojan
+from poisontrace.attacks.witches import WitchesBrew
 
 ATTACKS: dict[str, type[Attack]] = {
-    attack.name: attack for attack in (BadNets, Trojan, Physical, BullseyePolytope, MalwareBackdoor)
+    attack.name: attack for attack in (BadNets, Trojan, Physical, BullseyePolytope, WitchesBrew, MalwareBackdoor)
 }
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "Physical",
     "Poisoned",
     "Trojan",
+    "WitchesBrew",
 ]

@@ -68,7 +68,7 @@ class Targeted(Attack):
         """
         target = self.target_of(attacker.y)
         with torch.no_grad():
-            logits = torch.stack([_in_batches(network, to_inputs(attacker.x)) for network in attacker.models])
+            logits = torch.stack([in_batches(network, to_inputs(attacker.x)) for network in attacker.models])
         usable = self.eligible(logits, torch.from_numpy(attacker.y), target).nonzero()[:, 0].numpy()
         if len(usable) == 0:
             raise InvalidInputError(
@@ -98,7 +98,8 @@ class Targeted(Attack):
         return self.aim
 
 
-def _in_batches(network: nn.Module, x: Tensor) -> Tensor:
+def in_batches(network: nn.Module, x: Tensor) -> Tensor:
+    """Return what a network says to inputs (n, ...), 500 at a time."""
     return torch.cat([network(x[start : start + 500]) for start in range(0, len(x), 500)])
 
 
