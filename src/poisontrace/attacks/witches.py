@@ -4,8 +4,8 @@ J. Geiping, L. Fowl, W. R. Huang, W. Czaja, G. Taylor, M. Moeller, T. Goldstein,
 Poisoning via Gradient Matching*, ICLR 2021 (arXiv 2009.02276), section 3 and algorithm 1. The poison is crafted
 against clean networks of the attacker; victims are trained from scratch with seeds that the attacker does not know.
 
-Small victims are harder to move than those of the paper. What differs by default, each with its option: the budget of
-samples, the aim (an input that is near to the target label), and the weights whose gradients are matched.
+What differs from the paper by default: the budget of samples, the aim (an input that is near to the target label), the
+images that are chosen, the weights whose gradients are matched, and fewer steps and restarts.
 """
 
 import math
@@ -101,8 +101,7 @@ class WitchesBrew(Targeted):
     def eligible(self, logits: Tensor, y: Tensor, target: int) -> Tensor:
         """Return which inputs (m,) qualify, have the target as their second best label, and are near to it.
 
-        What counts is the mean probability over the networks. A small network that is sure of an input does not learn
-        to read it wrongly.
+        What counts is the mean probability over the networks.
         """
         beliefs = logits.softmax(2).mean(0)
         usable = super().eligible(logits, y, target) & (beliefs.topk(2).indices[:, 1] == target)
