@@ -170,6 +170,14 @@ def test_a_cluster_that_shrinks_away_is_no_split() -> None:
     assert separate(x, _first(is_planted, N_FOLDS - 1)).separation == 0.0
 
 
+def test_k_means_has_no_more_clusters_than_samples() -> None:
+    """What is left beside a large cluster may be a handful."""
+    masks = k_means(_noise(5, 3), 8)
+
+    assert len(masks) == 5
+    assert torch.stack(masks).sum(0).tolist() == [1] * 5
+
+
 def test_more_is_asked_of_fewer_samples() -> None:
     """Four samples have to lie a quarter as far apart again."""
     few = Split(torch.arange(20) < 4, torch.zeros(20), 7.4)

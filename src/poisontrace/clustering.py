@@ -253,10 +253,11 @@ def _top(ranking: Tensor, size: int) -> Tensor:
 
 
 def k_means(x: Tensor, k: int) -> list[Tensor]:
-    """Return the clusters of scikit-learn's k-means as k masks (n,): starts that know nothing of the event."""
+    """Return the clusters of scikit-learn's k-means as masks (n,), at most k: starts that know nothing of the event."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
+    k = min(k, len(x))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than k distinct rows: some masks stay empty
         assignment = torch.from_numpy(KMeans(k, n_init=1, random_state=0).fit_predict(x.numpy()))
