@@ -1,5 +1,6 @@
 """What every registered attack keeps to, and what the base refuses."""
 
+import inspect
 from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import Any
 
@@ -32,6 +33,14 @@ def test_the_options_are_the_arguments_of_its_own(name: str) -> None:
 
     assert {f.name for f in fields(ATTACKS[name]) if f.repr} == {"rate", "target", "seed", *options}
     assert all(f"{option}=" in repr(ATTACKS[name]()) for option in options)
+
+
+@EVERY_ATTACK
+def test_every_option_is_an_argument(name: str) -> None:
+    """What ``prepare`` works out is none, and cannot be asked for."""
+    arguments = inspect.signature(ATTACKS[name]).parameters
+
+    assert not set(ATTACKS[name].options()) - set(arguments)
 
 
 @EVERY_ATTACK

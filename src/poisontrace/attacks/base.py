@@ -100,7 +100,8 @@ class Attack(ABC):
     def options(cls) -> dict[str, Any]:
         """Return the types of the arguments that not every attack has, by name; what ``prepare`` sets is none."""
         types = get_type_hints(cls)
-        return {f.name: types[f.name] for f in fields(cls) if f.repr and f.name not in ("rate", "target", "seed")}
+        own = (f.name for f in fields(cls) if f.init and f.repr and f.name not in ("rate", "target", "seed"))
+        return {name: types[name] for name in own}
 
     def prepare(self, attacker: Attacker) -> Self:
         """Return the attack with what it works out beforehand: a trigger, a target image. Most need nothing.
