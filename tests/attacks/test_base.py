@@ -31,7 +31,7 @@ def test_the_options_are_the_arguments_of_its_own(name: str) -> None:
     """Neither what every attack has nor what is worked out in between, but all else, and each can be left out."""
     options = ATTACKS[name].options()
 
-    assert {f.name for f in fields(ATTACKS[name]) if f.repr} == {"rate", "target", "seed", *options}
+    assert {f.name for f in fields(ATTACKS[name]) if f.compare} == {"rate", "target", "seed", *options}
     assert all(f"{option}=" in repr(ATTACKS[name]()) for option in options)
 
 

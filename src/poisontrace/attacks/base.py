@@ -98,10 +98,9 @@ class Attack(ABC):
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Return the types of the arguments that not every attack has, by name; what ``prepare`` sets is none."""
+        """Return the types of the arguments that not every attack has; what ``prepare`` sets is not compared."""
         types = get_type_hints(cls)
-        own = (f.name for f in fields(cls) if f.init and f.repr and f.name not in ("rate", "target", "seed"))
-        return {name: types[name] for name in own}
+        return {f.name: types[f.name] for f in fields(cls) if f.compare and f.name not in ("rate", "target", "seed")}
 
     def prepare(self, attacker: Attacker) -> Self:
         """Return the attack with what it works out beforehand: a trigger, a target image. Most need nothing.
