@@ -14,12 +14,13 @@ from poisontrace.clustering import (
     N_FOLDS,
     TWO_KINDS,
     Split,
+    against_nature,
     k_means,
     posterior,
     principal,
     search,
     separate,
-    separation,
+    standardised_difference,
     two_means,
     with_gap,
 )
@@ -129,13 +130,14 @@ def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
     torch.testing.assert_close(got.double(), expected, rtol=10 * RTOL, atol=10 * ATOL)
 
 
-def test_separation_is_the_gap_in_standard_deviations() -> None:
+def test_the_difference_is_in_pooled_standard_deviations() -> None:
     """By hand: means 10 and 1, variances 2 and 1 over 2 and 3 samples."""
-    score, is_first = torch.tensor([9.0, 11, 0, 1, 2]), torch.tensor([True, True, False, False, False])
+    values, is_first = torch.tensor([9.0, 11, 0, 1, 2]), torch.tensor([True, True, False, False, False])
 
-    assert separation(score, is_first) == pytest.approx(9 / np.sqrt((2 * 2 + 3 * 1) / 5))
-    assert separation(-score, is_first) == 0.0
-    assert separation(score, torch.arange(5) < 1) == 0.0
+    assert float(standardised_difference(values, is_first)) == pytest.approx(9 / np.sqrt((2 * 2 + 3 * 1) / 5))
+    assert float(standardised_difference(-values, is_first)) == pytest.approx(-9 / np.sqrt((2 * 2 + 3 * 1) / 5))
+    assert float(standardised_difference(values, is_first, min_variance=9.0)) == pytest.approx(3)
+    assert float(standardised_difference(values, torch.arange(5) < 1)) == 0.0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -183,35 +185,50 @@ def test_more_is_asked_of_fewer_samples() -> None:
     few = Split(torch.arange(20) < 4, torch.zeros(20), 7.4)
     many = Split(torch.arange(200) < 100, torch.zeros(200), 6.4, gap=2.0)
 
+    assert few.apartness == pytest.approx(7.4 / 1.25)
     assert not few.is_at_least(6)
     assert Split(few.is_first, few.score, 7.5).is_at_least(6)
     assert many.is_at_least(6)
     assert many.prominence == pytest.approx(64)
-    assert many.strength == (True, pytest.approx(128))
-    assert few.strength == (False, 7.4)
+    assert many.strength == (True, pytest.approx(64))
+    assert few.strength == (False, few.apartness)
 
 
 def test_an_event_of_another_kind_makes_no_two_kinds() -> None:
-    """However far apart, if the event is hardly more like one than like the other."""
+    """However far apart, if the event is hardly more like one than like the other; without a hint not even a guess."""
     apart = Split(torch.arange(200) < 100, torch.zeros(200), 20.0, gap=0.9)
 
     assert not apart.is_at_least(6)
-    assert apart.strength == (False, 20.0)
+    assert apart.strength == (True, apart.prominence)
+    assert Split(apart.is_first, apart.score, 20.0, gap=0.2).strength == (False, apart.apartness)
 
 
-def test_the_gap_is_the_largest_over_the_layers_and_turns_the_split_to_the_event() -> None:
-    """By hand: two layers, four samples; the second layer says that the last two are like the event."""
-    likenesses = torch.tensor([[0.0, 2.0, 0.0, 2.0], [0.0, 1.0, 4.0, 5.0]])
+def test_the_gap_is_the_largest_and_turns_the_split_to_the_event() -> None:
+    """The second respect says that the last two are like the event; one kind is not asked."""
     split = Split(torch.tensor([True, True, False, False]), torch.tensor([1.0, 0.9, 0.1, 0.0]), 7.0)
 
-    seen = with_gap(split, likenesses, min_gap=2.0)
+    seen = with_gap(split, lambda is_first: torch.tensor([0.5, -1.5]))
 
     assert seen.is_first.tolist() == [False, False, True, True]
     assert seen.score.tolist() == pytest.approx([0.0, 0.1, 0.9, 1.0])
-    assert seen.gap == pytest.approx(4 / np.sqrt(0.5) / 2)
-    assert seen.separation == 7.0
-    assert with_gap(split, likenesses, min_gap=2.0, chance=2.0).gap == pytest.approx(4 / np.sqrt(2) / 2)
-    assert with_gap(Split(torch.arange(4) < 1, torch.zeros(4), 9.0), likenesses, min_gap=2.0).gap == 0
+    assert (seen.gap, seen.separation) == (1.5, 7.0)
+    kept = with_gap(split, lambda is_first: torch.tensor([1.6, -1.5]))
+    assert (kept.gap, kept.is_first.tolist()) == (pytest.approx(1.6), split.is_first.tolist())
+    assert with_gap(Split(split.is_first, split.score, 4.0), lambda is_first: torch.zeros(1)).gap == np.inf
+
+
+def test_kinds_within_a_kind_are_held_against_it() -> None:
+    """A planted kind among noise stands out; one cluster of three alike does not."""
+    x, is_planted = _planted(n_planted=40)
+    split = Split(is_planted, x[:, 3], 14.0, gap=0.5)
+    three = _noise(300, 10)
+    three[:100, 0] += 14
+    three[100:200, 1] += 14
+    one_of_three = separate(three, torch.arange(300) < 100)
+
+    assert against_nature(x, split, 8).gap > 1
+    assert against_nature(three, one_of_three, 8).gap == 0
+    assert against_nature(x, Split(is_planted, x[:, 3], 4.0, gap=0.5), 8).gap == 0.5
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -223,6 +240,16 @@ def test_search_finds_the_whole_cluster_from_a_mixed_ranking(seed: int) -> None:
     assert float(is_planted[top].float().mean()) < 0.6
 
     assert torch.equal(search(x, [ranking]).is_first, is_planted)
+
+
+def test_search_finds_what_is_most_of_the_set() -> None:
+    """The few that are left over are found from a part of them, whichever side the ranking prefers."""
+    x, is_planted = _planted(n_planted=40)
+    ranking = -x[:, 3] + _noise(400, seed=5)
+
+    found = search(x, [ranking], [_first(is_planted, 12)]).is_first
+
+    assert torch.equal(found, is_planted) or torch.equal(found, ~is_planted)
 
 
 def test_search_takes_further_starts() -> None:

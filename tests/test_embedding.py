@@ -24,6 +24,7 @@ from poisontrace.embedding import (
     embed,
     evaluating,
     find_layers,
+    noise,
     pool,
     residual,
 )
@@ -166,6 +167,32 @@ def test_pooling_is_mean_and_maximum_of_each_channel() -> None:
     assert pool(rows, channels_last=True) is rows
 
 
+def test_noise_is_what_the_mask_leaves() -> None:
+    """As a convolution with the written-out mask, one channel at a time; the mean of its size, and of the roots."""
+    x = _noise(4, 2, 7, 6)
+    mask = torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]])[None, None]
+
+    got = noise(x)
+
+    residuals = [torch.nn.functional.conv2d(x[:, c : c + 1], mask).abs().flatten(1) for c in range(2)]
+    expected = torch.stack([r.mean(1) for r in residuals] + [r.sqrt().mean(1) for r in residuals], 1)
+    torch.testing.assert_close(got, expected, rtol=RTOL, atol=ATOL)
+
+
+def test_noise_is_blind_to_slopes_and_straight_edges() -> None:
+    """Only what differs in both directions counts."""
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+
+    assert not noise(torch.stack([rows, columns, rows + 3 * columns, (rows > 3).float()])[None]).any()
+    assert float(noise((rows + columns == 5).float()[None, None])[0, 0]) > 0
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 4, 8), (5, 3, 2, 8)])
+def test_only_images_have_noise(shape: tuple[int, ...]) -> None:
+    """Rows, tokens and images of fewer than three pixels a side have none."""
+    assert noise(torch.ones(shape)).shape == (5, 0)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_activations_equal_a_plain_loop(task: str) -> None:
     """One pass in batches gives what a hook on one layer and one sample at a time gives."""
@@ -190,6 +217,7 @@ def test_logits_and_labels_equal_a_plain_loop(task: str) -> None:
     torch.testing.assert_close(features.logits, expected, rtol=RTOL, atol=ATOL)
     torch.testing.assert_close(features.event_logits, expected_events, rtol=RTOL, atol=ATOL)
     assert features.labels.tolist() == [row % 3 for row in range(13)]
+    torch.testing.assert_close(features.noise, noise(x), rtol=RTOL, atol=ATOL)
     torch.testing.assert_close(
         features.hidden @ features.weight.T + features.bias, features.logits, rtol=RTOL, atol=ATOL
     )

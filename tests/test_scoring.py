@@ -1,5 +1,7 @@
 """Likeness to the event: coordinates weighed by what the model relied on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -11,13 +13,13 @@ from torch import Tensor
 from poisontrace._rng import torch_generator
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
-from poisontrace.scoring import condition
+from poisontrace.scoring import AGREEMENT_GAP, LEANING_GAP, NOISE_GAP, Unconditioned, condition
 
 ROWS = np.arange(1, 30, 2)
 
 
 def _features(*, scale: float = 1.0, dead: int | None = None) -> Features:
-    """Two layers of noise, the first pooled; ``scale`` multiplies it, ``dead`` is a lifeless column of the second."""
+    """Two layers at random, the first pooled; ``scale`` multiplies it, ``dead`` is a lifeless column of the second."""
     generator = torch_generator(0, "test/scoring")
     layers, events, saliency = [], [], []
     for width, factor in ((3, scale), (5, 1.0)):
@@ -28,7 +30,9 @@ def _features(*, scale: float = 1.0, dead: int | None = None) -> Features:
         layers[1][:, dead] = 0.1
     nothing = torch.zeros(0)
     return Features(
-        *(("0", "1"), tuple(layers), (True, False), nothing, nothing, nothing, nothing),
+        *(("0", "1"), tuple(layers), (True, False), nothing, nothing),
+        torch.rand(30, 2, generator=generator),
+        *(nothing, nothing),
         *(tuple(events), nothing, tuple(saliency)),
     )
 
@@ -56,7 +60,7 @@ def test_coordinates_and_cosines_equal_a_float64_twin(event: int) -> None:
 
 @pytest.mark.parametrize("event", [0, 1])
 def test_agreement_equals_a_float64_twin(event: int) -> None:
-    """One view for the layer that is not pooled; what would come of chance is the sum of the coordinates' variances."""
+    """One view for the layer that is not pooled; a gap is measured in no less than what would come of chance."""
     features = _features()
 
     (view,) = condition(features, event, ROWS).agreements
@@ -65,7 +69,61 @@ def test_agreement_equals_a_float64_twin(event: int) -> None:
     shares = reference.agree(layer, of_event[event], saliency[event], ROWS, width=0.1)
     _close(view.x, shares)
     _close(view.likeness, shares.sum(1))
-    assert view.chance == pytest.approx(float(shares.var(0).sum()), rel=1e-4)
+    is_first = torch.arange(len(ROWS)) < 5
+    pooled = (shares.sum(1)[:5].var() * 5 + shares.sum(1)[5:].var() * 10) / 15
+    difference = shares.sum(1)[:5].mean() - shares.sum(1)[5:].mean()
+    _close(view.gaps(is_first)[0], difference / max(pooled, shares.var(0).sum()).sqrt() / AGREEMENT_GAP)
+
+
+@pytest.mark.parametrize("event", [0, 1])
+def test_gaps_of_leaning_are_those_of_cosines_from_the_midpoint(event: int) -> None:
+    """One sample at a time in float64, the clusters' midpoint as the origin; exchanged clusters change the sign."""
+    features = _features()
+    is_first = torch.arange(len(ROWS)) < 4
+
+    gaps = condition(features, event, ROWS).leaning.gaps(is_first)
+
+    for got, activation, of_event, saliency in zip(
+        gaps, features.activations, features.event_activations, features.saliency, strict=True
+    ):
+        x, _ = reference.condition(activation, of_event[event], saliency[event], ROWS)
+        stacked = torch.cat([activation[ROWS], of_event[event][None]])
+        mean, std = activation[ROWS].double().mean(0), activation[ROWS].double().std(0)
+        weight = (saliency[event].double() / saliency[event].double().mean()).sqrt() / std
+        seen_event = (stacked[-1].double() - mean) * weight
+        origin = (x[:4].mean(0) + x[4:].mean(0)) / 2
+        cosines = torch.stack([(row - origin) @ (seen_event - origin) for row in x])
+        cosines /= (x - origin).norm(dim=1) * (seen_event - origin).norm()
+        pooled = (cosines[:4].var() * 4 + cosines[4:].var() * 11) / 15
+        _close(got, (cosines[:4].mean() - cosines[4:].mean()) / pooled.sqrt() / LEANING_GAP)
+    _close(condition(features, event, ROWS).leaning.gaps(~is_first), -gaps)
+
+
+def test_without_an_event_layers_and_noise_weigh_the_same() -> None:
+    """Standardised coordinates whose squares sum to n - 1 in each layer; the gap is that of the noise."""
+    features = _features(dead=2)
+    is_first = torch.arange(len(ROWS)) < 6
+    features.noise[ROWS[:6], 1] += 5
+
+    view = Unconditioned(features, ROWS)
+
+    assert view.x.shape == (15, 3 + 5 + 2)
+    assert not view.x[:, 3 + 2].any()
+    for part in view.x.split([3, 5, 2], 1):
+        assert float(part.square().sum()) == pytest.approx(14, rel=1e-3)
+    values = features.noise[ROWS, 1]
+    pooled = (values[:6].var() * 6 + values[6:].var() * 9) / 15
+    _close(view.gaps(is_first)[1], (values[:6].mean() - values[6:].mean()) / pooled.sqrt() / NOISE_GAP)
+
+
+def test_rows_have_no_noise() -> None:
+    """Nothing to tell kinds apart by."""
+    features = replace(_features(), noise=torch.zeros(30, 0))
+
+    view = Unconditioned(features, ROWS)
+
+    assert view.x.shape == (15, 3 + 5)
+    assert view.gaps(torch.arange(15) < 5).tolist() == [0.0]
 
 
 def test_the_scale_of_a_layer_does_not_matter() -> None:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 import poisontrace
 from poisontrace import Trace, metrics, models, trace, tracing, train
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
+from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
+from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.tracing import Config
+from poisontrace.tracing import Config, _follow, _Judge
 
 Event = tuple[Tensor, int]
 
@@ -310,6 +312,54 @@ def test_a_poisoned_and_an_ordinary_event_are_told_apart() -> None:
     assert result.poison.tolist() == task.poison.tolist()
     assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
     _check_tree(result)
+
+
+def _noisy_features(*, n_noisy: int, of_each: bool = False) -> Features:
+    """Four labels of 200 smooth images each, the first ``n_noisy`` of label 0, or of each, with noise in every pixel.
+
+    The network sees only the mean colour, which tells the labels apart, so no noise moves it.
+    """
+    rng = numpy_generator(0, "test/noisy")
+    y = np.arange(800) // 200
+    rows, columns = np.mgrid[:8, :8] / 8
+    slopes = rng.normal(0, 0.1, (2, 800, 3, 1, 1))
+    x = y[:, None, None, None] + slopes[0] * rows + slopes[1] * columns + rng.normal(0, 0.05, (800, 3, 1, 1))
+    is_noisy = (np.arange(800) % 200 < n_noisy) & (of_each | (y == 0))
+    x[is_noisy] += rng.choice([-0.1, 0.1], (int(is_noisy.sum()), 3, 8, 8))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    with torch.no_grad():
+        for k in range(4):
+            model[2].weight[k] = 10.0 * k
+            model[2].bias[k] = -15.0 * k * k
+    x = x.astype(np.float32)
+    return collect(model, ArraySet(x, y), [(torch.from_numpy(x[199]), 0)])
+
+
+def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
+    """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
+    finding, scores = _follow(_noisy_features(n_noisy=40), Tree(0, 0), Config(), Clock())
+
+    assert finding.verdict == "poison"
+    assert finding.poison.tolist() == list(range(40))
+    assert np.flatnonzero(scores >= 0.5).tolist() == list(range(40))
+    for features in (_noisy_features(n_noisy=0), _noisy_features(n_noisy=40, of_each=True)):
+        assert _follow(features, Tree(0, 0), Config(), Clock())[0].verdict == "no-poison"
+
+
+@pytest.mark.parametrize(("first", "second"), [("kind", "rest"), ("rest", "kind")])
+def test_controls_are_taken_from_the_kind_that_the_event_does_not_need(first: str, second: str) -> None:
+    """Whichever is named first: forgetting the planted kind moves the event and no control, the rest the reverse."""
+    task = planted()
+    features = collect(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
+    own = np.flatnonzero(task.y.numpy() == 0)
+    sides = {"kind": own[task.is_poison[own]], "rest": own[~task.is_poison[own]]}
+
+    losses = dict(
+        zip((first, second), _Judge(features, 0, own, Clock()).compare(sides[first], sides[second]), strict=True)
+    )
+
+    assert losses["kind"].event_rise > 10 * losses["rest"].event_rise
+    assert losses["kind"].control_rise < 0.01 < 0.5 < losses["rest"].control_rise
 
 
 def test_a_natural_kind_within_a_label_is_not_accused() -> None:

@@ -21,9 +21,9 @@ N_FOLDS = 5
 MAX_ROUNDS = 12
 MAX_SWEEPS = 4
 NEAR_SIZES = (1.1, 1.25, 1.5)
-TWO_KINDS = (
-    6.0  # standard deviations between two clusters that are two kinds of samples; one kind, halved, gives 3 to 5
-)
+# Standard deviations between two clusters that are two kinds of samples, and up to which it may be one kind, halved.
+TWO_KINDS, ONE_KIND = 6.0, 5.0
+HINT = 0.3  # of the gap that it takes: enough to look closer
 MAX_DIRECTIONS = 128  # principal directions kept before discriminating
 RIDGE = 0.1  # of the mean variance, added to every direction
 
@@ -51,14 +51,22 @@ class Split:
         n_first = int(self.is_first.sum())
         return min(n_first, len(self.is_first) - n_first)
 
+    def flipped(self) -> "Split":
+        """Return the same split with first and second exchanged."""
+        return replace(self, is_first=~self.is_first, score=1 - self.score)
+
+    @property
+    def apartness(self) -> float:
+        """The separation, less what few samples come to by chance: a few always look further apart than many."""
+        return self.separation / (1 + 0.5 / math.sqrt(max(1, self.n_smaller)))
+
     def is_at_least(self, threshold: float) -> bool:
         """Whether the clusters lie ``threshold`` apart, and the event is of the first kind.
 
-        The fewer samples, the more is asked for. Labels hold natural kinds as well, two ways of writing a digit or two
-        families of programs; an event has no part in most of them.
+        Labels hold natural kinds as well, two ways of writing a digit or two families of programs; an event has no part
+        in most of them.
         """
-        is_apart = self.separation >= threshold * (1 + 0.5 / math.sqrt(max(1, self.n_smaller)))
-        return is_apart and self.gap >= 1
+        return self.gap >= 1 and self.apartness >= threshold
 
     @property
     def prominence(self) -> float:
@@ -67,13 +75,13 @@ class Split:
 
     @property
     def strength(self) -> tuple[bool, float]:
-        """What a search maximises: two kinds before one, then size times gap among the former, gap among the latter.
+        """What a search maximises: two kinds before one; the prominence of the former, the apartness of the latter.
 
-        The gap alone would prefer a handful of extreme members to the whole cluster.
+        The gap is no part of it beyond a hint: it alone would prefer a handful of extreme members to the whole cluster.
         """
-        if self.is_at_least(TWO_KINDS):
-            return True, self.prominence * self.gap
-        return False, self.separation
+        if self.gap >= HINT and self.apartness >= TWO_KINDS:
+            return True, self.prominence
+        return False, self.apartness
 
 
 def two_means(embedding: Embedding, *, max_rounds: int = 100) -> Tensor:
@@ -153,13 +161,19 @@ def _discriminate(x: Tensor, is_first: Tensor) -> Tensor:
     return score
 
 
-def separation(score: Tensor, is_first: Tensor) -> float:
-    """Return the difference of two clusters' mean scores over their pooled standard deviation."""
-    first, second = score[is_first], score[~is_first]
-    if len(first) < 2 or len(second) < 2:
-        return 0.0
-    variance = (first.var() * len(first) + second.var() * len(second)) / len(score)
-    return max(0.0, float((first.mean() - second.mean()) / variance.sqrt().clamp_min(1e-12)))
+def standardised_difference(values: Tensor, is_first: Tensor, *, min_variance: float = 0.0) -> Tensor:
+    """Return the difference of two clusters' means over their pooled standard deviation, a scalar.
+
+    Args:
+        values: (n,).
+        is_first: (n,) bool; 0 is returned if either side has fewer than two samples.
+        min_variance: the least pooled variance to reckon with.
+    """
+    first, second = values[is_first], values[~is_first]
+    if min(len(first), len(second)) < 2:
+        return torch.tensor(0.0)
+    variance = (first.var() * len(first) + second.var() * len(second)) / len(values)
+    return (first.mean() - second.mean()) / variance.clamp_min(max(min_variance, 1e-24)).sqrt()
 
 
 def separate(x: Tensor, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split:
@@ -182,27 +196,40 @@ def separate(x: Tensor, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split
         if torch.equal(moved, is_first):
             break
         is_first = moved
-    return Split(is_first, score, separation(score, is_first))
+    return Split(is_first, score, max(0.0, float(standardised_difference(score, is_first))))
 
 
-def with_gap(split: Split, likenesses: Tensor, min_gap: float, chance: float = 0.0) -> Split:
+def with_gap(split: Split, gaps: Callable[[Tensor], Tensor]) -> Split:
     """Return the split with its gap in likeness, the side that is more like the event as the first cluster.
 
     Args:
         split: of n samples.
-        likenesses: (m, n), one row a layer.
-        min_gap: the unit of the gap, in standard deviations.
-        chance: the least variance to reckon with.
+        gaps: gives those of a cluster (n,) at each layer, see :meth:`poisontrace.scoring.View.gaps`.
     """
-    first, second = likenesses[:, split.is_first], likenesses[:, ~split.is_first]
-    if min(first.shape[1], second.shape[1]) < 2:
-        return replace(split, gap=0.0)
-    n_first, n_second = first.shape[1], second.shape[1]
-    variance = (first.var(1) * n_first + second.var(1) * n_second) / (n_first + n_second)
-    gaps = (first.mean(1) - second.mean(1)) / variance.clamp_min(max(chance, 1e-24)).sqrt() / min_gap
-    if gaps.max() >= -gaps.min():
-        return replace(split, gap=float(gaps.max()))
-    return Split(~split.is_first, 1 - split.score, split.separation, float(-gaps.min()))
+    if split.separation < ONE_KIND:
+        return split  # the gap of one kind is nothing to ask for, and takes time
+    by_layer = gaps(split.is_first)
+    if by_layer.max() >= -by_layer.min():
+        return replace(split, gap=float(by_layer.max()))
+    return replace(split.flipped(), gap=float(-by_layer.min()))
+
+
+def against_nature(x: Tensor, split: Split, k: int) -> Split:
+    """Return the split with its gap multiplied by how far it stands out against the kinds within each cluster.
+
+    Two kinds that are no more prominent than the natural kinds within either are natural kinds: their gap becomes 0.
+
+    Args:
+        x: (n, d) coordinates.
+        split: of n samples.
+        k: clusters of the k-means that suggests the natural kinds.
+    """
+    if split.apartness < ONE_KIND:
+        return split
+    sides = (x[split.is_first], x[~split.is_first])
+    natural = max((separate(side, guess).prominence for side in sides for guess in k_means(side, k)), default=0.0)
+    ratio = split.prominence / max(natural, 1e-9)
+    return replace(split, gap=split.gap * ratio if ratio >= 1 else 0.0)
 
 
 def search(
@@ -229,8 +256,9 @@ def search(
     best = max((judge(separate(x, guess)) for guess in guesses), key=lambda split: split.strength)
     for _ in range(MAX_SWEEPS):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
-        near = [round(int(best.is_first.sum()) * factor) for factor in NEAR_SIZES]
-        tops = (*_tops(best.score, 2), *(_top(best.score, size) for size in near if size < len(x)))
+        near = [round(best.n_smaller * factor) for factor in NEAR_SIZES]
+        ranking = best.score if int(best.is_first.sum()) == best.n_smaller else -best.score
+        tops = (*_tops(ranking, 2), *(_top(ranking, size) for size in near if size < len(x)))
         better = max((judge(separate(x, top)) for top in tops), key=lambda split: split.strength)
         if better.strength <= best.strength:
             break

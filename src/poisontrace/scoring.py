@@ -7,6 +7,8 @@ same value, which finds the watermark in a table and the collision of features. 
 differs by attack, so all of them take part (decisions 0002 and 0006).
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,45 +17,114 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from poisontrace.clustering import standardised_difference
 from poisontrace.embedding import Features
 
 AGREEMENT_WIDTH = 0.1  # of a coordinate's standard deviation: nearly the same value
-# Natural kinds lean towards an event by less than this; those that share a family with it agree by up to 4.
-LEANING_GAP, AGREEMENT_GAP = 1.2, 5.0
+# Standard deviations by which one kind must exceed the other: decisions 0006 and 0007.
+LEANING_GAP, AGREEMENT_GAP, NOISE_GAP = 2.0, 5.0, 3.0
 
 
-@dataclass(frozen=True)
-class View:
-    """A set of samples in the coordinates of one question about the event.
+class View(ABC):
+    """A set of samples in the coordinates of one question.
 
     Attributes:
         x: (n, d) coordinates.
-        likeness: (n,), the larger the more like the event.
-        by_layer: (m, n), the likeness at each layer that takes part.
-        min_gap: standard deviations of likeness by which a kind of samples must exceed the rest for the event to be of
-            that kind.
-        chance: the variance of the likeness if every coordinate went its own way; a gap is measured in no less.
     """
 
     x: Tensor
-    likeness: Tensor
-    by_layer: Tensor
-    min_gap: float
-    chance: float = 0.0
+
+    @abstractmethod
+    def gaps(self, is_first: Tensor) -> Tensor:
+        """Return by how much more one cluster has of what is asked for than the other, in one or more respects, (m,).
+
+        In units of what it takes to accuse the first cluster.
+
+        Args:
+            is_first: (n,) bool, two samples at least on each side.
+        """
+
+
+class Leaning(View):
+    """Which samples lean the way the event does: activations standardised over the set, weighted by its saliency.
+
+    Attributes:
+        by_layer: (m, n), the cosine to the event at each layer, in [-1, 1].
+        likeness: (n,), the mean over layers.
+    """
+
+    def __init__(self, layers: Sequence[Tensor], events: Sequence[Tensor]) -> None:
+        """Take the coordinates at each layer, (n, d_l), and the event's, (d_l,)."""
+        self.x = torch.cat([*layers], 1)
+        self.by_layer = torch.stack(
+            [functional.cosine_similarity(layer, event[None]) for layer, event in zip(layers, events, strict=True)]
+        )
+        self.likeness = self.by_layer.mean(0)
+        self._layers, self._events = layers, events
+
+    def gaps(self, is_first: Tensor) -> Tensor:
+        """Return the gaps, the clusters' midpoint as the origin: the mean of the set is that of the larger cluster."""
+        gaps = []
+        for layer, event in zip(self._layers, self._events, strict=True):
+            origin = (layer[is_first].mean(0) + layer[~is_first].mean(0)) / 2
+            likeness = functional.cosine_similarity(layer - origin, (event - origin)[None])
+            gaps.append(standardised_difference(likeness, is_first))
+        return torch.stack(gaps) / LEANING_GAP
+
+
+class Agreement(View):
+    """Which samples agree with the event: coordinates where a sample has nearly the event's value.
+
+    Attributes:
+        likeness: (n,), the share of the event's saliency on such coordinates, in [0, 1].
+    """
+
+    def __init__(self, shares: Tensor) -> None:
+        """Take each coordinate's part in the share, (n, d)."""
+        self.x, self.likeness = shares, shares.sum(1)
+        # The variance if every coordinate went its own way; a gap is measured in no less.
+        self._chance = float(shares.var(0).sum())
+
+    def gaps(self, is_first: Tensor) -> Tensor:
+        """Return the one gap."""
+        return standardised_difference(self.likeness, is_first, min_variance=self._chance)[None] / AGREEMENT_GAP
 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """A set of samples seen through one event.
+    """A set of samples seen through one event: which lean its way, and which agree with it at one layer each."""
 
-    Attributes:
-        leaning: all layers side by side; the likeness is the cosine to the event, the mean over layers, in [-1, 1].
-        agreements: one for each layer that is not pooled; the likeness is the share of the event's saliency on
-            coordinates where a sample has nearly the event's value, in [0, 1].
-    """
+    leaning: Leaning
+    agreements: tuple[Agreement, ...]
 
-    leaning: View
-    agreements: tuple[View, ...]
+
+def standardise(activation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and standard deviation (d,) of rows (n, d), and what is constant; its deviation is given as 1."""
+    mean, std = activation.mean(0), activation.std(0)
+    is_constant = std <= 1e-6 * activation.abs().amax(0).clamp_min(1e-12)
+    return mean, std.masked_fill(is_constant, 1), is_constant
+
+
+class Unconditioned(View):
+    """What samples are, whatever the event: all layers and the noise, standardised over the set."""
+
+    def __init__(self, features: Features, indices: NDArray[np.int64]) -> None:
+        """Take (n,) training samples, at least two."""
+        rows = torch.from_numpy(indices)
+        self._noise = features.noise[rows]
+        layers = []
+        for activation in (*(layer[rows] for layer in features.activations), self._noise):
+            if activation.shape[1]:
+                mean, std, is_constant = standardise(activation)
+                # Each layer weighs the same, however wide it is.
+                weight = (~is_constant).float() / (~is_constant).sum().clamp_min(1).sqrt()
+                layers.append((activation - mean) / std * weight)
+        self.x = torch.cat(layers, 1)
+
+    def gaps(self, is_first: Tensor) -> Tensor:
+        """Return the gaps in noise; 0 where there is none to be had."""
+        gaps = [standardised_difference(noise, is_first) for noise in self._noise.T]
+        return torch.stack(gaps or [torch.tensor(0.0)]) / NOISE_GAP
 
 
 def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Conditioned:
@@ -65,27 +136,20 @@ def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Con
         indices: (n,) training samples, at least two.
     """
     rows = torch.from_numpy(indices)
-    coordinates, cosines, agreements = [], [], []
+    layers, events, agreements = [], [], []
     for activation, of_event, saliency, is_pooled in zip(
         features.activations, features.event_activations, features.saliency, features.is_pooled, strict=True
     ):
         own, seen_event = activation[rows], of_event[event]
-        mean, std = own.mean(0), own.std(0)
-        is_constant = std <= 1e-6 * own.abs().amax(0).clamp_min(1e-12)
+        mean, std, is_constant = standardise(own)
         share = saliency[event].masked_fill(is_constant, 0)
-        std = std.masked_fill(is_constant, 1)
         # Weights have mean 1 in each layer, so that no layer drowns the others by its width or its scale.
         weight = (share / share.mean().clamp_min(1e-30)).sqrt() / std
-        leaning, leaning_event = (own - mean) * weight, (seen_event - mean) * weight
-        coordinates.append(leaning)
-        cosines.append(functional.cosine_similarity(leaning, leaning_event[None]))
+        layers.append((own - mean) * weight)
+        events.append((seen_event - mean) * weight)
         if not is_pooled:
             # Equal values mean something only where a coordinate is one quantity, not a mean or maximum of many.
             distance = (own - seen_event) / (AGREEMENT_WIDTH * std)
             root = share.sqrt()  # flatter: one coordinate alone agrees by chance
-            shares = root / root.sum().clamp_min(1e-30) * torch.exp(-distance.square() / 2)
-            agreements.append(
-                View(shares, shares.sum(1), shares.sum(1)[None], AGREEMENT_GAP, float(shares.var(0).sum()))
-            )
-    by_layer = torch.stack(cosines)
-    return Conditioned(View(torch.cat(coordinates, 1), by_layer.mean(0), by_layer, LEANING_GAP), tuple(agreements))
+            agreements.append(Agreement(root / root.sum().clamp_min(1e-30) * torch.exp(-distance.square() / 2)))
+    return Conditioned(Leaning(layers, events), tuple(agreements))

@@ -5,7 +5,7 @@ Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unle
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import log
 from typing import Any
@@ -21,11 +21,23 @@ from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
 from poisontrace._types import Cluster, Finding, Losses, Trace, Verdict
-from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, posterior, principal, search, separate, with_gap
+from poisontrace.clustering import (
+    N_FOLDS,
+    ONE_KIND,
+    TWO_KINDS,
+    Split,
+    against_nature,
+    k_means,
+    posterior,
+    principal,
+    search,
+    separate,
+    with_gap,
+)
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
-from poisontrace.scoring import condition
-from poisontrace.unlearning import spread, unlearn
+from poisontrace.scoring import Unconditioned, condition
+from poisontrace.unlearning import Heads, spread, unlearn
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,7 +60,7 @@ class Config:
     """
 
     separation: float = TWO_KINDS
-    weak_separation: float = 5.0
+    weak_separation: float = ONE_KIND
     event_rise: float = 0.1
     faint_rise: float = 0.01
     control_share: float = 0.1
@@ -63,7 +75,11 @@ class Config:
 
 
 RULES = ("default", "paper")
-N_GUESSES = 8  # clusters of the event-free search
+# Times the rise of the other side: to choose controls by, and to accuse.
+CLEARLY, LEANS = 10, 1.5
+# How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
+MAX_OTHERS, STANDS_OUT = 10, 1.2
+N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
 
 
 @torch.inference_mode(False)  # the caller may be in it, and gradients do not work there
@@ -180,13 +196,16 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
     statistics: dict[str, float] = {"separation": 0.0}
     is_weak = False
     responsible: list[Indices] = []
+    noisy: tuple[int, Indices, Losses] | None = None  # parent, cluster, its losses
     pending: list[tuple[int, Indices, Losses, Losses]] = []  # parent, cluster, its losses, its sibling's
+    with clock.stage("clustering"):
+        hidden = _hidden_kind(features, label, config) if len(own) >= config.min_cluster else None
     if len(own):
         of_own, of_others = judge.losses(own, others)
         pending.append((root, own, of_own, of_others))
     while pending:
         parent, cluster, losses, sibling = pending.pop()
-        is_faint = config.faint_rise <= losses.event_rise and 10 * sibling.event_rise <= losses.event_rise
+        is_faint = config.faint_rise <= losses.event_rise and CLEARLY * sibling.event_rise <= losses.event_rise
         if cluster is own:  # those of other labels are tested once
             tree.add(parent, others, sibling, "pruned", "other labels do not pull towards the event's")
         elif losses.event_rise < config.event_rise and not is_faint:
@@ -195,12 +214,26 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
         elif sibling.control_rise <= spared < losses.control_rise and losses.event_rise < sibling.event_rise:
             tree.add(parent, cluster, losses, "pruned", "ordinary samples; the event leans on the other kind")
             continue
-        elif losses.control_rise <= spared:
+        elif losses.control_rise <= spared and losses.event_rise >= LEANS * sibling.event_rise:
             # Pure: no ordinary sample suffers. Poison from several source classes would split further, to no end.
             tree.add(
                 parent, cluster, losses, "responsible", "unlearning it undoes the event and spares ordinary samples"
             )
             responsible.append(cluster)
+            continue
+        elif losses.control_rise <= spared:
+            tree.add(parent, cluster, losses, "pruned", "the event leans as much on the other kind")
+            continue
+        if cluster is own and hidden is not None:
+            apart = statistics["separation"] = hidden.separation
+            node = tree.add(
+                parent, own, losses, "split", f"noisy images, {apart:.1f} standard deviations from the rest"
+            )
+            kind, rest = own[hidden.is_first.numpy()], own[~hidden.is_first.numpy()]
+            judge.take_controls(rest)
+            of_kind, of_rest = judge.losses(kind, rest)
+            pending.append((node, rest, of_rest, of_kind))
+            noisy = (node, kind, of_kind)
             continue
         with clock.stage("clustering"):
             split = None
@@ -213,13 +246,21 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
         if split and split.is_at_least(config.separation):
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
             children = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
-            judge.take_controls(children[1])
-            first, second = judge.losses(*children)
+            first, second = judge.compare(*children)
             pending += [(node, children[0], first, second), (node, children[1], second, first)]
         else:
             tree.add(
                 parent, cluster, losses, "pruned", f"one kind, ordinary samples among them (separation {apart:.1f})"
             )
+
+    if noisy is not None:
+        parent, cluster, losses = noisy
+        if responsible or losses.control_rise > spared:
+            tree.add(parent, cluster, losses, "pruned", "noisy images, but the event leans on others")
+        else:
+            # The last layer alone may not tell: it can be the weights below that such poison moves.
+            tree.add(parent, cluster, losses, "responsible", "no other label holds noisy images so far from the rest")
+            responsible.append(cluster)
 
     poison = np.sort(np.concatenate(responsible)) if responsible else np.array([], np.int64)
     scores = np.zeros(len(labels), np.float32)
@@ -242,34 +283,59 @@ def _certainty(features: Features, event: int, own: Indices, poison: Indices) ->
     is_poison = torch.from_numpy(np.isin(own, poison))
     seen = condition(features, event, own)
     views = [principal(view.x) for view in (seen.leaning, *seen.agreements)]
+    views.append(principal(Unconditioned(features, own).x))
     x = max(views, key=lambda view: separate(view, is_poison, max_rounds=1).separation)
     certainty: NDArray[np.float32] = posterior(x, is_poison).numpy()
     return certainty
 
 
-def _split(features: Features, event: int, cluster: Indices, config: Config, *, is_thorough: bool) -> Split:
-    """Split a cluster in two, from the samples most like the event.
+def _kinds(features: Features, indices: Indices) -> Split:
+    """Return the most prominent of the splits that k-means suggests, the noisier kind first; it knows of no event."""
+    view = Unconditioned(features, indices)
+    x = principal(view.x)
+    splits = [separate(x, guess) for k in N_GUESSES for guess in k_means(x, k)]
+    return with_gap(max(splits, key=lambda split: split.strength), view.gaps)
 
-    A thorough search that finds nothing asks each layer on its own, and k-means, which knows nothing of the event.
+
+def _hidden_kind(features: Features, label: int, config: Config) -> Split | None:
+    """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.
+
+    Poison made from images of its own label, each pixel changed a little, need not resemble the event in any layer.
+    """
+    if not features.noise.shape[1]:
+        return None
+    labels = features.labels.numpy()
+    split = _kinds(features, np.flatnonzero(labels == label))
+    if not split.is_at_least(config.separation):
+        return None
+    sizes = np.bincount(labels)
+    sizes[label] = 0
+    others = [other for other in (-sizes).argsort(kind="stable")[:MAX_OTHERS] if sizes[other] >= config.min_cluster]
+    natural = max((_kinds(features, np.flatnonzero(labels == other)).prominence for other in others), default=0.0)
+    return split if split.prominence >= STANDS_OUT * natural else None
+
+
+def _split(features: Features, event: int, cluster: Indices, config: Config, *, is_thorough: bool) -> Split:
+    """Split a cluster in two, so that the event is of the first kind.
+
+    A thorough search that finds nothing asks each layer on its own.
     """
     seen = condition(features, event, cluster)
     x = principal(seen.leaning.x)
-    judge = partial(with_gap, likenesses=seen.leaning.by_layer, min_gap=seen.leaning.min_gap)
+    judge = partial(with_gap, gaps=seen.leaning.gaps)
     # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
-    found = [search(x, [seen.leaning.likeness], k_means(x, N_GUESSES), judge=judge)]
+    found = [
+        against_nature(
+            x,
+            search(x, [seen.leaning.likeness], [guess for k in N_GUESSES for guess in k_means(x, k)], judge=judge),
+            N_GUESSES[-1],
+        )
+    ]
     if is_thorough and not found[0].is_at_least(config.separation):
-        found.append(search(x, [*seen.leaning.by_layer], judge=judge, growth=4))
-        found = [max(found, key=lambda split: split.strength)]
-    if found[0].is_at_least(config.separation):
-        # Two kinds that stand out no more than others within the rest do are natural kinds.
-        rest = x[~found[0].is_first]
-        natural = max((separate(rest, guess).prominence for guess in k_means(rest, N_GUESSES)), default=0.0)
-        if found[0].prominence < natural:
-            found = [replace(found[0], gap=0.0)]
+        found.append(against_nature(x, search(x, [*seen.leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
     for view in seen.agreements:
-        judge = partial(with_gap, likenesses=view.by_layer, min_gap=view.min_gap, chance=view.chance)
-        found.append(search(principal(view.x), [view.likeness], judge=judge))
-    return max(found, key=lambda split: split.strength)
+        found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
+    return max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
 
 
 class _Judge:
@@ -293,20 +359,34 @@ class _Judge:
             ordinary = ordinary[likeness.argsort()[:n_controls].sort().values.numpy()]
         rows = torch.from_numpy(spread(ordinary, 500))
         self._controls = features.hidden[rows], features.labels[rows]
-        self._before: tuple[float, float] | None = None
 
     def losses(self, *clusters: Indices) -> list[Losses]:
         """Unlearn each cluster; the comparison is the same layer refitted with nothing to forget."""
+        return self._losses(self._unlearn(*clusters))
+
+    def compare(self, first: Indices, second: Indices) -> list[Losses]:
+        """Unlearn two kinds; controls are taken from the one that the event clearly needs less, or the larger one."""
+        heads = self._unlearn(first, second)
+        with self._clock.stage("unlearning"):
+            before, *after = heads.losses(*self._event)[:, 0].tolist()
+        of_first, of_second = (loss - before for loss in after)
+        if max(of_first, of_second) >= CLEARLY * min(of_first, of_second):
+            self.take_controls(second if of_first >= of_second else first)
+        else:
+            self.take_controls(second if len(first) <= len(second) else first)
+        return self._losses(heads)
+
+    def _unlearn(self, *clusters: Indices) -> Heads:
         with self._clock.stage("unlearning"):
             f = self._features
-            asked = clusters if self._before else (np.array([], np.int64), *clusters)
-            heads = unlearn(f.hidden, f.labels, f.weight, f.bias, asked)
+            return unlearn(f.hidden, f.labels, f.weight, f.bias, (np.array([], np.int64), *clusters))
+
+    def _losses(self, heads: Heads) -> list[Losses]:
+        with self._clock.stage("unlearning"):
             events = heads.losses(*self._event)[:, 0].tolist()
             controls = heads.losses(*self._controls).quantile(0.5, dim=1).tolist() if len(self._controls[1]) else []
-            after = list(zip(events, controls or [0.0] * len(events), strict=True))
-            if self._before is None:
-                self._before = after.pop(0)
-            return [Losses(self._before[0], event, self._before[1], control) for event, control in after]
+            before, *after = zip(events, controls or [0.0] * len(events), strict=True)
+            return [Losses(before[0], event, before[1], control) for event, control in after]
 
 
 @contextmanager

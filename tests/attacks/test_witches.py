@@ -88,8 +88,18 @@ def test_the_aim_has_the_target_as_its_second_best_label() -> None:
 
 def test_the_aim_is_near_to_the_target() -> None:
     """Of what qualifies, the named part in which the target is most probable; nothing, if nothing does."""
-    beliefs = torch.tensor([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.7, 0.3, 0], [0.6, 0.4, 0], [0.5, 0.1, 0.4], [0.4, 0.6, 0]])
-    y = torch.zeros(6, dtype=torch.int64)
+    beliefs = torch.tensor(
+        [
+            [0.9, 0.1, 0],
+            [0.8, 0.2, 0],
+            [0.7, 0.3, 0],
+            [0.6, 0.4, 0],
+            [0.55, 0.05, 0.4],
+            [0.4, 0.6, 0],
+            [0.48, 0.4, 0.12],
+        ]
+    )
+    y = torch.zeros(7, dtype=torch.int64)
 
     def eligible(nearest: float, target: int) -> list[int]:
         usable = WitchesBrew(nearest=nearest).eligible(beliefs.clamp_min(1e-9).log()[None], y, target)

@@ -74,9 +74,9 @@ class WitchesBrew(Targeted):
     paper: ClassVar[str] = "Geiping et al., ICLR 2021"
     n_models: ClassVar[int] = 2
 
-    rate: float = 0.05
+    rate: float = 0.02
     eps: int = 16
-    steps: int = 100
+    steps: int = 250
     lr: float = 0.025
     restarts: int = 1
     layers: int = 3
@@ -101,10 +101,13 @@ class WitchesBrew(Targeted):
     def eligible(self, logits: Tensor, y: Tensor, target: int) -> Tensor:
         """Return which inputs (m,) qualify, have the target as their second best label, and are near to it.
 
-        What counts is the mean probability over the networks.
+        What counts is the mean probability over the networks. Each of them must be more sure of the true label than of
+        all others together, or a victim without poison may well misread the aim by itself.
         """
-        beliefs = logits.softmax(2).mean(0)
-        usable = super().eligible(logits, y, target) & (beliefs.topk(2).indices[:, 1] == target)
+        beliefs = logits.softmax(2)
+        is_sure = (beliefs[:, torch.arange(len(y)), y] > 0.5).all(0)
+        beliefs = beliefs.mean(0)
+        usable = super().eligible(logits, y, target) & is_sure & (beliefs.topk(2).indices[:, 1] == target)
         if not usable.any():
             return usable
         return usable & (beliefs[:, target] >= beliefs[usable, target].quantile(1 - self.nearest))
