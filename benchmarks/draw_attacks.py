@@ -21,6 +21,7 @@ PLANS = {
     "physical-signs": Plan(attack="physical", dataset="gtsrb"),
     "physical-faces": Plan(attack="physical", dataset="lfw", training="finetune", options={"item": "glasses"}),
     "bullseye": Plan(attack="bullseye", dataset="cifar10", rate=0.01, training="transfer"),
+    "witches": Plan(attack="witches", dataset="cifar10"),
 }
 N_PAIRS, WIDTH, GAP = 5, 160, 4  # images in a row, screen pixels of each, white pixels between
 

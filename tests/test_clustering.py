@@ -1,5 +1,7 @@
 """Two clusters of one set: the same answers as dense k-means and a slow discriminant, and none where there is none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -214,21 +216,42 @@ def test_the_gap_is_the_largest_and_turns_the_split_to_the_event() -> None:
     assert (seen.gap, seen.separation) == (1.5, 7.0)
     kept = with_gap(split, lambda is_first: torch.tensor([1.6, -1.5]))
     assert (kept.gap, kept.is_first.tolist()) == (pytest.approx(1.6), split.is_first.tolist())
-    assert with_gap(Split(split.is_first, split.score, 4.0), lambda is_first: torch.zeros(1)).gap == np.inf
+    assert with_gap(Split(split.is_first, split.score, 4.0), lambda is_first: torch.zeros(1)).gap == 1
+
+
+def test_a_wide_gap_makes_up_for_less_distance() -> None:
+    """Its cube root counts, if the split stands out as well; a small distance needs no gap to be refused."""
+    near = Split(torch.arange(200) < 100, torch.zeros(200), 4.8 * 1.05)
+
+    assert near.apartness == pytest.approx(4.8)
+    assert not near.is_at_least(6)
+    assert not replace(near, gap=1.9).is_at_least(6)
+    assert replace(near, gap=2.0).is_at_least(6)
+    assert not replace(near, gap=2.0, standing=0.9).is_at_least(6)
+    assert not replace(near, gap=1.9, standing=9.0).is_at_least(6)
+
+
+def test_kinds_that_stand_out_need_less_of_a_gap() -> None:
+    """What counts is their product."""
+    apart = Split(torch.arange(200) < 100, torch.zeros(200), 20.0, gap=0.5)
+
+    assert apart.evidence == 0.5
+    assert not replace(apart, standing=1.9).is_at_least(6)
+    assert replace(apart, standing=2.0).is_at_least(6)
 
 
 def test_kinds_within_a_kind_are_held_against_it() -> None:
     """A planted kind among noise stands out; one cluster of three alike does not."""
     x, is_planted = _planted(n_planted=40)
-    split = Split(is_planted, x[:, 3], 14.0, gap=0.5)
+    split = Split(is_planted, x[:, 3], 14.0)
     three = _noise(300, 10)
     three[:100, 0] += 14
     three[100:200, 1] += 14
     one_of_three = separate(three, torch.arange(300) < 100)
 
-    assert against_nature(x, split, 8).gap > 1
-    assert against_nature(three, one_of_three, 8).gap == 0
-    assert against_nature(x, Split(is_planted, x[:, 3], 4.0, gap=0.5), 8).gap == 0.5
+    assert against_nature(x, split, 8).standing > 2
+    assert against_nature(three, one_of_three, 8).standing < 1
+    assert against_nature(x, Split(is_planted, x[:, 3], 4.0), 8).standing == 1
 
 
 @pytest.mark.parametrize("seed", range(4))

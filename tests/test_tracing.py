@@ -18,11 +18,13 @@ from poisontrace import Trace, metrics, models, trace, tracing, train
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
+from poisontrace._types import Losses
+from poisontrace.clustering import Split
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.tracing import Config, _follow, _Judge
+from poisontrace.tracing import Config, _against_others, _follow, _Judge, _Suspect
 
 Event = tuple[Tensor, int]
 
@@ -342,8 +344,42 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     assert finding.verdict == "poison"
     assert finding.poison.tolist() == list(range(40))
     assert np.flatnonzero(scores >= 0.5).tolist() == list(range(40))
-    for features in (_noisy_features(n_noisy=0), _noisy_features(n_noisy=40, of_each=True)):
+    few = Config().min_cluster - 5
+    for features in (
+        _noisy_features(n_noisy=0),
+        _noisy_features(n_noisy=few),
+        _noisy_features(n_noisy=40, of_each=True),
+    ):
         assert _follow(features, Tree(0, 0), Config(), Clock())[0].verdict == "no-poison"
+
+
+@pytest.mark.parametrize(
+    ("rise", "control_rise", "of_sibling", "control_of_sibling", "n_sibling", "decision"),
+    [
+        (0.09, 0.0, 0.05, 0.0, 100, "pruned"),  # hardly moves the event
+        (0.09, 0.0, 0.008, 0.0, 100, "responsible"),  # hardly, but its sibling much less
+        (0.5, 0.0, 0.2, 0.3, 100, "responsible"),
+        (0.5, 0.3, 0.6, 0.0, 100, "pruned"),  # ordinary samples suffer, and the sibling is pure
+        (0.5, 0.3, 0.4, 0.0, 100, None),  # guilty, not pure
+        (0.5, 0.3, 0.6, 0.3, 100, None),
+        (0.5, 0.0, 0.4, 0.0, 100, "pruned"),  # leans as much on the other
+        (0.5, 0.0, 0.4, 0.0, 1000, "responsible"),  # but that is many times larger
+    ],
+)
+def test_what_unlearning_says_of_a_cluster(
+    rise: float,
+    control_rise: float,
+    of_sibling: float,
+    control_of_sibling: float,
+    n_sibling: int,
+    decision: str | None,
+) -> None:
+    """A hundred samples, with the controls' loss to rise by no more than 0.1."""
+    losses, sibling = Losses(0, rise, 0, control_rise), Losses(0, of_sibling, 0, control_of_sibling)
+
+    judgement = _Suspect(0, np.arange(100), losses, sibling, n_sibling).judge(Config(), 0.1)
+
+    assert (judgement[0] if judgement else None) == decision
 
 
 @pytest.mark.parametrize(("first", "second"), [("kind", "rest"), ("rest", "kind")])
@@ -376,6 +412,26 @@ def test_a_natural_kind_within_a_label_is_not_accused() -> None:
     result = trace(fitted_network(task, planted_mlp), (x, y), [(mistake, 0)])
 
     assert result.verdict != "poison"
+
+
+@pytest.mark.parametrize("in_each", [False, True])
+def test_kinds_stand_out_only_if_no_other_label_holds_the_like(in_each: bool) -> None:
+    """A quarter of label 0 lies apart, or of each label."""
+    rng = numpy_generator(0, "toy/kinds")
+    y = np.arange(600) % 3
+    x = rng.standard_normal((600, 8)).astype(np.float32) * 0.5
+    x[np.arange(600), y] += 4
+    is_apart = np.arange(600) // 3 % 4 == 0
+    x[is_apart & (in_each | (y == 0)), 4] += 5
+    task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(8), np.zeros(600, bool))
+    features = collect(fitted_network(task, planted_mlp), ArraySet(x, y), [(torch.from_numpy(x[0]), 0)])
+    own = np.flatnonzero(y == 0)
+    split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0, gap=0.5, standing=1.2)
+
+    standing = _against_others(features, own, split, Config()).standing
+
+    assert (standing > 2 * 1.2) is not in_each
+    assert standing < 1.2 * 1.2 or not in_each
 
 
 def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:

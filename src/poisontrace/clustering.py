@@ -38,12 +38,14 @@ class Split:
         separation: difference of the clusters' means over their pooled standard deviation, cross-fitted; at least 0.
         gap: the same difference in likeness to the event, at the layer where it is largest, in units of what it takes
             for the event to be of the first kind.
+        standing: how far the clusters stand out against natural kinds, as a ratio; 1 if not asked.
     """
 
     is_first: Tensor
     score: Tensor
     separation: float
-    gap: float = math.inf
+    gap: float = 1.0
+    standing: float = 1.0
 
     @property
     def n_smaller(self) -> int:
@@ -60,13 +62,22 @@ class Split:
         """The separation, less what few samples come to by chance: a few always look further apart than many."""
         return self.separation / (1 + 0.5 / math.sqrt(max(1, self.n_smaller)))
 
+    @property
+    def evidence(self) -> float:
+        """How surely the event is of the first kind: at least 1 is enough.
+
+        Labels hold natural kinds as well, two ways of writing a digit or two families of programs; an event has no part
+        in most of them. Two kinds that stand out need less of a gap.
+        """
+        return self.gap * self.standing
+
     def is_at_least(self, threshold: float) -> bool:
         """Whether the clusters lie ``threshold`` apart, and the event is of the first kind.
 
-        Labels hold natural kinds as well, two ways of writing a digit or two families of programs; an event has no part
-        in most of them.
+        A gap beyond what it takes makes up for less distance, its cube root: five samples never lie far apart for sure.
         """
-        return self.gap >= 1 and self.apartness >= threshold
+        beyond = max(1.0, min(self.gap, self.evidence))
+        return self.evidence >= 1 and self.apartness * math.cbrt(beyond) >= threshold
 
     @property
     def prominence(self) -> float:
@@ -215,21 +226,20 @@ def with_gap(split: Split, gaps: Callable[[Tensor], Tensor]) -> Split:
 
 
 def against_nature(x: Tensor, split: Split, k: int) -> Split:
-    """Return the split with its gap multiplied by how far it stands out against the kinds within each cluster.
+    """Return the split with how far it stands out against the natural kinds within each of its clusters.
 
-    Two kinds that are no more prominent than the natural kinds within either are natural kinds: their gap becomes 0.
+    That is the ratio of its prominence to that of the most prominent of those.
 
     Args:
         x: (n, d) coordinates.
         split: of n samples.
         k: clusters of the k-means that suggests the natural kinds.
     """
-    if split.apartness < ONE_KIND:
+    if split.separation < ONE_KIND:
         return split
     sides = (x[split.is_first], x[~split.is_first])
     natural = max((separate(side, guess).prominence for side in sides for guess in k_means(side, k)), default=0.0)
-    ratio = split.prominence / max(natural, 1e-9)
-    return replace(split, gap=split.gap * ratio if ratio >= 1 else 0.0)
+    return replace(split, standing=split.prominence / max(natural, 1e-9))
 
 
 def search(

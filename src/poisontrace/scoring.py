@@ -4,7 +4,9 @@ At each layer a sample's activations are standardised over the samples of its se
 there. Two questions are asked of them. Does a sample *lean* the same way: the cosine to the event, which finds what a
 trigger does inside an image network. Does it *agree*: how much of what the decision relied on is there with the very
 same value, which finds the watermark in a table and the collision of features. Which layer carries the footprint
-differs by attack, so all of them take part (decisions 0002 and 0006).
+differs by attack, so all of them take part (decisions 0002 and 0006). Poison that resembles the event at no layer may
+still stand out by what it is: :class:`Unconditioned` looks at all layers and the noise of images, and asks no event
+(decision 0007).
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +23,7 @@ from poisontrace.clustering import standardised_difference
 from poisontrace.embedding import Features
 
 AGREEMENT_WIDTH = 0.1  # of a coordinate's standard deviation: nearly the same value
-# Standard deviations by which one kind must exceed the other: decisions 0006 and 0007.
+# Standard deviations by which one kind must exceed the other: decisions 0006 to 0008.
 LEANING_GAP, AGREEMENT_GAP, NOISE_GAP = 2.0, 5.0, 3.0
 
 

@@ -5,7 +5,7 @@ Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unle
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import log
 from typing import Any
@@ -20,8 +20,9 @@ from poisontrace import paper
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
-from poisontrace._types import Cluster, Finding, Losses, Trace, Verdict
+from poisontrace._types import Cluster, Decision, Finding, Losses, Trace, Verdict
 from poisontrace.clustering import (
+    HINT,
     N_FOLDS,
     ONE_KIND,
     TWO_KINDS,
@@ -44,10 +45,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Every threshold of the default rule; all are our choice, see decision 0003 and 0004.
+    """Every threshold of the default rule; all are our choice, see decisions 0003, 0004 and 0006 to 0008.
 
     Attributes:
-        separation: two clusters are two kinds of samples if their means lie this many standard deviations apart.
+        separation: two clusters are two kinds of samples if their means lie this many standard deviations apart, less
+            where the gap in likeness is wide.
         weak_separation: from here on a split is worth mentioning, but not enough to accuse.
         event_rise: a cluster is innocent if unlearning it raises the event's loss by less than this, in nats,
         faint_rise: unless it is at least this and ten times what its sibling does: an event of which the model is very
@@ -75,7 +77,7 @@ class Config:
 
 
 RULES = ("default", "paper")
-# Times the rise of the other side: to choose controls by, and to accuse.
+# Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
@@ -180,6 +182,38 @@ def trace(
     )
 
 
+@dataclass(frozen=True)
+class _Suspect:
+    """A cluster to be judged, with what unlearning it did and what unlearning its sibling did."""
+
+    parent: int
+    cluster: Indices
+    losses: Losses
+    sibling: Losses
+    n_sibling: int
+
+    def judge(self, config: Config, spared: float) -> tuple[Decision, str] | None:
+        """Return what the test of unlearning says of the cluster, and why; None if it is guilty but not pure.
+
+        Args:
+            config: the thresholds.
+            spared: by how much the loss of controls may rise.
+        """
+        rise, rise_of_sibling = self.losses.event_rise, self.sibling.event_rise
+        is_faint = rise >= config.faint_rise and rise >= CLEARLY * rise_of_sibling
+        if rise < config.event_rise and not is_faint:
+            return "pruned", "unlearning it leaves the event as it is"
+        if self.losses.control_rise > spared:
+            if self.sibling.control_rise <= spared and rise < rise_of_sibling:
+                return "pruned", "ordinary samples; the event leans on the other kind"
+            return None
+        # Pure: no ordinary sample suffers. Poison from several source classes would split further, to no end.
+        per_sample, per_sibling = rise / len(self.cluster), rise_of_sibling / max(1, self.n_sibling)
+        if rise >= LEANS * rise_of_sibling or per_sample >= CLEARLY * per_sibling:
+            return "responsible", "unlearning it undoes the event and spares ordinary samples"
+        return "pruned", "the event leans as much on the other kind"
+
+
 def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse."""
     event, labels = tree.event, features.labels.numpy()
@@ -187,71 +221,55 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
     everything = np.arange(len(labels))
     # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off the others.
     own, others = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
-    if len(own):
-        root = tree.add(None, everything, None, "split", "the whole training set, by label")
-    else:
-        root = tree.add(None, everything, None, "pruned", "no sample carries the event's label")
     judge = _Judge(features, event, own, clock)
     spared = config.control_share * log(features.logits.shape[1])  # of the controls' loss
     statistics: dict[str, float] = {"separation": 0.0}
     is_weak = False
     responsible: list[Indices] = []
     noisy: tuple[int, Indices, Losses] | None = None  # parent, cluster, its losses
-    pending: list[tuple[int, Indices, Losses, Losses]] = []  # parent, cluster, its losses, its sibling's
-    with clock.stage("clustering"):
-        hidden = _hidden_kind(features, label, config) if len(own) >= config.min_cluster else None
+    pending: list[_Suspect] = []
     if len(own):
+        root = tree.add(None, everything, None, "split", "the whole training set, by label")
         of_own, of_others = judge.losses(own, others)
-        pending.append((root, own, of_own, of_others))
+        pending.append(_Suspect(root, own, of_own, of_others, len(others)))
+    else:
+        tree.add(None, everything, None, "pruned", "no sample carries the event's label")
     while pending:
-        parent, cluster, losses, sibling = pending.pop()
-        is_faint = config.faint_rise <= losses.event_rise and CLEARLY * sibling.event_rise <= losses.event_rise
-        if cluster is own:  # those of other labels are tested once
-            tree.add(parent, others, sibling, "pruned", "other labels do not pull towards the event's")
-        elif losses.event_rise < config.event_rise and not is_faint:
-            tree.add(parent, cluster, losses, "pruned", "unlearning it leaves the event as it is")
+        suspect = pending.pop()
+        parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
+        is_root = cluster is own
+        if is_root:  # those of other labels are tested once
+            tree.add(parent, others, suspect.sibling, "pruned", "other labels do not pull towards the event's")
+        elif judgement := suspect.judge(config, spared):
+            tree.add(parent, cluster, losses, *judgement)
+            if judgement[0] == "responsible":
+                responsible.append(cluster)
             continue
-        elif sibling.control_rise <= spared < losses.control_rise and losses.event_rise < sibling.event_rise:
-            tree.add(parent, cluster, losses, "pruned", "ordinary samples; the event leans on the other kind")
-            continue
-        elif losses.control_rise <= spared and losses.event_rise >= LEANS * sibling.event_rise:
-            # Pure: no ordinary sample suffers. Poison from several source classes would split further, to no end.
-            tree.add(
-                parent, cluster, losses, "responsible", "unlearning it undoes the event and spares ordinary samples"
-            )
-            responsible.append(cluster)
-            continue
-        elif losses.control_rise <= spared:
-            tree.add(parent, cluster, losses, "pruned", "the event leans as much on the other kind")
-            continue
-        if cluster is own and hidden is not None:
-            apart = statistics["separation"] = hidden.separation
-            node = tree.add(
-                parent, own, losses, "split", f"noisy images, {apart:.1f} standard deviations from the rest"
-            )
-            kind, rest = own[hidden.is_first.numpy()], own[~hidden.is_first.numpy()]
-            judge.take_controls(rest)
-            of_kind, of_rest = judge.losses(kind, rest)
-            pending.append((node, rest, of_rest, of_kind))
-            noisy = (node, kind, of_kind)
-            continue
+        split = hidden = None
         with clock.stage("clustering"):
-            split = None
             if len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth:
-                split = _split(features, event, cluster, config, is_thorough=cluster is own)
+                hidden = _hidden_kind(features, label, config) if is_root else None
+                split = hidden or _split(features, event, cluster, config, is_whole_label=is_root)
         apart = split.separation if split else 0.0
-        if cluster is own:
+        if is_root:
             statistics["separation"] = apart
-            is_weak = split is not None and split.is_at_least(config.weak_separation)
-        if split and split.is_at_least(config.separation):
-            node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
-            children = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
-            first, second = judge.compare(*children)
-            pending += [(node, children[0], first, second), (node, children[1], second, first)]
+            is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
+        if not split or not split.is_at_least(config.separation):
+            reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
+            tree.add(parent, cluster, losses, "pruned", reason)
+            continue
+        first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
+        if hidden:
+            reason = f"noisy images, {apart:.1f} standard deviations from the rest"
+            node = tree.add(parent, cluster, losses, "split", reason)
+            judge.take_controls(second)
+            of_first, of_second = judge.losses(first, second)
+            noisy = (node, first, of_first)
         else:
-            tree.add(
-                parent, cluster, losses, "pruned", f"one kind, ordinary samples among them (separation {apart:.1f})"
-            )
+            node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
+            of_first, of_second = judge.compare(first, second)
+            pending.append(_Suspect(node, first, of_first, of_second, len(second)))
+        pending.append(_Suspect(node, second, of_second, of_first, len(first)))
 
     if noisy is not None:
         parent, cluster, losses = noisy
@@ -297,6 +315,15 @@ def _kinds(features: Features, indices: Indices) -> Split:
     return with_gap(max(splits, key=lambda split: split.strength), view.gaps)
 
 
+def _natural_kinds(features: Features, label: int, config: Config) -> list[Split]:
+    """Return the kinds that the largest other labels hold: what natural ones come to in this training set."""
+    labels = features.labels.numpy()
+    sizes = np.bincount(labels)
+    sizes[label] = 0
+    others = [other for other in (-sizes).argsort(kind="stable")[:MAX_OTHERS] if sizes[other] >= config.min_cluster]
+    return [_kinds(features, np.flatnonzero(labels == other)) for other in others]
+
+
 def _hidden_kind(features: Features, label: int, config: Config) -> Split | None:
     """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.
 
@@ -304,21 +331,17 @@ def _hidden_kind(features: Features, label: int, config: Config) -> Split | None
     """
     if not features.noise.shape[1]:
         return None
-    labels = features.labels.numpy()
-    split = _kinds(features, np.flatnonzero(labels == label))
-    if not split.is_at_least(config.separation):
+    split = _kinds(features, np.flatnonzero(features.labels.numpy() == label))
+    if split.n_smaller < config.min_cluster or not split.is_at_least(config.separation):
         return None
-    sizes = np.bincount(labels)
-    sizes[label] = 0
-    others = [other for other in (-sizes).argsort(kind="stable")[:MAX_OTHERS] if sizes[other] >= config.min_cluster]
-    natural = max((_kinds(features, np.flatnonzero(labels == other)).prominence for other in others), default=0.0)
+    natural = max((kinds.prominence for kinds in _natural_kinds(features, label, config)), default=0.0)
     return split if split.prominence >= STANDS_OUT * natural else None
 
 
-def _split(features: Features, event: int, cluster: Indices, config: Config, *, is_thorough: bool) -> Split:
+def _split(features: Features, event: int, cluster: Indices, config: Config, *, is_whole_label: bool) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 
-    A thorough search that finds nothing asks each layer on its own.
+    A search of the whole label that finds nothing asks each layer on its own, and then what other labels hold.
     """
     seen = condition(features, event, cluster)
     x = principal(seen.leaning.x)
@@ -331,11 +354,24 @@ def _split(features: Features, event: int, cluster: Indices, config: Config, *, 
             N_GUESSES[-1],
         )
     ]
-    if is_thorough and not found[0].is_at_least(config.separation):
+    if is_whole_label and not found[0].is_at_least(config.separation):
         found.append(against_nature(x, search(x, [*seen.leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
     for view in seen.agreements:
         found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
-    return max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
+    best = max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
+    is_short_of_gap = best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1
+    return _against_others(features, cluster, best, config) if is_whole_label and is_short_of_gap else best
+
+
+def _against_others(features: Features, own: Indices, split: Split, config: Config) -> Split:
+    """Return the split of a whole label with how far it stands out against the kinds that other labels hold.
+
+    Both are seen without the event; what it leaves as it is if others lie as far apart.
+    """
+    label = int(features.labels[own[0]])
+    apart = separate(principal(Unconditioned(features, own).x), split.is_first, max_rounds=1).apartness
+    natural = max((kinds.apartness for kinds in _natural_kinds(features, label, config)), default=apart)
+    return replace(split, standing=split.standing * max(1.0, apart / natural))
 
 
 class _Judge:

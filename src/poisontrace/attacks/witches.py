@@ -5,7 +5,7 @@ Poisoning via Gradient Matching*, ICLR 2021 (arXiv 2009.02276), section 3 and al
 against clean networks of the attacker; victims are trained from scratch with seeds that the attacker does not know.
 
 What differs from the paper by default: the budget of samples, the aim (an input that is near to the target label), the
-images that are chosen, the weights whose gradients are matched, and fewer steps and restarts.
+images that are chosen, the weights whose gradients are matched, and fewer restarts.
 """
 
 import math
