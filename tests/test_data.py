@@ -8,11 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tasks import Pairs, toy_images, toy_rows
+from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from poisontrace import data
 from poisontrace._errors import InvalidInputError
-from poisontrace.data import ArraySet, IndexedSet
+from poisontrace._rng import torch_generator
+from poisontrace.data import ArraySet, IndexedSet, crop_and_flip
 
 # Inputs
 
@@ -227,3 +229,20 @@ def test_events_that_break_a_rule_are_refused(events: Any, message: str) -> None
 
 
 # Named data sets
+
+
+def test_augmentation_shifts_and_flips() -> None:
+    """Each image on its own, after zero padding; without either nothing changes."""
+    x = torch.rand(200, 3, 8, 8, generator=torch_generator(0, "test/images"))
+    generator = torch_generator(0, "test")
+
+    assert torch.equal(crop_and_flip(x, 0, 0.0, generator), x)
+    assert torch.equal(crop_and_flip(x, 0, 1.0, generator), x.flip(3))
+    is_flipped = (crop_and_flip(x, 0, 0.5, generator) != x).flatten(1).any(1)
+    assert 50 < int(is_flipped.sum()) < 150
+    padded = functional.pad(x, (1, 1, 1, 1))
+    crops = [padded[:, :, row : row + 8, column : column + 8] for row in range(3) for column in range(3)]
+    is_crop = torch.stack([(crop == crop_and_flip(x, 1, 0.0, generator)).flatten(1).all(1) for crop in crops])
+    assert not is_crop.all(1).any()
+    shifted = crop_and_flip(x, 1, 0.0, generator)
+    assert torch.stack([(crop == shifted).flatten(1).all(1) for crop in crops]).any(0).all()

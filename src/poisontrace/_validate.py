@@ -1,5 +1,6 @@
 """Checks at the public boundary; every message names the argument, the rule, what was got and the way out."""
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,22 @@ def check_rate(rate: float) -> float:
     if not 0 < rate < 1:
         raise InvalidInputError(f"'rate' must be a fraction in (0, 1) (got {rate!r}). For five percent pass 0.05.")
     return rate
+
+
+def check_at_least(least: int, **numbers: int) -> None:
+    """Refuse numbers, by the names of their arguments, that are smaller."""
+    for name, number in numbers.items():
+        if number < least:
+            raise InvalidInputError(
+                f"'{name}' must be at least {least} (got {number}). Leave it out for the usual one."
+            )
+
+
+def check_positive(**numbers: float) -> None:
+    """Refuse numbers, by the names of their arguments, that are not above 0, or infinite."""
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise InvalidInputError(f"'{name}' must be above 0 (got {number}). Leave it out for the usual one.")
 
 
 def _is_finite_float32(x: NDArray[Any]) -> NDArray[np.bool_]:

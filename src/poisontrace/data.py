@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._validate import check_file, check_inputs, check_labels, read_npz
@@ -33,6 +34,27 @@ def to_inputs(x: NDArray[Any]) -> Tensor:
     if x.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).to(torch.float32).div_(255)
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+def crop_and_flip(x: Tensor, shift: int, flip: float, generator: torch.Generator) -> Tensor:
+    """Augment each image on its own: a random crop after zero padding, then a left-right flip; differentiable in ``x``.
+
+    Args:
+        x: (n, channels, height, width).
+        shift: pixels of padding on each side; 0 crops nothing.
+        flip: chance of a flip; 0 flips nothing.
+        generator: of the random numbers; what is switched off draws none.
+    """
+    n, _, height, width = x.shape
+    if shift:
+        padded = functional.pad(x, (shift,) * 4)
+        rows = torch.randint(2 * shift + 1, (n, 1), generator=generator) + torch.arange(height)
+        columns = torch.randint(2 * shift + 1, (n, 1), generator=generator) + torch.arange(width)
+        x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if flip:
+        is_flipped = torch.rand(n, generator=generator) < flip
+        x = torch.where(is_flipped[:, None, None, None], x.flip(3), x)
+    return x
 
 
 class TrainSet(Protocol):

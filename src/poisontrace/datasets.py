@@ -223,13 +223,7 @@ def _malware_rows(name: str) -> Dataset:
     Equal rows are counted as the model sees them, after the logarithm. Columns of one value throughout are left out.
     """
     rows = MALWARE_ROWS[name]
-    path = _find(rows.file)
-    if path is None:
-        raise StoreError(
-            f"'dataset' must be on disk (got no {rows.file} for {name!r}). Put the file, with the arrays X (n, d), "
-            f"y (n,) with 1 for malware and feature_names (d,) made from {rows.source}, into a folder and name that "
-            "folder in POISONTRACE_DATA."
-        )
+    path = _need(rows.file, f"arrays X, y (1 for malware) and feature_names of {name!r}", rows.source)
     arrays = read_npz(path, "dataset", required=("X", "y", "feature_names"))
     x, y, names = arrays["X"], arrays["y"], arrays["feature_names"]
     if x.ndim != 2 or y.shape != x.shape[:1] or names.shape != x.shape[1:] or not np.isin(y, (0, 1)).all():

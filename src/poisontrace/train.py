@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import torch_generator
-from poisontrace.data import to_inputs
+from poisontrace.data import crop_and_flip, to_inputs
 from poisontrace.models import Normalise
 
 
@@ -32,20 +32,6 @@ class Recipe:
         """Refuse a recipe that trains nothing."""
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
             raise InvalidInputError(f"'recipe' must have epochs >= 1, batch_size >= 2 and lr > 0 (got {self}).")
-
-
-def _augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Crop and flip each image of (b, c, h, w) on its own."""
-    n, _, height, width = x.shape
-    if recipe.shift:
-        padded = functional.pad(x, (recipe.shift,) * 4)
-        rows = torch.randint(2 * recipe.shift + 1, (n, 1), generator=generator) + torch.arange(height)
-        columns = torch.randint(2 * recipe.shift + 1, (n, 1), generator=generator) + torch.arange(width)
-        x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if recipe.flip:
-        is_flipped = torch.rand(n, generator=generator) < 0.5
-        x = torch.where(is_flipped[:, None, None, None], x.flip(3), x)
-    return x
 
 
 def fit(
@@ -98,7 +84,8 @@ def fit(
         for batch in torch.split(shuffled[: steps_per_epoch * recipe.batch_size], recipe.batch_size):
             x_batch = inputs[batch]
             if is_image:
-                x_batch = _augment(x_batch, recipe, augmentation).contiguous(memory_format=torch.channels_last)
+                x_batch = crop_and_flip(x_batch, recipe.shift, 0.5 * recipe.flip, augmentation)
+                x_batch = x_batch.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=is_image):
                 logits = model(x_batch.to(device))
             loss = functional.cross_entropy(logits.float(), labels[batch].to(device))

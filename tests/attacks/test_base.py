@@ -87,7 +87,7 @@ def test_labels_change_only_to_the_target(name: str) -> None:
 @pytest.mark.parametrize("n_channels", [1, 3])
 def test_form_and_type_are_kept(name: str, n_channels: int) -> None:
     """Poisoned inputs have the dtype and the shape of the benign ones."""
-    attack, x, y = toy_attack(name, 40, side=16, n_channels=n_channels, rate=0.1)
+    attack, x, y = toy_attack(name, 40, side=16, n_channels=n_channels, rate=0.1, seed=2)  # which finds an aim
 
     poisoned = attack.poison(x, y)
 

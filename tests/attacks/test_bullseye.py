@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from tasks import DIGITS_PLAN, toy_attack
 
 from poisontrace import incidents
-from poisontrace._errors import PoisontraceError
+from poisontrace._errors import InvalidInputError, PoisontraceError
 from poisontrace.attacks import BullseyePolytope
 from poisontrace.attacks.targeted import Targeted
 from poisontrace.data import to_inputs
@@ -74,3 +75,10 @@ def test_the_attack_really_works_and_a_no_op_does_not() -> None:
     assert victims >= 3
     assert twins == 0
     assert _n_successes(_NoOp) == (0, 0)
+
+
+@pytest.mark.parametrize(("option", "value", "rule"), [("steps", 0, "at least 1"), ("lr", 0.0, "above 0")])
+def test_options_that_leave_nothing_to_do_are_refused(option: str, value: float, rule: str) -> None:
+    """The message names the option and the way out."""
+    with pytest.raises(InvalidInputError, match=rf"'{option}' must be {rule} \(got {value}\)\. Leave it out"):
+        BullseyePolytope(**{option: value})

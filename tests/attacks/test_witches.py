@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import DIGITS_PLAN, toy_attack, toy_images
+from tasks import DIGITS_PLAN, toy_attack
 from torch.nn import functional
 
 from poisontrace import incidents
 from poisontrace._errors import InvalidInputError, PoisontraceError
-from poisontrace._rng import torch_generator
 from poisontrace.attacks import WitchesBrew
-from poisontrace.attacks.witches import _augment
 from poisontrace.data import to_inputs
 
 SEEDS = range(5)
@@ -130,23 +128,6 @@ def test_the_images_with_the_largest_gradients_are_candidates() -> None:
     assert len(candidates) == 10
     assert set(candidates) < set(of_target)
     assert min(map(norm, candidates)) >= max(map(norm, set(of_target) - set(candidates))) - 1e-4
-
-
-def test_augmentation_shifts_and_flips() -> None:
-    """Each image on its own, after zero padding; without either nothing changes."""
-    x = to_inputs(toy_images(200)[0])
-    generator = torch_generator(0, "test")
-
-    assert torch.equal(_augment(x, 0, 0.0, generator), x)
-    assert torch.equal(_augment(x, 0, 1.0, generator), x.flip(3))
-    is_flipped = (_augment(x, 0, 0.5, generator) != x).flatten(1).any(1)
-    assert 50 < int(is_flipped.sum()) < 150
-    padded = functional.pad(x, (1, 1, 1, 1))
-    crops = [padded[:, :, row : row + 8, column : column + 8] for row in range(3) for column in range(3)]
-    is_crop = torch.stack([(crop == _augment(x, 1, 0.0, generator)).flatten(1).all(1) for crop in crops])
-    assert not is_crop.all(1).any()
-    shifted = _augment(x, 1, 0.0, generator)
-    assert torch.stack([(crop == shifted).flatten(1).all(1) for crop in crops]).any(0).all()
 
 
 @pytest.mark.parametrize(("option", "value"), [("steps", 0), ("restarts", 0), ("layers", -1), ("shift", -1)])

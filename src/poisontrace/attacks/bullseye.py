@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poisontrace._validate import check_at_least, check_positive
 from poisontrace.attacks.targeted import Targeted, to_images
 from poisontrace.data import to_inputs
 
@@ -33,6 +34,12 @@ class BullseyePolytope(Targeted):
     eps: int = 25
     steps: int = 400
     lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that leave nothing to do."""
+        super().__post_init__()
+        check_at_least(1, steps=self.steps)
+        check_positive(lr=self.lr)
 
     def craft(self, x: NDArray[Any], y: NDArray[np.int64], chosen: NDArray[np.int64], target: int) -> NDArray[Any]:
         """Move the chosen images within the budget until the mean of their features is that of the aim."""

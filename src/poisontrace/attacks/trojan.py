@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator, torch_generator
+from poisontrace._validate import check_at_least, check_positive
 from poisontrace.attacks.base import Attacker
 from poisontrace.attacks.patch import Patch
 from poisontrace.data import to_inputs
@@ -57,11 +58,8 @@ class Trojan(Patch):
     def __post_init__(self) -> None:
         """Refuse an optimisation that finds nothing."""
         super().__post_init__()
-        for name, value in (("n_neurons", self.n_neurons), ("steps", self.steps)):
-            if value < 1:
-                raise InvalidInputError(f"'{name}' must be at least 1 (got {value}). Leave it out for the usual one.")
-        if not 0 < self.lr < float("inf"):
-            raise InvalidInputError(f"'lr' must be above 0 (got {self.lr!r}). Leave it out for the usual one.")
+        check_at_least(1, n_neurons=self.n_neurons, steps=self.steps)
+        check_positive(lr=self.lr)
 
     def prepare(self, attacker: Attacker) -> Self:
         """Optimise the patch on the attacker's network; of several sets of neurons, take one that does not evade.

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import torch_generator
+from poisontrace._validate import check_at_least, check_positive
 from poisontrace.attacks.targeted import Aim, Targeted, in_batches, to_images
-from poisontrace.data import to_inputs
+from poisontrace.data import crop_and_flip, to_inputs
 
 # Images whose mean gradient is matched at once. What they have in common is then hidden in none of them.
 BATCH = 100
@@ -87,14 +88,9 @@ class WitchesBrew(Targeted):
     def __post_init__(self) -> None:
         """Refuse numbers that leave nothing to do."""
         super().__post_init__()
-        for name, value, least in (
-            ("steps", self.steps, 1),
-            ("restarts", self.restarts, 1),
-            ("layers", self.layers, 0),
-            ("shift", self.shift, 0),
-        ):
-            if value < least:
-                raise InvalidInputError(f"'{name}' must be at least {least} (got {value}).")
+        check_at_least(1, steps=self.steps, restarts=self.restarts)
+        check_positive(lr=self.lr)
+        check_at_least(0, layers=self.layers, shift=self.shift)
         if not 0 < self.nearest <= 1:
             raise InvalidInputError(f"'nearest' must be a fraction in (0, 1] (got {self.nearest}). 1 takes them all.")
 
@@ -154,7 +150,7 @@ class WitchesBrew(Targeted):
         optimiser = torch.optim.Adam([delta], lr=self.lr)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [int(part * self.steps) for part in DECAYS])
         for step in range(self.steps):
-            moved = _augment(benign + delta, self.shift, self.flip, generator)
+            moved = crop_and_flip(benign + delta, self.shift, self.flip, generator)
             # One network a step, in turn: an ensemble then costs no more than one network.
             loss = matches[step % len(matches)].loss(moved, labels)
             delta.grad = torch.autograd.grad(loss, delta)[0].sign()
@@ -165,14 +161,3 @@ class WitchesBrew(Targeted):
         images = to_images((benign + delta.detach()).clamp(0, 1))
         losses = [float(match.loss(to_inputs(images), labels).detach()) for match in matches]
         return sum(losses) / len(losses), images
-
-
-def _augment(x: Tensor, shift: int, flip: float, generator: torch.Generator) -> Tensor:
-    """Crop each image (b, c, h, w) at random after zero padding, and flip some; differentiable in ``x``."""
-    n, _, height, width = x.shape
-    padded = functional.pad(x, (shift,) * 4)
-    rows = torch.randint(2 * shift + 1, (n, 1), generator=generator) + torch.arange(height)
-    columns = torch.randint(2 * shift + 1, (n, 1), generator=generator) + torch.arange(width)
-    is_flipped = torch.rand((n, 1), generator=generator) < flip
-    columns = torch.where(is_flipped, columns.flip(1), columns)
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
