@@ -113,6 +113,29 @@ def test_a_victim_the_attack_failed_on_is_listed_and_in_no_mean(tmp_path: Path) 
         assert f"{line}\n" in page
 
 
+def test_the_summary_is_one_line_an_attack_over_all_its_data(tmp_path: Path) -> None:
+    """Failed victims and the paper's rule are left out; the floor takes both means."""
+    rows = [
+        trace_row(),
+        trace_row(seed=1, precision=0.97),
+        trace_row(rate=0.1, recall=0.91),
+        trace_row(seed=2, succeeded=False, precision=0.0),
+        trace_row(rule="paper", precision=0.0),
+        trace_row(attack="trojan", precision=0.983),
+        trace_row(attack="bullseye", recall=0.967),
+    ]
+
+    page = page_of(tmp_path, rows)
+
+    head, _, *lines = page.split("generated: summary -->\n")[1].split("\n<!--")[0].splitlines()
+    assert head.endswith("| at least 0.984 / 0.968 |")
+    assert lines == [
+        "| badnets | 3 | 3 | 0.990 | 0.970 | 1.000 / 0.910 | yes |",
+        "| bullseye | 1 | 1 | 1.000 | 0.967 | 1.000 / 0.967 | no |",
+        "| trojan | 1 | 1 | 0.983 | 1.000 | 0.983 / 1.000 | no |",
+    ]
+
+
 def test_an_attack_that_never_succeeded_has_a_line(tmp_path: Path) -> None:
     """Dashes stand for what no victim gave."""
     plan = {"attack": "badnets", "dataset": "cifar10", "rate": 0.0025, "n_train": 2000, "training": "transfer"}
