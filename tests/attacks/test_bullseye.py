@@ -30,19 +30,23 @@ def test_no_pixel_leaves_the_budget() -> None:
         assert change.max() >= eps // 2
 
 
-def test_the_poisons_surround_the_aim() -> None:
-    """The mean of their features comes much nearer to the aim's than that of the same images before."""
-    attack, x, y = toy_attack("bullseye", rate=0.1, eps=60)
+@pytest.mark.parametrize(("layers", "blocks"), [(1, (-1,)), (3, (-1, -2, -3)), (99, (-1, -2))])
+def test_the_poisons_surround_the_aim(layers: int, blocks: tuple[int, ...]) -> None:
+    """The mean of their features comes much nearer to the aim's than that of the same images before, at each layer."""
+    attack, x, y = toy_attack("bullseye", rate=0.1, eps=60, layers=layers)
     assert isinstance(attack, Targeted)
     poisoned = attack.poison(x, y)
-    extractor = attack.ready().models[0][:-1]
+    network = attack.ready().models[0]
 
-    def distance(images: NDArray[Any]) -> float:
+    def distance(images: NDArray[Any], block: int) -> float:
+        extractor = network[: len(network) - 1 + block + 1]
         with torch.no_grad():
             gap = extractor(to_inputs(images)).mean(0) - extractor(to_inputs(attack.ready().x))[0]
         return float(gap.norm())
 
-    assert distance(poisoned.x[poisoned.is_poison]) < 0.5 * distance(x[poisoned.is_poison])
+    for block in blocks:
+        most = 0.5 if block == -1 else 0.7
+        assert distance(poisoned.x[poisoned.is_poison], block) < most * distance(x[poisoned.is_poison], block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,9 @@ def test_the_attack_really_works_and_a_no_op_does_not() -> None:
     assert _n_successes(_NoOp) == (0, 0)
 
 
-@pytest.mark.parametrize(("option", "value", "rule"), [("steps", 0, "at least 1"), ("lr", 0.0, "above 0")])
+@pytest.mark.parametrize(
+    ("option", "value", "rule"), [("steps", 0, "at least 1"), ("layers", 0, "at least 1"), ("lr", 0.0, "above 0")]
+)
 def test_options_that_leave_nothing_to_do_are_refused(option: str, value: float, rule: str) -> None:
     """The message names the option and the way out."""
     with pytest.raises(InvalidInputError, match=rf"'{option}' must be {rule} \(got {value}\)\. Leave it out"):

@@ -2,7 +2,7 @@
 
 H. Aghakhani, D. Meng, Y.-X. Wang, C. Kruegel, G. Vigna, *Bullseye Polytope: A Scalable Clean-Label Poisoning Attack
 with Improved Transferability*, EuroS&P 2021 (arXiv 2005.00191), section III: the mean of the poisons' features is
-pulled to the features of the target.
+pulled to the features of the target; at several layers if the victim is to be fine-tuned, for its last one will move.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from poisontrace._validate import check_at_least, check_positive
 from poisontrace.attacks.targeted import Targeted, to_images
@@ -24,6 +25,8 @@ class BullseyePolytope(Targeted):
     Attributes:
         steps: of the optimiser (Adam) on the pixels.
         lr: its learning rate, in units of the whole pixel range.
+        layers: blocks of the extractor, from the last one, whose features are matched: 1 for a frozen one, more if the
+            victim fine-tunes it.
     """
 
     name: ClassVar[str] = "bullseye"
@@ -34,31 +37,43 @@ class BullseyePolytope(Targeted):
     eps: int = 25
     steps: int = 400
     lr: float = 0.01
+    layers: int = 1
 
     def __post_init__(self) -> None:
         """Refuse numbers that leave nothing to do."""
         super().__post_init__()
-        check_at_least(1, steps=self.steps)
+        check_at_least(1, steps=self.steps, layers=self.layers)
         check_positive(lr=self.lr)
 
     def craft(self, x: NDArray[Any], y: NDArray[np.int64], chosen: NDArray[np.int64], target: int) -> NDArray[Any]:
         """Move the chosen images within the budget until the mean of their features is that of the aim."""
         aim = self.ready()
-        extractors = [network[:-1].eval() for network in aim.models]
         benign = to_inputs(x[chosen])
         with torch.no_grad():
-            goals = [extractor(to_inputs(aim.x))[0] for extractor in extractors]
+            goals = self._features(to_inputs(aim.x))
         eps = self.eps / 255
         delta = torch.zeros_like(benign, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=self.lr)
         for _ in range(self.steps):
             moved = (benign + delta).clamp(0, 1)
             loss = torch.zeros(())
-            for extractor, goal in zip(extractors, goals, strict=True):
-                loss = loss + (extractor(moved).mean(0) - goal).square().sum() / goal.square().sum()
+            for features, goal in zip(self._features(moved), goals, strict=True):
+                loss = loss + (features.mean(0) - goal[0]).square().sum() / goal.square().sum()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             with torch.no_grad():
                 delta.clamp_(-eps, eps)
         return to_images((benign + delta.detach()).clamp(0, 1))
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """Return what the last ``layers`` blocks of each extractor make of inputs (n, ...), (n, ...) each."""
+        features: list[Tensor] = []
+        for network in self.ready().models:
+            outputs = []
+            given = x
+            for block in list(network.eval())[:-1]:
+                given = block(given)
+                outputs.append(given)
+            features += outputs[-self.layers :]
+        return features
