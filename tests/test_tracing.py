@@ -289,8 +289,7 @@ def natural_mistakes(clean_victim: tuple[Any, ...]) -> list[Trace]:
 def test_most_natural_mistakes_of_a_clean_victim_accuse_nobody(natural_mistakes: list[Trace]) -> None:
     """At most one of eight noisy digits ends in "poison", and samples are accused exactly then.
 
-    Measured over four clean victims on digits: 3 of 48 noisy ones, 4 of 22 unaltered ones and 10 of 48 shifted by two
-    pixels end in "poison", nearly all at classes written in two ways (1 and 7). Zero is the aim.
+    Zero is the aim; of 13 mistakes on unaltered digits, 2 end in "poison" (decision 0008).
     """
     verdicts = [result.verdict for result in natural_mistakes]
 
