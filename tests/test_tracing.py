@@ -5,6 +5,7 @@ import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.tracing import Config, _against_others, _follow, _Judge, _Suspect
+from poisontrace.tracing import Config, _follow, _Judge, _standing_among_labels, _Suspect
 
 Event = tuple[Tensor, int]
 
@@ -389,12 +390,39 @@ def test_controls_are_taken_from_the_kind_that_the_event_does_not_need(first: st
     own = np.flatnonzero(task.y.numpy() == 0)
     sides = {"kind": own[task.is_poison[own]], "rest": own[~task.is_poison[own]]}
 
-    losses = dict(
-        zip((first, second), _Judge(features, 0, own, Clock()).compare(sides[first], sides[second]), strict=True)
-    )
+    compared = _Judge(features, 0, own, Clock()).compare(sides[first], sides[second], lambda: 0.0)
+    losses = dict(zip((first, second), compared, strict=True))
 
     assert losses["kind"].event_rise > 10 * losses["rest"].event_rise
     assert losses["kind"].control_rise < 0.01 < 0.5 < losses["rest"].control_rise
+
+
+@pytest.mark.parametrize(
+    ("rises", "standing", "is_pure"),
+    [
+        ((1.0, 11.0), 0.5, True),  # the event clearly needs the larger one
+        ((1.0, 9.0), 0.5, False),
+        ((1.0, 9.0), 1.5, True),  # and no other label holds the like
+        ((1.0, 1.4), 1.5, False),  # it hardly needs one more than the other
+    ],
+)
+def test_most_of_a_label_is_ordinary_unless_there_is_evidence(
+    monkeypatch: pytest.MonkeyPatch, rises: tuple[float, float], standing: float, is_pure: bool
+) -> None:
+    """Controls of a smaller and a larger kind come from the smaller one only if the larger one stands out."""
+    task = planted()
+    features = collect(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
+    own = np.flatnonzero(task.y.numpy() == 0)
+    smaller, larger = own[:20], own[20:]
+    judge, taken = _Judge(features, 0, own, Clock()), []
+    monkeypatch.setattr(judge, "take_controls", taken.append)
+    heads = Mock(losses=lambda hidden, labels: torch.tensor([[0.0], [rises[0]], [rises[1]]]))
+    monkeypatch.setattr(judge, "_unlearn", lambda *clusters: heads)
+
+    judge.compare(smaller, larger, lambda: standing)
+
+    assert len(taken) == 1
+    assert np.array_equal(taken[0], smaller if is_pure else larger)
 
 
 def test_a_natural_kind_within_a_label_is_not_accused() -> None:
@@ -425,12 +453,12 @@ def test_kinds_stand_out_only_if_no_other_label_holds_the_like(in_each: bool) ->
     task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(8), np.zeros(600, bool))
     features = collect(fitted_network(task, planted_mlp), ArraySet(x, y), [(torch.from_numpy(x[0]), 0)])
     own = np.flatnonzero(y == 0)
-    split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0, gap=0.5, standing=1.2)
+    split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0)
 
-    standing = _against_others(features, own, split, Config()).standing
+    standing = _standing_among_labels(features, own, split, Config())
 
-    assert (standing > 2 * 1.2) is not in_each
-    assert standing < 1.2 * 1.2 or not in_each
+    assert (standing > 2) is not in_each
+    assert standing < 1.2 or not in_each
 
 
 def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:

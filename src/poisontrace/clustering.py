@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Embedding
 
 N_FOLDS = 5
@@ -170,21 +171,6 @@ def _discriminate(x: Tensor, is_first: Tensor) -> Tensor:
         is_held_out = fold == k
         score[is_held_out] = (x[is_held_out] - mean[0]) @ direction / (gap @ direction).clamp_min(1e-12)
     return score
-
-
-def standardised_difference(values: Tensor, is_first: Tensor, *, min_variance: float = 0.0) -> Tensor:
-    """Return the difference of two clusters' means over their pooled standard deviation, a scalar.
-
-    Args:
-        values: (n,).
-        is_first: (n,) bool; 0 is returned if either side has fewer than two samples.
-        min_variance: the least pooled variance to reckon with.
-    """
-    first, second = values[is_first], values[~is_first]
-    if min(len(first), len(second)) < 2:
-        return torch.tensor(0.0)
-    variance = (first.var() * len(first) + second.var() * len(second)) / len(values)
-    return (first.mean() - second.mean()) / variance.clamp_min(max(min_variance, 1e-24)).sqrt()
 
 
 def separate(x: Tensor, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from poisontrace.clustering import standardised_difference
+from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Features
 
 AGREEMENT_WIDTH = 0.1  # of a coordinate's standard deviation: nearly the same value

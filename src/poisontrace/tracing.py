@@ -267,7 +267,8 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
             noisy = (node, first, of_first)
         else:
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
-            of_first, of_second = judge.compare(first, second)
+            standing = partial(_standing_among_labels, features, cluster, split, config)
+            of_first, of_second = judge.compare(first, second, standing)
             pending.append(_Suspect(node, first, of_first, of_second, len(second)))
         pending.append(_Suspect(node, second, of_second, of_first, len(first)))
 
@@ -360,18 +361,17 @@ def _split(features: Features, event: int, cluster: Indices, config: Config, *, 
         found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
     best = max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
     is_short_of_gap = best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1
-    return _against_others(features, cluster, best, config) if is_whole_label and is_short_of_gap else best
+    if not is_whole_label or not is_short_of_gap:
+        return best
+    return replace(best, standing=best.standing * max(1.0, _standing_among_labels(features, cluster, best, config)))
 
 
-def _against_others(features: Features, own: Indices, split: Split, config: Config) -> Split:
-    """Return the split of a whole label with how far it stands out against the kinds that other labels hold.
-
-    Both are seen without the event; what it leaves as it is if others lie as far apart.
-    """
-    label = int(features.labels[own[0]])
-    apart = separate(principal(Unconditioned(features, own).x), split.is_first, max_rounds=1).apartness
+def _standing_among_labels(features: Features, cluster: Indices, split: Split, config: Config) -> float:
+    """Return how far two kinds of one label lie apart, over the farthest that other labels hold; no event is asked."""
+    label = int(features.labels[cluster[0]])
+    apart = separate(principal(Unconditioned(features, cluster).x), split.is_first, max_rounds=1).apartness
     natural = max((kinds.apartness for kinds in _natural_kinds(features, label, config)), default=apart)
-    return replace(split, standing=split.standing * max(1.0, apart / natural))
+    return apart / natural
 
 
 class _Judge:
@@ -400,16 +400,28 @@ class _Judge:
         """Unlearn each cluster; the comparison is the same layer refitted with nothing to forget."""
         return self._losses(self._unlearn(*clusters))
 
-    def compare(self, first: Indices, second: Indices) -> list[Losses]:
-        """Unlearn two kinds; controls are taken from the one that the event clearly needs less, or the larger one."""
+    def compare(self, first: Indices, second: Indices, standing: Callable[[], float]) -> list[Losses]:
+        """Unlearn two kinds; controls are taken from the one that the event needs less.
+
+        Is that the smaller one, the difference must be clear, or the kinds must stand out, or controls are taken from
+        the larger one: ordinary samples are the most of a label unless there is evidence to the contrary.
+
+        Args:
+            first: training samples of one label.
+            second: others of the same label.
+            standing: works out how far the two stand out against other labels, above 1 if they do.
+        """
         heads = self._unlearn(first, second)
         with self._clock.stage("unlearning"):
             before, *after = heads.losses(*self._event)[:, 0].tolist()
-        of_first, of_second = (loss - before for loss in after)
-        if max(of_first, of_second) >= CLEARLY * min(of_first, of_second):
-            self.take_controls(second if of_first >= of_second else first)
-        else:
-            self.take_controls(second if len(first) <= len(second) else first)
+        (less, other), (more, needed) = sorted(
+            zip((loss - before for loss in after), (first, second), strict=True), key=lambda side: side[0]
+        )
+        if len(other) < len(needed) and more < CLEARLY * less:
+            with self._clock.stage("clustering"):
+                if more < LEANS * less or standing() <= 1:
+                    other = needed
+        self.take_controls(other)
         return self._losses(heads)
 
     def _unlearn(self, *clusters: Indices) -> Heads:
