@@ -81,6 +81,7 @@ RULES = ("default", "paper")
 CLEARLY, LEANS = 10, 1.5
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
+MIN_OTHERS = 3  # fewer say nothing
 N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
 
 
@@ -367,11 +368,16 @@ def _split(features: Features, event: int, cluster: Indices, config: Config, *, 
 
 
 def _standing_among_labels(features: Features, cluster: Indices, split: Split, config: Config) -> float:
-    """Return how far two kinds of one label lie apart, over the farthest that other labels hold; no event is asked."""
+    """Return how far two kinds of one label lie apart, over the farthest that other labels hold; no event is asked.
+
+    1 if there are hardly any other labels.
+    """
     label = int(features.labels[cluster[0]])
+    natural = [kinds.apartness for kinds in _natural_kinds(features, label, config)]
+    if len(natural) < MIN_OTHERS:
+        return 1.0
     apart = separate(principal(Unconditioned(features, cluster).x), split.is_first, max_rounds=1).apartness
-    natural = max((kinds.apartness for kinds in _natural_kinds(features, label, config)), default=apart)
-    return apart / natural
+    return apart / max(natural)
 
 
 class _Judge:
