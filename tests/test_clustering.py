@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import reference
 import torch
@@ -22,7 +21,6 @@ from poisontrace.clustering import (
     principal,
     search,
     separate,
-    standardised_difference,
     two_means,
     with_gap,
 )
@@ -130,16 +128,6 @@ def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
 
     expected = reference.discriminate(x, is_first, n_folds=N_FOLDS, ridge=clustering.RIDGE)
     torch.testing.assert_close(got.double(), expected, rtol=10 * RTOL, atol=10 * ATOL)
-
-
-def test_the_difference_is_in_pooled_standard_deviations() -> None:
-    """By hand: means 10 and 1, variances 2 and 1 over 2 and 3 samples."""
-    values, is_first = torch.tensor([9.0, 11, 0, 1, 2]), torch.tensor([True, True, False, False, False])
-
-    assert float(standardised_difference(values, is_first)) == pytest.approx(9 / np.sqrt((2 * 2 + 3 * 1) / 5))
-    assert float(standardised_difference(-values, is_first)) == pytest.approx(-9 / np.sqrt((2 * 2 + 3 * 1) / 5))
-    assert float(standardised_difference(values, is_first, min_variance=9.0)) == pytest.approx(3)
-    assert float(standardised_difference(values, torch.arange(5) < 1)) == 0.0
 
 
 @pytest.mark.parametrize("seed", range(4))
