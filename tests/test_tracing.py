@@ -25,7 +25,7 @@ from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.tracing import Config, _follow, _Judge, _standing_among_labels, _Suspect
+from poisontrace.tracing import Config, _follow, _Judge, _Kinds, _Suspect
 
 Event = tuple[Tensor, int]
 
@@ -339,7 +339,8 @@ def _noisy_features(*, n_noisy: int, of_each: bool = False) -> Features:
 
 def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
-    finding, scores = _follow(_noisy_features(n_noisy=40), Tree(0, 0), Config(), Clock())
+    features = _noisy_features(n_noisy=40)
+    finding, scores = _follow(features, Tree(0, 0), _Kinds(features, Config()), Config(), Clock())
 
     assert finding.verdict == "poison"
     assert finding.poison.tolist() == list(range(40))
@@ -350,7 +351,7 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
         _noisy_features(n_noisy=few),
         _noisy_features(n_noisy=40, of_each=True),
     ):
-        assert _follow(features, Tree(0, 0), Config(), Clock())[0].verdict == "no-poison"
+        assert _follow(features, Tree(0, 0), _Kinds(features, Config()), Config(), Clock())[0].verdict == "no-poison"
 
 
 @pytest.mark.parametrize(
@@ -442,7 +443,7 @@ def test_a_natural_kind_within_a_label_is_not_accused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_each", "n_labels", "least", "most"), [(False, 4, 2, 9), (True, 4, 0.8, 1.2), (False, 3, 1, 1)]
+    ("in_each", "n_labels", "least", "most"), [(False, 4, 1.5, 9), (True, 4, 0.8, 1.2), (False, 3, 1, 1)]
 )
 def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
     in_each: bool, n_labels: int, least: float, most: float
@@ -460,7 +461,7 @@ def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
     own = np.flatnonzero(y == 0)
     split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0)
 
-    assert least <= _standing_among_labels(features, own, split, Config()) <= most
+    assert least <= _Kinds(features, Config()).standing(own, split) <= most
 
 
 def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:
