@@ -464,6 +464,44 @@ def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
     assert least <= _Kinds(features, Config()).standing(own, split) <= most
 
 
+def _rows_with_a_kind(kind: str) -> tuple[Features, NDArray[np.int64]]:
+    """Return 400 rows of two labels, and forty of the first: marked, relabelled and marked, a family, or copies."""
+    rng = numpy_generator(0, "toy/rows")
+    y = np.arange(400) // 200
+    x = rng.standard_normal((400, 8)).astype(np.float32)
+    x[:, 0] += 4 * y
+    chosen = np.arange(40)
+    if kind == "relabelled":
+        x[chosen, 0] += 4
+    if kind == "family":
+        x[chosen, 2:6] += 2 * rng.standard_normal(4)
+    x[chosen, 7] = 5
+    if kind == "copies":
+        x[chosen] = [4, 0, 0, 0, 0, 0, 0, 5]
+    model = nn.Linear(8, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[0, 7], model.bias[0] = 1.0, 1.0
+    event = torch.tensor([4.0, 0, 0, 0, 0, 0, 0, 5])
+    return collect(model, ArraySet(x, y), [(event, 0)]), chosen
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [("marked", -0.5, 0.5), ("relabelled", -0.5, 0.5), ("family", 1.5, 9), ("copies", np.inf, np.inf)],
+)
+def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, least: float, most: float) -> None:
+    """Rows picked to carry a mark are like the rest of their label, or of the label they were taken from."""
+    features, chosen = _rows_with_a_kind(kind)
+
+    assert least <= _Kinds(features, Config()).beyond_mark(0, chosen) <= most
+
+
+def test_images_are_asked_for_no_mark() -> None:
+    """Their columns are not quantities of their own."""
+    assert _Kinds(_noisy_features(n_noisy=40), Config()).beyond_mark(0, np.arange(40)) == 0
+
+
 def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:
     """Every responsible cluster shows the two-sided signature that its reason states, natural mistakes included."""
     config = Config()

@@ -375,7 +375,7 @@ class _Kinds:
         they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
         """
         features = self._features
-        if features.is_pooled[0]:
+        if features.is_pooled[0] or features.noise.shape[1]:
             return 0.0
         label = self._labels[cluster[0]]
         siblings = np.setdiff1d(np.flatnonzero(self._labels == label), cluster)
