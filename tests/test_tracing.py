@@ -502,6 +502,41 @@ def test_images_are_asked_for_no_mark() -> None:
     assert _Kinds(_noisy_features(n_noisy=40), Config()).beyond_mark(0, np.arange(40)) == 0
 
 
+def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second trigger for the same label, and an event that alone leads nowhere but needs the first one's samples."""
+    rng = numpy_generator(0, "toy/campaigns")
+    y = np.arange(900) % 3
+    x = rng.standard_normal((900, 9)).astype(np.float32) * 0.7
+    x[np.arange(900), y] += 4
+    chosen = [np.flatnonzero(y == 1)[:40], np.flatnonzero(y == 2)[:40]]
+    for trigger, poison in zip((7, 8), chosen, strict=True):
+        x[poison, trigger] += 6
+    y[np.concatenate(chosen)] = 0
+    task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(9), np.zeros(900, bool))
+    model = fitted_network(task, lambda: nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 3)))
+    events = [(torch.tensor([0, 4, 0, 0, 0, 0, 0, 6.0, 0]), 0), (torch.tensor([0, 0, 4, 0, 0, 0, 0, 0, 6.0]), 0)]
+    faint = (torch.tensor([0, 4, 0, 0, 0, 0, 0, 5.8, 0.1]), 0)
+    alone = _follow
+
+    def blind(features: Features, tree: Tree, *rest: Any) -> Any:
+        finding, scores = alone(features, tree, *rest)
+        if tree.event < 2:
+            return finding, scores
+        return dataclasses.replace(finding, verdict="no-poison", poison=np.array([], np.int64)), scores * 0
+
+    monkeypatch.setattr(tracing, "_follow", blind)
+    result = trace(model, (x, y), [*events, faint])
+
+    assert [campaign.events for campaign in result.campaigns] == [(0, 2), (1,)]
+    for campaign, poison in zip(result.campaigns, chosen, strict=True):
+        assert campaign.poison.tolist() == poison.tolist()
+    assert [finding.verdict for finding in result.findings] == ["poison"] * 3
+    assert result.poison.tolist() == np.sort(np.concatenate(chosen)).tolist()
+    assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
+
+
 def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:
     """Every responsible cluster shows the two-sided signature that its reason states, natural mistakes included."""
     config = Config()

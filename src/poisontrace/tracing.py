@@ -21,7 +21,8 @@ from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
 from poisontrace._statistics import standardised_difference
-from poisontrace._types import Cluster, Decision, Finding, Losses, Trace, Verdict
+from poisontrace._types import Decision, Finding, Losses, Trace, Verdict
+from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import (
     HINT,
     N_FOLDS,
@@ -145,26 +146,32 @@ def trace(
 
     with clock.stage("forward pass"), _placed(model, device):
         features = collect(model, samples, pairs, layer=layer, device=device, batch_size=batch_size, progress=progress)
-    kinds = _Kinds(features, config)
+    kinds, campaigns = _Kinds(features, config), Campaigns()
     findings: list[Finding] = []
-    clusters: list[Cluster] = []
-    scores = np.zeros(len(samples), np.float32)
+    trees: list[Tree] = []
     for event in range(len(pairs)):
-        tree = Tree(event, first_id=len(clusters))
+        tree = Tree(event, first_id=sum(len(tree.clusters) for tree in trees))
         with _one_thread():
             if rule == "paper":
-                finding, event_scores = paper.follow(
+                finding, scores = paper.follow(
                     features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
                 )
             else:
-                finding, event_scores = _follow(features, tree, kinds, config, clock)
+                finding, scores = _follow(features, tree, kinds, config, clock)
+        trees.append(tree)
         findings.append(finding)
-        clusters += tree.clusters
-        if finding.verdict == "poison" or not scores.any():
-            scores = np.maximum(scores, event_scores)
+        if finding.verdict == "poison":
+            campaigns.add(event, finding, scores)
         if progress:
             progress("events traced", event + 1, len(pairs))
-
+    for event, finding in enumerate(findings):
+        if finding.verdict != "poison":
+            with _one_thread():
+                findings[event] = _adopted(features, event, finding, campaigns, config, clock)
+    clusters = [cluster for tree in trees for cluster in tree.clusters]
+    if campaigns.closed():
+        scores = campaigns.scores(len(samples))
+    findings = settled(findings, campaigns.closed())
     poison = np.unique(np.concatenate([finding.poison for finding in findings]))
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
@@ -183,7 +190,26 @@ def trace(
         warnings=tuple(_warnings(features, findings)),
         exhibits=_exhibits(samples, pairs, features, poison, scores, seed),
         ids=getattr(samples, "ids", None),
+        campaigns=tuple(campaigns.closed()),
     )
+
+
+def _adopted(
+    features: Features, event: int, finding: Finding, campaigns: Campaigns, config: Config, clock: Clock
+) -> Finding:
+    """Count an event that alone led nowhere among the campaign whose samples it needs, if there is one."""
+    own = np.flatnonzero(features.labels.numpy() == finding.label)
+    for position, campaign in enumerate(campaigns.closed()):
+        if campaign.label != finding.label:
+            continue
+        rest = np.setdiff1d(own, campaign.poison)
+        of_poison, of_rest = _Judge(features, event, rest, clock).losses(campaign.poison, rest)
+        is_moved = of_poison.event_rise >= max(config.event_rise, LEANS * of_rest.event_rise)
+        if is_moved and of_poison.control_rise <= config.control_share * log(features.logits.shape[1]):
+            campaigns.adopt(event, position)
+            rises = {"event_rise": of_poison.event_rise, "control_rise": of_poison.control_rise}
+            return replace(finding, statistics={**finding.statistics, **rises})
+    return finding
 
 
 @dataclass(frozen=True)
@@ -243,19 +269,19 @@ def _follow(
     while pending:
         suspect = pending.pop()
         parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
-        is_root = cluster is own
+        is_root, family = cluster is own, ""
         if is_root:  # those of other labels are tested once
             tree.add(parent, others, suspect.sibling, "pruned", "other labels do not pull towards the event's")
         elif judgement := suspect.judge(config, spared):
             decision, reason = judgement
             beyond = kinds.beyond_mark(event, cluster) if decision == "responsible" else 0.0
-            if beyond >= FAMILY:
-                decision, is_weak = "pruned", True
-                reason = f"a family: {beyond:.1f} standard deviations from others in more than it shares with the event"
-            tree.add(parent, cluster, losses, decision, reason)
-            if decision == "responsible":
-                responsible.append((cluster, losses))
-            continue
+            if beyond < FAMILY:
+                tree.add(parent, cluster, losses, decision, reason)
+                if decision == "responsible":
+                    responsible.append((cluster, losses))
+                continue
+            # Or several marks, of which the event carries one.
+            is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         split = hidden = None
         with clock.stage("clustering"):
             if len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth:
@@ -266,7 +292,7 @@ def _follow(
             statistics["separation"] = apart
             is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
         if not split or not split.is_at_least(config.separation):
-            reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
+            reason = family or f"one kind, ordinary samples among them (separation {apart:.1f})"
             tree.add(parent, cluster, losses, "pruned", reason)
             continue
         first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
