@@ -232,7 +232,8 @@ def test_the_case_folder_is_complete(traced: Run) -> None:
 def test_the_evidence_is_left_as_found(traced: Run, practice: Run) -> None:
     """Neither bytecode nor anything else is written beside the evidence."""
     assert sorted(path.name for path in practice.folder.iterdir()) == [
-        *("arch.py", "events.npz", "incident.json", "train.npz", "truth.json", "weights.safetensors"),
+        *("arch.py", "attempts.npz", "events.npz", "incident.json", "recipe.py", "test.npz", "train.npz"),
+        *("truth.json", "weights.safetensors"),
     ]
 
 

@@ -32,7 +32,7 @@ Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 
 @app.command()
 def trace(
-    model: Annotated[str, typer.Option(help="file.py:factory or package.module:factory; its code is run.")],
+    model: Annotated[str, typer.Option(help="file.py:function or package.module:function; its code is run.")],
     weights: Annotated[Path, typer.Option(help="safetensors, or a plain state dict.")],
     data: Annotated[Path, typer.Option(help=".npz with x (n, ...) and y (n,); optional ids (n,) and classes (k,).")],
     out: Annotated[Path, typer.Option(help="New folder for the case.")],
