@@ -97,7 +97,9 @@ def test_a_dataclass_in_the_file_works(folder: Path) -> None:
 @pytest.mark.parametrize("spec", ["arch.py", "arch.py:", ":build", "", "arch.py:a b", "arch.py:build()"])
 def test_another_form_of_the_model_is_refused(spec: str) -> None:
     """Both forms are named."""
-    with pytest.raises(InvalidInputError, match=r"'model' must be file\.py:function or package\.module:function \(got "):
+    with pytest.raises(
+        InvalidInputError, match=r"'model' must be file\.py:function or package\.module:function \(got "
+    ):
         find_factory(spec)
 
 
