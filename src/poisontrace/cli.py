@@ -270,7 +270,9 @@ def repair(
                 events=events,
                 progress=progress,
             )
-        _print_added(case, "repair", as_json, {"result": done.result, "summary": done.summary, "weights": str(done.weights)})
+        _print_added(
+            case, "repair", as_json, {"result": done.result, "summary": done.summary, "weights": str(done.weights)}
+        )
 
 
 @app.command()

@@ -102,7 +102,8 @@ def repair(
     spec, model_file = model_of(of_case.case, folder, model)
     rest = np.setdiff1d(np.arange(len(of_case.train_set)), of_case.poison)
     probes, files = evidence.probes(of_case, test, attempts, rest, "training samples that are not accused")
-    network = load_model(find_factory(spec)[1], weights_path)
+    with global_seed(seed, "repair/build"):  # weights drawn only to be replaced
+        network = load_model(find_factory(spec)[1], weights_path)
 
     before = probes.measure(network)
     start = time.perf_counter()
@@ -175,7 +176,7 @@ def teach_otherwise(
     optimiser = torch.optim.Adam(network.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, N_STEPS)
     step = 0
-    with global_seed(seed, "repair"), torch.enable_grad():
+    with global_seed(seed, "repair/steps"), torch.enable_grad():
         while step < N_STEPS:
             for batch in torch.split(used[torch.randperm(len(used), generator=order)], STEP)[: N_STEPS - step]:
                 loss = functional.cross_entropy(network(train_set.inputs(batch.numpy())), targets[batch])
