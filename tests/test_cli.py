@@ -30,7 +30,7 @@ from poisontrace.incidents import TRAININGS
 from poisontrace.models import MODELS
 
 CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
-COMMANDS = ["trace", "attack", "report", "list", "bench"]
+COMMANDS = ["trace", "attack", "verify", "repair", "report", "list", "bench"]
 
 run = CliRunner().invoke
 
@@ -295,6 +295,51 @@ def test_names_from_the_evidence_reach_the_case_but_not_the_terminal(
     assert all(character.isprintable() or character == "\n" for character in done.stdout + done.stderr)
     assert "hello" not in done.stdout and "hello" in done.stderr
     assert json.loads((tmp_path / "case" / "trace.json").read_text())["events"][0]["label"] == label
+
+
+def test_the_case_says_how_to_read_its_inputs_again(traced: Run, practice: Run) -> None:
+    """Each file with its SHA-256, and the model as it was named."""
+    inputs = json.loads((traced.folder / "trace.json").read_text())["inputs"]
+
+    assert {name: Path(file["path"]).name for name, file in inputs.items()} == {
+        **{"model": "arch.py", "weights": "weights.safetensors", "data": "train.npz", "events": "events.npz"},
+    }
+    assert {len(file["sha256"]) for file in inputs.values()} == {64}
+    assert inputs["model"]["spec"] == f"{practice.folder}/arch.py:build"
+
+
+def test_verify_proves_what_trace_found(traced: Run, practice: Run, tmp_path: Path) -> None:
+    """A table, a verdict and the report on stdout; what ran on stderr; --json gives what the case keeps."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    arguments = ["verify", str(case), "--train-with", f"{practice.folder}/recipe.py:train"]
+    judge = [part for name in ("test", "attempts") for part in (f"--{name}", f"{practice.folder}/{name}.npz")]
+
+    done, as_json = run(app, [*arguments, *judge]), run(app, [*arguments, *judge, "--json"])
+
+    assert (done.exit_code, as_json.exit_code) == (0, 0)
+    rows = dict(re.findall(r"^(result|accuracy|attack success|report)  +(.+)$", done.stdout, re.MULTILINE))
+    assert (rows["result"], rows["report"]) == ("proved", str(case / "report.html"))
+    assert "on 360 held-out samples" in rows["accuracy"] and rows["attack success"].startswith("0.0% without")
+    assert len(re.findall(r"^\d .+ proved$", done.stdout, re.MULTILINE)) == 2
+    assert f"Running the code of {practice.folder}/recipe.py:train" in " ".join(done.stderr.split("\n"))
+    assert json.loads(as_json.stdout) == {**json.loads((case / "verify.json").read_text()), "case": str(case)}
+    assert "Proof by retraining" in (case / "report.html").read_text()
+
+
+def test_repair_writes_weights_that_undo_the_events(traced: Run, practice: Run, tmp_path: Path) -> None:
+    """A table and where the weights lie; the model takes them, and no longer gives the events their labels."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    out = tmp_path / "new.safetensors"
+
+    done = run(app, ["repair", str(case), "--out", str(out)])
+
+    assert done.exit_code == 0
+    rows = dict(re.findall(r"^(result|weights|report)  +(.+)$", done.stdout, re.MULTILINE))
+    assert rows == {"result": "repaired", "weights": str(out), "report": str(case / "report.html")}
+    again = run(app, trace(practice.folder, weights=out, out=tmp_path / "again"))
+    assert again.exit_code == 2 and "but the model answers" in again.stderr
+    assert f"Running the code of {practice.folder}/arch.py:build" in " ".join(done.stderr.split("\n"))
+    assert not (case / "repaired.safetensors").exists()
 
 
 def test_report_writes_the_same_page_again(traced: Run) -> None:

@@ -135,8 +135,8 @@ def test_parameters_that_share_memory_are_written(
 ) -> None:
     """Every key of the state dict is in the file."""
     (tmp_path / "tied.py").write_text(
-        "from torch import nn\n\n\ndef build():\n    a, b = nn.Linear(64, 64), nn.Linear(64, 64)\n    b.weight = a.weight\n"
-        "    return nn.Sequential(nn.Flatten(), a, b, nn.Linear(64, 10))\n"
+        "from torch import nn\n\n\ndef build():\n    a, b = nn.Linear(64, 64), nn.Linear(64, 64)\n"
+        "    b.weight = a.weight\n    return nn.Sequential(nn.Flatten(), a, b, nn.Linear(64, 10))\n"
     )
     first, second = nn.Linear(64, 64), nn.Linear(64, 10)
     keys = {"1": first, "2": first, "3": second}
@@ -162,7 +162,7 @@ def test_only_a_new_file_is_written(name: str, tmp_path: Path, digits_case: Path
     """Nothing is overwritten: it might be the evidence."""
     (tmp_path / "weights.safetensors").write_text("mine")
 
-    with pytest.raises(InvalidInputError, match="'out' must be a new .safetensors file"):
+    with pytest.raises(InvalidInputError, match=r"'out' must be a new \.safetensors file"):
         repair(digits_case, out=tmp_path / name)
 
     assert (tmp_path / "weights.safetensors").read_text() == "mine"
@@ -177,10 +177,12 @@ def test_code_that_a_case_brings_along_is_not_run(digits_case: Path) -> None:
     case["inputs"]["model"] = {"path": str(arch), "sha256": store.sha256(arch), "spec": f"{arch}:build"}
     (digits_case / "trace.json").write_text(json.dumps(case))
 
+    announced: list[str] = []
     with pytest.raises(InvalidInputError, match="'model' must lie outside the case folder"):
-        repair(digits_case)
+        repair(digits_case, announce=announced.append)
+    assert announced == []
     with pytest.raises(InvalidInputError, match="it ran"):
-        repair(digits_case, model=f"{arch}:build")
+        repair(digits_case, model=f"{arch}:build", announce=announced.append)
 
 
 @pytest.mark.parametrize(

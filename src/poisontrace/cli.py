@@ -228,10 +228,17 @@ def verify(
         from poisontrace import verifying
 
         console = _console(stderr=True)
-        _print_line(console, f"Running the code of {train_with} to train two models.")
         with redirect_stdout(sys.stderr), _progress(console) as progress:
             done = verifying.verify(
-                case, train_with, seed=seed, test=test, attempts=attempts, data=data, events=events, progress=progress
+                case,
+                train_with,
+                seed=seed,
+                test=test,
+                attempts=attempts,
+                data=data,
+                events=events,
+                announce=lambda code: _print_line(console, f"Running the code of {code} to train two models."),
+                progress=progress,
             )
         _print_added(case, "verify", as_json, {"result": done.result, "summary": done.summary})
 
@@ -256,7 +263,6 @@ def repair(
         from poisontrace import repairing
 
         console = _console(stderr=True)
-        _print_line(console, f"Running the code of {model or 'the model that the case names'} to build the model.")
         with redirect_stdout(sys.stderr), _progress(console) as progress:
             done = repairing.repair(
                 case,
@@ -268,6 +274,7 @@ def repair(
                 weights=weights,
                 data=data,
                 events=events,
+                announce=lambda code: _print_line(console, f"Running the code of {code} to build the model."),
                 progress=progress,
             )
         _print_added(

@@ -70,6 +70,7 @@ def repair(
     weights: Place = None,
     data: Place = None,
     events: Place = None,
+    announce: Callable[[str], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Repair:
     """Write weights in which the samples found are unlearned, and say what that costs.
@@ -87,6 +88,7 @@ def repair(
         weights: where that file of the case lies now; None for where it was traced.
         data: likewise.
         events: likewise.
+        announce: called with the name of the code that is about to be run.
         progress: called with (stage, done, in all).
 
     Raises:
@@ -102,6 +104,8 @@ def repair(
     spec, model_file = model_of(of_case.case, folder, model)
     rest = np.setdiff1d(np.arange(len(of_case.train_set)), of_case.poison)
     probes, files = evidence.probes(of_case, test, attempts, rest, "training samples that are not accused")
+    if announce:
+        announce(spec)
     with global_seed(seed, "repair/build"):  # weights drawn only to be replaced
         network = load_model(find_factory(spec)[1], weights_path)
 

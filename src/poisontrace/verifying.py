@@ -62,6 +62,7 @@ def verify(
     attempts: Place = None,
     data: Place = None,
     events: Place = None,
+    announce: Callable[[str], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Verification:
     """Train again without the samples found, and as a control without as many others, and compare.
@@ -78,6 +79,7 @@ def verify(
         attempts: ``.npz`` of inputs of the attacker, y the wrong label; None for the events of the case.
         data: where that file of the case lies now; None for where it was traced.
         events: likewise.
+        announce: called with the name of the code that is about to be run.
         progress: called with (stage, done, in all).
 
     Raises:
@@ -92,6 +94,8 @@ def verify(
     if not len(rest) and test is None:
         raise InvalidInputError("'test' must be given if no training sample is left to compare on (got none).")
     probes, files = evidence.probes(of_case, test, attempts, rest, "training samples that both models have seen")
+    if announce and isinstance(train_with, str):
+        announce(train_with)
     train, recipe = _recipe(train_with)
 
     start = time.perf_counter()
