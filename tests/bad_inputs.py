@@ -405,7 +405,7 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a case to verify whose data are gone": lambda f: verify(f, _traced(f, data={"path": f"{f}/none.npz"})),
     "a case to verify that names no data": lambda f: verify(f, _traced(f, data=None)),
     "a case to verify that accuses beyond the data": lambda f: verify(f, _traced(f, "12,12,0,0.9\n")),
-    "other events than those traced": lambda f: verify(f, events=_npz(f, x=EVENT_X, y=EVENT_Y)),
+    "other events than those traced": lambda f: verify(f, events=_npz(f, x=EVENT_X ^ 2, y=EVENT_Y)),
     "a recipe of another form": lambda f: ["verify", str(_traced(f)), "--train-with", f"{f}/arch.py"],
     "a recipe that is not there": lambda f: verify(f, recipe="train"),
     "a recipe that wants other arguments": lambda f: verify(f, recipe="wants"),

@@ -201,7 +201,11 @@ def test_attack_names_the_next_command(tmp_path: Path, practice: Run) -> None:
 
     assert (program, arguments[-2:]) == ("poisontrace", ["--out", "case"])
     assert run(app, [*arguments[:-1], str(tmp_path / "case")]).exit_code == 0
-    assert "train" not in done.stdout.replace("train.npz", "").replace("train accuracy", "")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("then"))
+    _, command, _, *recipe = shlex.split(line.removeprefix("then"))
+    assert (command, run(app, [command, str(tmp_path / "case"), *recipe]).exit_code) == ("verify", 0)
+    said = re.sub(r"train\.npz|train accuracy|--train-with|recipe\.py:train", "", done.stdout)
+    assert "train" not in said
 
 
 def test_trace_prints_the_case_as_json(traced: Run) -> None:

@@ -204,6 +204,9 @@ def attack(
             "events": str(len(incident.event_y)),
             "incident": str(out),
             "next": shlex.join(["poisontrace", "trace", *options, "--out", "case"]),
+            "then": shlex.join(
+                ["poisontrace", "verify", "case", "--train-with", f"{out}/recipe.py:train", "--seed", str(seed)]
+            ),
         }
         if not facts["succeeded"]:
             rows = {"NOTE": "this attack FAILED: its success is too low, or the trigger alone already works", **rows}
