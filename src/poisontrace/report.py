@@ -27,7 +27,7 @@ from poisontrace._types import Cluster, Trace
 SCHEMA = 1
 # What may be added to a case: the heading of its section, and the two models it compares.
 ADDED = {
-    "verify": ("Proof by retraining", {"without_found": "without the samples found", "control": "without others"}),
+    "verify": ("Proof by retraining", {"without_found": "without the samples found", "control": "without as many others"}),
     "repair": ("Repair", {"before": "as traced", "after": "repaired"}),
 }
 N_THUMBNAILS = 24
