@@ -63,6 +63,13 @@ def test_a_package_in_the_working_folder_is_found(folder: Path, monkeypatch: pyt
     assert find_factory("mine_alone:build")[1]() == 7
 
 
+def test_the_argument_at_fault_is_named(folder: Path) -> None:
+    """A recipe is found as a model is."""
+    for spec in ("arch.py", f"{folder}/none.py:train", f"{folder}/arch.py:none", "no_such_package:train"):
+        with pytest.raises(InvalidInputError, match="'train_with' must "):
+            find_factory(spec, "train_with")
+
+
 def test_a_file_imports_its_neighbours_and_leaves_no_trace(folder: Path) -> None:
     """The search path is as before, and no bytecode lies among the evidence."""
     (folder / "blocks_alone.py").write_text("value = 7")

@@ -256,12 +256,15 @@ def test_what_is_found_out_later_is_shown(tmp_path: Path) -> None:
     before = render(case)
 
     add(case, "verify", added(summary="Proved for <all>."))
-    add(case, "repair", added(summary="Repaired."))
+    faint = {"label": 1, "label_name": "dog", "probability": 1e-30}
+    repaired = added(summary="Repaired.")
+    add(case, "repair", {**repaired, "events": [{**repaired["events"][0], "after": faint}]})
 
     page = (case / "report.html").read_text()
     assert page == render(case)
     assert "Proved for &lt;all&gt;." in page and "Repaired." in page
     assert "50.0% as traced, 50.0% repaired" in page and "12.5%" in page
+    assert "under 0.001%" in page
     for name, heading in (("verify", "Proof by retraining"), ("repair", "Repair")):
         assert f'<a href="#{name}">{heading}</a>' in page and f'<h2 id="h-{name}">{heading}</h2>' in page
         assert f'id="{name}"' not in before

@@ -27,7 +27,10 @@ from poisontrace._types import Cluster, Trace
 SCHEMA = 1
 # What may be added to a case: the heading of its section, and the two models it compares.
 ADDED = {
-    "verify": ("Proof by retraining", {"without_found": "without the samples found", "control": "without as many others"}),
+    "verify": (
+        "Proof by retraining",
+        {"without_found": "without the samples found", "control": "without as many others"},
+    ),
     "repair": ("Repair", {"before": "as traced", "after": "repaired"}),
 }
 N_THUMBNAILS = 24
@@ -291,6 +294,8 @@ def _percent(share: float | None) -> str:
         return "–"
     if 0.9995 <= share < 1:
         return "over 99.9%"
+    if 0 < share < 1e-5:
+        return "under 0.001%"
     return f"{100 * share:.1f}%" if share == 0 or share >= 0.001 else f"{100 * share:.2g}%"
 
 
