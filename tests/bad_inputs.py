@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from poisontrace._types import Finding, Trace
+
 N_CLASSES = 3
 ARCH = """
 from torch import nn
@@ -227,19 +229,28 @@ def _case(folder: Path, **files: str) -> list[str]:
     return ["report", str(folder / "case")]
 
 
-def _traced(folder: Path, found: str = "1,1,1,0.9\n", **inputs: Any) -> Path:
-    """Write a case of the sound incident by hand: it accuses sample 1."""
-    case = folder / "case"
-    case.mkdir()
+def _traced(folder: Path, found: tuple[int, ...] = (1,), **inputs: Any) -> Path:
+    """Write a case of the sound incident that accuses sample 1, with some inputs changed (None: left out)."""
     names = {"model": "arch.py", "weights": "weights.safetensors", "data": "train.npz", "events": "events.npz"}
     files: dict[str, Any] = {
         name: {"path": str(folder / file), "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest()}
         for name, file in names.items()
     }
     files["model"]["spec"] = f"{folder}/arch.py:build"
-    facts = {"schema": 1, "verdict": "poison" if found else "no-poison", "n_samples": 12, "classes": []}
-    (case / "trace.json").write_text(json.dumps({**facts, "inputs": files | inputs}))
-    (case / "poison.csv").write_text(f"index,id,label,score\n{found}")
+    poison, verdict = np.array(found, np.int64), "poison" if found else "no-poison"
+    trace = Trace(
+        **{"verdict": verdict, "poison": poison, "scores": np.zeros(12, np.float32), "labels": Y},
+        **{"findings": (Finding(0, 0.9, verdict, poison, {}),), "clusters": (), "rule": "default", "config": {}},
+        **{"seed": 0, "device": "cpu", "seconds": {}, "warnings": (), "exhibits": {}},
+    )
+    named = {name: file for name, file in (files | inputs).items() if file is not None}
+    return trace.save(folder / "case", context={"inputs": named})
+
+
+def _beyond(folder: Path) -> Path:
+    """Write a case that accuses a sample that is not there."""
+    case = _traced(folder)
+    (case / "poison.csv").write_text("index,id,label,score\n12,12,0,0.9\n")
     return case
 
 
@@ -252,6 +263,11 @@ def verify(folder: Path, case: Path | None = None, recipe: str = "nothing", **op
 def repair(folder: Path, case: Path | None = None, **options: Any) -> list[str]:
     """Return the arguments that repair a case."""
     return ["repair", str(case or _traced(folder)), *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
+
+
+def _without(case: Path, name: str) -> Path:
+    (case / name).unlink()
+    return case
 
 
 def _changed(folder: Path, name: str) -> Path:
@@ -400,11 +416,13 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a case without scores": lambda f: _case(f, trace_json='{"schema": 1}'),
     # What follows a trace.
     "a case to verify that is not there": lambda f: verify(f, f / "none"),
-    "a case to verify that accuses nobody": lambda f: verify(f, _traced(f, "")),
+    "a case to verify that accuses nobody": lambda f: verify(f, _traced(f, ())),
     "a case to verify whose data have changed": lambda f: verify(f, _changed(f, "train.npz")),
-    "a case to verify whose data are gone": lambda f: verify(f, _traced(f, data={"path": f"{f}/none.npz"})),
+    "a case to verify whose data are gone": lambda f: verify(
+        f, _traced(f, data={"path": f"{f}/none.npz", "sha256": "0" * 64})
+    ),
     "a case to verify that names no data": lambda f: verify(f, _traced(f, data=None)),
-    "a case to verify that accuses beyond the data": lambda f: verify(f, _traced(f, "12,12,0,0.9\n")),
+    "a case to verify that accuses beyond the data": lambda f: verify(f, _beyond(f)),
     "other events than those traced": lambda f: verify(f, events=_npz(f, x=EVENT_X ^ 2, y=EVENT_Y)),
     "a recipe of another form": lambda f: ["verify", str(_traced(f)), "--train-with", f"{f}/arch.py"],
     "a recipe that is not there": lambda f: verify(f, recipe="train"),
@@ -413,11 +431,12 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a recipe that returns a number": lambda f: verify(f, recipe="seven"),
     "a test set of another shape": lambda f: verify(f, test=_npz(f, x=X[:, :4], y=Y)),
     "attempts that are not there": lambda f: verify(f, attempts=f / "none.npz"),
-    "a case to repair that accuses nobody": lambda f: repair(f, _traced(f, "")),
+    "a case to verify without scores": lambda f: verify(f, _without(_traced(f), "scores.npy")),
+    "a case to repair that accuses nobody": lambda f: repair(f, _traced(f, ())),
     "a case to repair whose weights have changed": lambda f: repair(f, _changed(f, "weights.safetensors")),
     "a case to repair whose model has changed": lambda f: repair(f, _changed(f, "arch.py")),
     "a case to repair that brings its own code": lambda f: repair(
-        f, _traced(f, model={"spec": f"{f}/case/arch.py:build"})
+        f, _traced(f, model={"path": "", "sha256": None, "spec": f"{f}/case/arch.py:build"})
     ),
     "repaired weights over a file": lambda f: repair(f, out=f / "weights.safetensors"),
     "repaired weights of another kind": lambda f: repair(f, out=f / "repaired.pt"),

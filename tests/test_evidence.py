@@ -109,11 +109,12 @@ def test_a_case_without_poison_has_nothing_to_prove(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inputs": 3}, "'data' must be named"),
-        ({"inputs": {"data": "x"}}, "'data' must be named"),
-        ({"inputs": {"data": {"path": 3}}}, "'data' must be named"),
+        ({"inputs": 3}, "'case' must hold files as poisontrace wrote them"),
+        ({"inputs": {"data": "x"}}, "'case' must hold files as poisontrace wrote them"),
+        ({"inputs": {"data": {"path": 3, "sha256": 3}}}, "'data' must be named"),
+        ({"inputs": {"data": {"path": "none", "sha256": 3}}}, "'data' must be an existing file"),
         ({"classes": None}, "'case' must hold a trace.json as poisontrace wrote it"),
-        ({"n_samples": "many"}, "'data' must be the training set of the case"),
+        ({"n_samples": "many"}, "'case' must hold scores.npy and poison.csv that fit"),
         ({"schema": 2}, "'case' must hold a trace.json of schema 1"),
     ],
 )

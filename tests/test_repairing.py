@@ -188,10 +188,13 @@ def test_code_that_a_case_brings_along_is_not_run(digits_case: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"model": {}}, "'model' must be named by the case or with --model"),
-        ({"model": {"spec": 3}}, "'model' must be named by the case or with --model"),
-        ({"model": {"spec": "none.py:build", "path": "none.py"}}, "'model' must be an existing file .* with --model"),
-        ({"weights": {"path": "none"}}, "'weights' must be an existing file .* with --weights"),
+        ({"model": {"path": "", "sha256": None}}, "'model' must be named by the case or with --model"),
+        ({"model": {"path": "", "sha256": None, "spec": 3}}, "'model' must be named by the case or with --model"),
+        (
+            {"model": {"path": "none.py", "sha256": None, "spec": "none.py:build"}},
+            "'model' must be an existing file .* with --model",
+        ),
+        ({"weights": {"path": "none", "sha256": None}}, "'weights' must be an existing file .* with --weights"),
     ],
 )
 def test_files_that_are_missing_are_asked_for(inputs: dict[str, Any], message: str, digits_case: Path) -> None:

@@ -13,7 +13,7 @@ from tasks import write_case
 from torch import nn
 
 from poisontrace import verify, verifying
-from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError
+from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._rng import numpy_generator
 from poisontrace.incidents import Incident
 
@@ -194,11 +194,14 @@ def test_a_recipe_that_fails_leaves_nothing(
     assert {path: path.read_bytes() for path in digits_case.iterdir()} == before
 
 
-def test_a_case_whose_report_cannot_be_made_is_left_as_it_was(digits_case: Path) -> None:
-    """The page is made before anything is written."""
+def test_a_case_whose_report_cannot_be_made_is_refused_before_training(digits_case: Path) -> None:
+    """Hours of work would else be lost."""
     (digits_case / "scores.npy").write_bytes(b"")
 
-    with pytest.raises(StoreError, match=r"readable scores\.npy"):
-        verify(digits_case, lambda *_: Constant(0))
+    def train(*_: Any) -> nn.Module:
+        pytest.fail("trained")
+
+    with pytest.raises(InvalidInputError, match=r"readable scores\.npy"):
+        verify(digits_case, train)
 
     assert not (digits_case / "verify.json").exists()

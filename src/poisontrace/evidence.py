@@ -112,6 +112,7 @@ def read(folder: str | Path, places: Mapping[str, Place]) -> Evidence:
     folder = Path(folder)
     try:
         case, ids = report.read_case(folder)
+        report.render(folder)  # what is broken is refused now, not after a training
     except StoreError as error:
         raise InvalidInputError(str(error)) from error  # the folder named is at fault
     if not isinstance(case.get("classes"), list):
