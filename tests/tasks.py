@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from poisontrace import models, train
+from poisontrace import models, store, train
 from poisontrace._rng import global_seed, numpy_generator
+from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.attacks import ATTACKS, Attack, Attacker
 from poisontrace.datasets import Dataset, load_dataset
-from poisontrace.incidents import Plan
+from poisontrace.incidents import Incident, Plan
 
 # About a second to make, and enough for the attack to succeed.
 DIGITS_PLAN = Plan(attack="badnets", dataset="digits", epochs=4, width=16)
@@ -160,3 +162,32 @@ def fitted_network(task: Planted, build: Callable[[], nn.Module]) -> nn.Module:
 def planted_mlp() -> nn.Module:
     """Return an untrained network for a planted task."""
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def write_case(folder: Path, incident: Incident, files: Path | None, found: NDArray[np.int64]) -> Path:
+    """Write the case of an incident, saved in ``files``, that accuses the samples ``found``; nothing is traced."""
+    scores = np.zeros(len(incident.y), np.float32)
+    scores[found] = 1
+    verdict: Verdict = "poison" if len(found) else "no-poison"
+    trace = Trace(
+        verdict=verdict,
+        poison=found,
+        scores=scores,
+        labels=incident.y,
+        findings=tuple(Finding(int(label), 0.9, verdict, found, {}) for label in incident.event_y),
+        clusters=(),
+        rule="default",
+        config={},
+        seed=0,
+        device="cpu",
+        seconds={},
+        warnings=(),
+        exhibits={},
+    )
+    inputs: dict[str, dict[str, str]] = {}
+    if files is not None:
+        names = {"model": "arch.py", "weights": "weights.safetensors", "data": "train.npz", "events": "events.npz"}
+        paths = {name: files / file for name, file in names.items()}
+        inputs = {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in paths.items()}
+        inputs["model"]["spec"] = f"{files}/arch.py:build"
+    return trace.save(folder, context={"inputs": inputs, "classes": incident.classes})

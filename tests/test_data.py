@@ -200,6 +200,20 @@ def test_arrays_in_a_file_that_break_a_rule_are_named(tmp_path: Path) -> None:
 # Events
 
 
+def test_samples_of_another_form_are_refused() -> None:
+    """Shape and kind of number must be those of the training set; the number of samples and of bits need not."""
+    images, rows = np.zeros((3, 2, 2, 1), np.uint8), np.zeros((3, 2), np.float32)
+
+    def stored(x: Any) -> data.ArraySet:
+        return data.ArraySet(x, np.zeros(len(x), np.int64))
+
+    data.check_form(stored(images[:1]), stored(images), "events")
+    data.check_form(stored(rows.astype(np.float64)), stored(rows), "events")
+    for x, like in ((images[:, :1], images), (images.astype(np.float32), images), (rows[:, :1], rows)):
+        with pytest.raises(InvalidInputError, match="'test' must have the form of 'data'"):
+            data.check_form(stored(x), stored(like), "test")
+
+
 def test_events_are_pairs_or_an_array_set() -> None:
     """Both forms give the same list."""
     x, y = toy_images(3)

@@ -19,6 +19,7 @@ from poisontrace.attacks import BadNets
 from poisontrace.data import read_array_set
 from poisontrace.datasets import load_dataset
 from poisontrace.incidents import Incident, Plan
+from poisontrace.loading import find_factory
 
 QUICK = replace(DIGITS_PLAN, n_train=200, epochs=1, width=4)
 
@@ -100,8 +101,11 @@ def test_the_folder_holds_exactly_these_files(digits_folder: Path) -> None:
     """No partial file and nothing unexpected."""
     assert sorted(path.name for path in digits_folder.iterdir()) == [
         "arch.py",
+        "attempts.npz",
         "events.npz",
         "incident.json",
+        "recipe.py",
+        "test.npz",
         "train.npz",
         "truth.json",
         "weights.safetensors",
@@ -111,7 +115,8 @@ def test_the_folder_holds_exactly_these_files(digits_folder: Path) -> None:
 
 def test_truth_lies_in_its_own_file_only(digits_folder: Path, digits_incident: Incident) -> None:
     """The evidence holds arrays x and y, weights, and names; the poison is named in truth.json alone."""
-    for name, held in {"train.npz": ["classes", "x", "y"], "events.npz": ["x", "y"]}.items():
+    pairs = {key: ["x", "y"] for key in ("events.npz", "test.npz", "attempts.npz")}
+    for name, held in {"train.npz": ["classes", "x", "y"], **pairs}.items():
         with np.load(digits_folder / name) as arrays:
             assert sorted(arrays.files) == held
     with safe_open(digits_folder / "weights.safetensors", "pt") as weights:
@@ -121,7 +126,7 @@ def test_truth_lies_in_its_own_file_only(digits_folder: Path, digits_incident: I
         "dataset": "digits",
         "classes": list("0123456789"),
     }
-    for name in ("arch.py", "incident.json"):
+    for name in ("arch.py", "recipe.py", "incident.json"):
         assert not any(word in (digits_folder / name).read_text() for word in ('poison"', "badnets", "target", "rate"))
 
     truth = json.loads((digits_folder / "truth.json").read_text())
@@ -152,6 +157,43 @@ def test_the_saved_factory_loads_the_weights(digits_folder: Path, digits_inciden
     np.testing.assert_array_equal(
         train.predict(model, digits_incident.event_x), train.predict(digits_incident.model, digits_incident.event_x)
     )
+
+
+def test_what_the_attacker_tried_is_kept_for_the_judge(digits_folder: Path, digits_incident: Incident) -> None:
+    """Test inputs without the trigger lie in test.npz, those with it in attempts.npz, with the label aimed at."""
+    test, attempts = (read_array_set(digits_folder / name, "data") for name in ("test.npz", "attempts.npz"))
+    facts, digits = digits_incident.facts, load_dataset("digits")
+
+    assert test.x.tobytes() == digits.x_test.tobytes() and test.y.tolist() == digits.y_test.tolist()
+    assert len(attempts) == facts["n_attempts"]
+    assert set(attempts.y.tolist()) == {facts["target"]}
+    success = train.accuracy(digits_incident.model, attempts.x, attempts.y)
+    assert success == pytest.approx(facts["attack_success"])
+
+
+def test_at_most_a_thousand_attempts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are spread over all of them."""
+    monkeypatch.setattr(incidents, "MAX_ATTEMPTS", 7)
+
+    incident = incidents.make(DIGITS_PLAN)
+
+    assert len(incident.attempt_x) == 7 < incident.facts["n_attempts"]
+
+
+@pytest.mark.parametrize("training", ["scratch", "transfer", "finetune"])
+def test_the_recipe_trains_the_victim_again(training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an empty cache and the seed of its own, it gives the same weights to the bit; with another, others."""
+    incident = incidents.make(replace(DIGITS_PLAN, training=training, rate=0.1, seed=1))
+    incidents.save(incident, tmp_path / "incident")
+    monkeypatch.setenv("POISONTRACE_CACHE", str(tmp_path / "cache"))
+    _, recipe = find_factory(f"{tmp_path}/incident/recipe.py:train")
+
+    again, other = recipe(incident.x, incident.y), recipe(incident.x, incident.y, 2)
+
+    kept = {name: torch.equal(tensor, again.state_dict()[name]) for name, tensor in incident.model.state_dict().items()}
+    assert all(kept.values())
+    assert not torch.equal(other[-1].weight, again[-1].weight)
+    assert (tmp_path / "incident" / "extractor.safetensors").exists() == (training != "scratch")
 
 
 def test_the_same_plan_is_served_from_the_cache(digits_folder: Path, digits_incident: Incident, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from poisontrace import _types as types
 from poisontrace._errors import InvalidInputError, StoreError
-from poisontrace.report import render, save_case
+from poisontrace.report import add, render, save_case
 
 HOSTILE = '<script>alert("x")</script>'
 KEYS = {
@@ -236,6 +236,65 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;") > 20
 
 
+def added(word: str = "wrong", **changes: Any) -> dict[str, Any]:
+    """Return what might be added to a case, with ``word`` wherever text may stand."""
+    model = {"accuracy": 0.5, "success": 0.25}
+    answer = {"label": 1, "label_name": word, "probability": 0.125}
+    keys = ("without_found", "control", "before", "after")
+    return {
+        **{"result": word, "summary": word, "accuracy_on": word, "success_on": word, "seed": 0},
+        "events": [{"label": 1, "label_name": word, "result": word, **dict.fromkeys(keys, answer)}],
+        "inputs": {word: {"path": word, "sha256": word}},
+        **dict.fromkeys(keys, model),
+        **changes,
+    }
+
+
+def test_what_is_found_out_later_is_shown(tmp_path: Path) -> None:
+    """A proof and a repair have a section each, which the page keeps when it is made again; other text is as before."""
+    case = save_case(make_trace(), tmp_path / "case", CONTEXT)
+    before = render(case)
+
+    add(case, "verify", added(summary="Proved for <all>."))
+    faint = {"label": 1, "label_name": "dog", "probability": 1e-30}
+    repaired = added(summary="Repaired.")
+    add(case, "repair", {**repaired, "events": [{**repaired["events"][0], "after": faint}]})
+
+    page = (case / "report.html").read_text()
+    assert page == render(case)
+    assert "Proved for &lt;all&gt;." in page and "Repaired." in page
+    assert "50.0% as traced, 50.0% repaired" in page and "12.5%" in page
+    assert "under 0.001%" in page
+    for name, heading in (("verify", "Proof by retraining"), ("repair", "Repair")):
+        assert f'<a href="#{name}">{heading}</a>' in page and f'<h2 id="h-{name}">{heading}</h2>' in page
+        assert f'id="{name}"' not in before
+        assert json.loads((case / f"{name}.json").read_text())["schema"] == 1
+
+
+def test_hostile_additions_are_escaped(tmp_path: Path) -> None:
+    """Names of labels and paths come from the evidence."""
+    case = save_case(make_trace(), tmp_path / "case", CONTEXT)
+
+    add(case, "verify", added(HOSTILE))
+    add(case, "repair", added(HOSTILE))
+
+    page = (case / "report.html").read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") > 12
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2}', '{"schema": 1}'])
+def test_a_broken_addition_is_refused(tmp_path: Path, content: str) -> None:
+    """By name, as the other files of a case are; and one that does not fit the page is never written."""
+    case = save_case(make_trace(), tmp_path / "case", CONTEXT)
+    with pytest.raises(StoreError, match="'case' must hold files as poisontrace wrote them"):
+        add(case, "repair", {"summary": "short"})
+    assert not (case / "repair.json").exists()
+
+    (case / "verify.json").write_text(content)
+    with pytest.raises(StoreError, match=r"'case' must .*"):
+        render(case)
+
+
 def test_page_loads_nothing(tmp_path: Path) -> None:
     """The page names no address beyond the SVG namespaces, holds no script and forbids both."""
     page = render(save_case(make_trace(), tmp_path / "case", CONTEXT))
@@ -382,7 +441,7 @@ def test_render_refuses_files_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, r"of schema 1 \(got 2\)\. Trace again"),
+        ({"schema": 2}, r"trace\.json of schema 1 \(got 2\)\. Make it again"),
         ({"verdict": "guilty"}, r"as poisontrace wrote them \(got KeyError: 'guilty'\)"),
         ({"events": None}, r"as poisontrace wrote them \(got "),
         ({"seconds": {"embedding": "long"}}, r"as poisontrace wrote them \(got "),

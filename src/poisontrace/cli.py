@@ -28,11 +28,17 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Case = Annotated[Path, typer.Argument(help="A case folder.")]
+Test = Annotated[Path | None, typer.Option(help=".npz of held-out samples for the accuracy; default: of the case.")]
+Attempts = Annotated[
+    Path | None, typer.Option(help=".npz of the attacker's inputs, y the wrong label; default: the events of the case.")
+]
+Moved = Annotated[Path | None, typer.Option(help="Where this file of the case lies now.")]
 
 
 @app.command()
 def trace(
-    model: Annotated[str, typer.Option(help="file.py:factory or package.module:factory; its code is run.")],
+    model: Annotated[str, typer.Option(help="file.py:function or package.module:function; its code is run.")],
     weights: Annotated[Path, typer.Option(help="safetensors, or a plain state dict.")],
     data: Annotated[Path, typer.Option(help=".npz with x (n, ...) and y (n,); optional ids (n,) and classes (k,).")],
     out: Annotated[Path, typer.Option(help="New folder for the case.")],
@@ -73,11 +79,7 @@ def trace(
         else:
             assert event is not None and label is not None
             event_set = data_module.read_event_image(event, label, train_set)
-        if event_set.x.shape[1:] != train_set.x.shape[1:] or event_set.x.dtype.kind != train_set.x.dtype.kind:
-            raise InvalidInputError(
-                f"'events' must have the form of 'data' (got {event_set.x.dtype} of shape {event_set.x.shape} for "
-                f"{train_set.x.dtype} of shape {train_set.x.shape}). Store both as the model's input was."
-            )
+        data_module.check_form(event_set, train_set, "events")
         poison = None if truth is None else data_module.read_truth(truth, len(train_set))
         console = _console(stderr=True)
         _print_line(console, f"Running the code of {model} to build the model.")
@@ -97,8 +99,14 @@ def trace(
             )
         files = {"model": factory_file, "weights": weights, "data": data, "events": events or event}
         classes = list(train_set.classes or ())
+        inputs: dict[str, dict[str, Any]] = {
+            name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path
+        }
+        inputs["model"] = {"path": model, "sha256": None, **inputs.get("model", {}), "spec": model}
+        if event is not None:
+            inputs["events"]["label"] = label
         context: dict[str, Any] = {
-            "inputs": {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path},
+            "inputs": inputs,
             "command": shlex.join(["poisontrace", *sys.argv[1:]]),
             "classes": classes,
         }
@@ -196,6 +204,9 @@ def attack(
             "events": str(len(incident.event_y)),
             "incident": str(out),
             "next": shlex.join(["poisontrace", "trace", *options, "--out", "case"]),
+            "then": shlex.join(
+                ["poisontrace", "verify", "case", "--train-with", f"{out}/recipe.py:train", "--seed", str(seed)]
+            ),
         }
         if not facts["succeeded"]:
             rows = {"NOTE": "this attack FAILED: its success is too low, or the trigger alone already works", **rows}
@@ -203,7 +214,79 @@ def attack(
 
 
 @app.command()
-def report(case: Annotated[Path, typer.Argument(help="A case folder.")]) -> None:
+def verify(
+    case: Case,
+    train_with: Annotated[
+        str, typer.Option(help="file.py:function or package.module:function, train(x, y, seed); its code is run.")
+    ],
+    seed: Seed = 0,
+    test: Test = None,
+    attempts: Attempts = None,
+    data: Moved = None,
+    events: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a case: train without the samples found, and without as many others, and compare."""
+    with _errors():
+        from poisontrace import verifying
+
+        console = _console(stderr=True)
+        with redirect_stdout(sys.stderr), _progress(console) as progress:
+            done = verifying.verify(
+                case,
+                train_with,
+                seed=seed,
+                test=test,
+                attempts=attempts,
+                data=data,
+                events=events,
+                announce=lambda code: _print_line(console, f"Running the code of {code} to train two models."),
+                progress=progress,
+            )
+        _print_added(case, "verify", as_json, {"result": done.result, "summary": done.summary})
+
+
+@app.command()
+def repair(
+    case: Case,
+    out: Annotated[
+        Path | None, typer.Option(help="New .safetensors file; default: repaired.safetensors in the case.")
+    ] = None,
+    seed: Seed = 0,
+    test: Test = None,
+    attempts: Attempts = None,
+    model: Annotated[str | None, typer.Option(help="The function of the case's model, if its file has moved.")] = None,
+    weights: Moved = None,
+    data: Moved = None,
+    events: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write weights in which the samples found are unlearned, and say what that costs."""
+    with _errors():
+        from poisontrace import repairing
+
+        console = _console(stderr=True)
+        with redirect_stdout(sys.stderr), _progress(console) as progress:
+            done = repairing.repair(
+                case,
+                out=out,
+                seed=seed,
+                test=test,
+                attempts=attempts,
+                model=model,
+                weights=weights,
+                data=data,
+                events=events,
+                announce=lambda code: _print_line(console, f"Running the code of {code} to build the model."),
+                progress=progress,
+            )
+        _print_added(
+            case, "repair", as_json, {"result": done.result, "summary": done.summary, "weights": str(done.weights)}
+        )
+
+
+@app.command()
+def report(case: Case) -> None:
     """Write the report of a case folder again."""
     with _errors():
         from poisontrace import report as report_module
@@ -277,6 +360,28 @@ def bench(
         for page in pages:
             tables.write_tables(results, page)
             print(_one_line(str(page)))
+
+
+def _print_added(case: Path, name: str, as_json: bool, rows: dict[str, str]) -> None:
+    """Print what was added to a case: what two models answer to each event, and how they do otherwise."""
+    from poisontrace.report import ADDED
+
+    added = json.loads((case / f"{name}.json").read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps({**added, "case": str(case)}))
+        return
+    _, models = ADDED[name]
+    table = Table("event", "wrong label", *models.values(), "", box=None, pad_edge=False)
+    for row, event in enumerate(added["events"]):
+        answers = [f"{_plain(event[key]['label_name'])} ({event[key]['probability']:.1%})" for key in models]
+        table.add_row(str(row), _plain(event["label_name"]), *answers, event["result"])
+    screen = _console()
+    screen.print(table)
+    screen.print("In brackets: belief in the wrong label.", highlight=False)
+    shares = {"accuracy": ("accuracy", added["accuracy_on"]), "attack success": ("success", added["success_on"])}
+    for title, (key, of) in shares.items():
+        rows[title] = ", ".join(f"{added[model][key]:.1%} {words}" for model, words in models.items()) + f"; on {of}"
+    _print_rows(screen, {**rows, "report": str(case / "report.html")})
 
 
 def _options(pairs: list[str]) -> dict[str, int | float | str]:

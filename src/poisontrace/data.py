@@ -207,6 +207,15 @@ def read_array_set(path: Path, name: str) -> ArraySet:
     return ArraySet(x, y, **names)
 
 
+def check_form(samples: ArraySet, like: ArraySet, name: str) -> None:
+    """Refuse samples that are not stored as those of ``like``, a training set called ``data``, are."""
+    if samples.x.shape[1:] != like.x.shape[1:] or samples.x.dtype.kind != like.x.dtype.kind:
+        raise InvalidInputError(
+            f"'{name}' must have the form of 'data' (got {samples.x.dtype} of shape {samples.x.shape} for "
+            f"{like.x.dtype} of shape {like.x.shape}). Store both as the model's input was."
+        )
+
+
 def read_event_image(path: Path, label: int, like: ArraySet) -> ArraySet:
     """Read one image as an event of the form of a training set of uint8 images.
 

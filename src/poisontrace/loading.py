@@ -21,8 +21,12 @@ from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._validate import check_file
 
 
-def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
-    """Import ``file.py:factory`` or ``package.module:factory``.
+def find_factory(spec: str, name: str = "model") -> tuple[Path | None, Callable[..., Any]]:
+    """Import ``file.py:function`` or ``package.module:function``.
+
+    Args:
+        spec: what to import.
+        name: the argument's name, for messages.
 
     Returns:
         the file, if it was named as one, and the factory.
@@ -30,16 +34,16 @@ def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
     Raises:
         InvalidInputError: if the form is another one, or there is no such file, module or callable.
     """
-    where, _, name = spec.rpartition(":")
-    if not where or not name.isidentifier():
+    where, _, attribute = spec.rpartition(":")
+    if not where or not attribute.isidentifier():
         raise InvalidInputError(
-            f"'model' must be file.py:factory or package.module:factory (got {spec!r}). Name the file and the function "
-            "in it that builds the network."
+            f"'{name}' must be file.py:function or package.module:function (got {spec!r}). Name the file and the "
+            "function in it that returns the network."
         )
     path = None
     try:
         if where.endswith(".py"):
-            path = check_file(Path(where), "model")
+            path = check_file(Path(where), name)
             module_spec = importlib.util.spec_from_file_location(f"poisontrace_model_{path.stem}", path)
             assert module_spec is not None and module_spec.loader is not None
             module = importlib.util.module_from_spec(module_spec)
@@ -54,13 +58,14 @@ def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
         raise
     except (Exception, SystemExit) as error:  # code from outside may raise anything
         raise InvalidInputError(
-            f"'model' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r}). "
+            f"'{name}' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r}). "
             "Check the code and the packages that it needs."
         ) from error
-    factory = getattr(module, name, None)
+    factory = getattr(module, attribute, None)
     if not callable(factory):
         raise InvalidInputError(
-            f"'model' must name a callable in {where!r} (got {name!r}). Name a function there that returns the network."
+            f"'{name}' must name a callable in {where!r} (got {attribute!r}). Name a function there that "
+            "returns the network."
         )
     return path, factory
 
