@@ -20,7 +20,19 @@ KEYS = {
     "plan",
 }
 TRACE_KEYS = {
-    *("verdict", "n_found", "precision", "recall", "statistics", "n_tests", "seconds", "stages"),
+    *(
+        "verdict",
+        "n_found",
+        "n_responsible",
+        "n_found_of_others",
+        "n_found_decoys",
+        "precision",
+        "recall",
+        "statistics",
+        "n_tests",
+        "seconds",
+        "stages",
+    ),
     *("peak_memory_bytes", "config"),
 }
 SPEED_KEYS = {"plain_seconds", "seconds", "ratio", "stages"}

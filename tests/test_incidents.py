@@ -221,7 +221,10 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
         ({"width": 0}, "'width' must be at least 1"),
         ({"epochs": 0}, "'epochs' must be at least 1"),
         ({"training": "magic"}, "'training' must be one of scratch, transfer, finetune"),
-        ({"options": {"shape": 3}}, r"'options' must be some of size, margin for badnets \(got 'shape'\)\. See"),
+        (
+            {"options": {"shape": 3}},
+            r"'options' must be some of campaigns, .*size, margin, opacity for badnets \(got 'shape'\)\. See",
+        ),
         ({"options": {"size": "3"}}, r"'options: size' must be a whole number \(got '3'\)\. Leave it out"),
         ({"options": {"size": 2.0}}, r"'options: size' must be a whole number \(got 2\.0\)\. Leave it out"),
         ({"options": {"margin": True}}, r"'options: margin' must be a whole number \(got True\)\. Leave it out"),
