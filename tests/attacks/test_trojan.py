@@ -237,9 +237,7 @@ def test_rows_are_refused(attacker: Attacker) -> None:
         Trojan().prepare(floats)
 
 
-def test_each_campaign_has_a_patch_and_neurons_of_its_own(
-    attacker: Attacker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_campaign_has_a_patch_and_neurons_of_its_own(attacker: Attacker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first patch is the one without campaigns, and no two are optimised for the same neurons."""
     tried: list[tuple[int, int]] = []
     optimise = Trojan._optimised
