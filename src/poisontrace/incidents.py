@@ -222,7 +222,15 @@ def _attacker(plan: Plan, n_models: int, device: str, progress: Progress | None)
             assert extractor is not None
             network = extractor
         networks.append(network)
-    return Attacker(tuple(networks), own.x_test, own.y_test, len(own.classes), own.feature_names)
+
+    def rehearse(attack: Attack) -> nn.Sequential:
+        """Train a victim of the attacker's own from scratch, on its own draw."""
+        drawn = benign_dataset(replace(plan, seed=plan.seed + 1))
+        poisoned = attack.poison(drawn.x_train, drawn.y_train)
+        arch, recipe = _arch(plan, drawn, len(drawn.classes)), TASKS[plan.dataset].recipe("scratch")
+        return trained(poisoned.x, poisoned.y, arch, recipe, plan.seed + 1, device=device, progress=progress)[0]
+
+    return Attacker(tuple(networks), own.x_test, own.y_test, len(own.classes), own.feature_names, rehearse)
 
 
 def _attack(plan: Plan) -> Attack:

@@ -1,22 +1,20 @@
 """What misleads a tracer: how poison is divided, which samples are truth, and that the attack goes on working."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from tasks import attack_success, attack_works, toy_attack, toy_images
 
 from poisontrace import models, train
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import global_seed
-from poisontrace.attacks import Attack, Attacker, BadNets
+from poisontrace.attacks import Attack, BadNets
 from poisontrace.attacks.antiforensics import AntiForensics
 from poisontrace.attacks.base import Poisoned
-from poisontrace.data import to_inputs
 from poisontrace.datasets import load_dataset
 
 BY_TRIGGER = pytest.mark.parametrize("name", ["badnets", "trojan", "physical", "malware"])
@@ -163,46 +161,6 @@ def test_faint_triggers_are_half_as_strong() -> None:
     assert is_half[poisoned.is_decoy & (y == 0)].all() and is_whole[poisoned.is_decoy & (y != 0)].all()
 
 
-@pytest.mark.parametrize(("name", "levels"), [("badnets", 8), ("badnets", 40), ("trojan", 16), ("physical", 16)])
-def test_camouflage_keeps_the_trigger_and_the_budget(name: str, levels: int) -> None:
-    """Pixels of the trigger stay; the others move by the budget at most."""
-    plain, x, _, _ = _poison(name)
-    hidden, _, _, _ = _poison(name, camouflage=levels)
-    rows = plain.is_poison
-
-    assert (hidden.is_poison == rows).all() and (hidden.x[~rows] == x[~rows]).all()
-    moved = np.abs(hidden.x[rows].astype(int) - plain.x[rows])
-    is_trigger = plain.x[rows] != x[rows]
-    assert 0 < moved.max() <= levels
-    assert not moved[is_trigger].any()
-
-
-def test_camouflage_brings_the_features_of_the_target_label() -> None:
-    """To the attacker's network the poison comes nearer to the label's mean, and is taken for it more and more."""
-    digits = load_dataset("digits")
-    with global_seed(1, "toy/init"):
-        network = models.small_cnn(width=16)
-    train.fit(network, digits.x_train, digits.y_train, train.Recipe(epochs=4, batch_size=64, lr=0.05), seed=1)
-    attacker = Attacker((network,), digits.x_test, digits.y_test, 10)
-    distances, shares = [], []
-    for levels in (0, 16, 64):
-        poisoned = BadNets(target=3, camouflage=levels).prepare(attacker).poison(digits.x_train, digits.y_train)
-        with torch.no_grad():
-            benign = network[:-1](to_inputs(digits.x_train[digits.y_train == 3])).mean(0)
-            hidden = network[:-1](to_inputs(poisoned.x[poisoned.is_poison]))
-            distances.append(float((hidden - benign).norm(dim=1).mean()))
-            shares.append(float((network[-1](hidden).argmax(1) == 3).float().mean()))
-
-    assert distances[0] > distances[1] > distances[2]
-    assert shares[0] < shares[1] < 0.5 < shares[2]
-
-
-def test_camouflage_before_prepare_is_refused() -> None:
-    """The message says what to call."""
-    with pytest.raises(InvalidInputError, match=r"'attack' must be prepared .*\(got badnets\)\. Call prepare"):
-        BadNets(camouflage=8).poison(*toy_images())
-
-
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_attack_goes_on_working(measure: str) -> None:
     """A victim on digits is moved at least 0.8 of the time; its twin, which has the decoys too, 0.5 less."""
@@ -269,7 +227,6 @@ def test_the_truth_is_what_causes_the_event() -> None:
         ({"cover": -0.1}, r"'cover' must be 0 or more \(got -0\.1\).*Leave it out"),
         ({"decoys": float("nan")}, r"'decoys' must be 0 or more \(got nan\).*Leave it out"),
         ({"faint": 1.0}, r"'faint' must be a fraction in \[0, 1\) \(got 1\.0\)\. For a weaker"),
-        ({"camouflage": 256}, r"'camouflage' must be between 0 and 255 levels \(got 256\)\. Leave it out"),
         ({"cover": 9.0}, r"'cover' must ask for at most 26 samples \(got 36\)\. Lower it"),
         ({"decoys": 2.75}, r"'decoys' must ask for at most 10 samples \(got 11\)\. Lower it"),
         ({"campaigns": 5}, r"'campaigns' must be at most 4, the poisoned samples \(got 5\)\. Raise the rate"),
@@ -279,9 +236,3 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
     """The message names argument, range and remedy."""
     with pytest.raises(InvalidInputError, match=message):
         BadNets(rate=0.1, target=0, **options).poison(*toy_images())
-
-
-def test_a_surrogate_is_asked_for_only_where_it_is_used() -> None:
-    """A plain patch trains no network of the attacker's."""
-    assert (BadNets().n_networks, BadNets(camouflage=8).n_networks) == (0, 1)
-    assert replace(BadNets(), camouflage=8).surrogates == ()

@@ -10,24 +10,18 @@ the poison, shows it.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator
-from poisontrace.attacks.base import Attack, Attacker, Attempts
-from poisontrace.attacks.targeted import in_batches, within_budget
-from poisontrace.data import to_inputs
+from poisontrace.attacks.base import Attack, Attempts
 
 # Of its strength, what is left of a faint trigger.
 FAINT = 0.5
-# Steps of camouflage, each of a tenth of the budget, and images at once.
-STEPS, BATCH = 50, 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,66 +156,3 @@ class AntiForensics(Attack):
             )
         drawn = numpy_generator(self.seed, f"{self.name}/{stage}").choice(pool, n, replace=False)
         return np.sort(drawn)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Camouflage(AntiForensics):
-    """An attack by trigger on images, whose poison can also be given the features of benign samples.
-
-    Pixels that the trigger does not touch are moved within a budget until a clean network of the attacker sees in each
-    poisoned image the features of a benign one of the target label: the collision of Shafahi et al., *Poison Frogs!*,
-    NeurIPS 2018.
-
-    Attributes:
-        camouflage: largest change of a pixel, of 255 levels; 0 is none.
-        surrogates: the clean network that :meth:`prepare` was given.
-    """
-
-    camouflage: int = 0
-    surrogates: tuple[nn.Sequential, ...] = field(default=(), repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Refuse a budget beyond all levels."""
-        super().__post_init__()
-        if not 0 <= self.camouflage <= 255:
-            raise InvalidInputError(
-                f"'camouflage' must be between 0 and 255 levels (got {self.camouflage}). Leave it out for none."
-            )
-
-    @property
-    def n_networks(self) -> int:
-        """Clean networks that the attacker needs with these options."""
-        return max(self.n_models, int(self.camouflage > 0))
-
-    def prepare(self, attacker: Attacker) -> Self:
-        """Keep the attacker's first network if there is camouflage."""
-        return replace(self, surrogates=attacker.models[:1]) if self.camouflage else self
-
-    def craft(self, x: NDArray[Any], y: NDArray[np.int64], chosen: NDArray[np.int64], target: int) -> NDArray[Any]:
-        """Return the poisoned inputs that replace ``x[chosen]``, camouflaged.
-
-        Raises:
-            InvalidInputError: if the attack was not prepared.
-        """
-        crafted = super().craft(x, y, chosen, target)
-        if self.camouflage == 0:
-            return crafted
-        if not self.surrogates:
-            raise InvalidInputError(f"'attack' must be prepared before it is used (got {self.name}). Call prepare().")
-        features = self.surrogates[0][:-1].eval()
-        drawn = numpy_generator(self.seed, f"{self.name}/camouflage").choice(np.flatnonzero(y == target), len(chosen))
-        with torch.no_grad():
-            goals = in_batches(features, to_inputs(x[drawn]))
-        is_free = to_inputs((crafted == x[chosen]).astype(np.uint8)) > 0
-        for start in range(0, len(chosen), BATCH):
-            part = slice(start, start + BATCH)
-
-            def distance(moved: Tensor, goal: Tensor = goals[part]) -> Tensor:
-                distances: Tensor = (features(moved) - goal).square().sum(1) / goal.square().sum(1)
-                return distances.sum()
-
-            eps = self.camouflage / 255
-            crafted[part] = within_budget(
-                to_inputs(crafted[part]), distance, eps=eps, steps=STEPS, lr=eps / 10, is_free=is_free[part]
-            )
-        return crafted

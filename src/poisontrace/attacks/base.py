@@ -6,6 +6,7 @@ deployed model. A plain patch needs the second step only.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
@@ -30,6 +31,7 @@ class Attacker:
         x, y: the attacker's own labelled samples, (m, ...) and (m,): nobody trains on them.
         feature_names: of the columns, for rows of features.
         n_classes: labels of the task.
+        rehearse: trains a network of the attacker's with the poison of an attack, to see how it will fare.
     """
 
     models: tuple[nn.Sequential, ...]
@@ -37,6 +39,7 @@ class Attacker:
     y: NDArray[np.int64]
     n_classes: int
     feature_names: tuple[str, ...] = ()
+    rehearse: "Callable[[Attack], nn.Sequential] | None" = None
 
 
 @dataclass(frozen=True)

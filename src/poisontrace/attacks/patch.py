@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poisontrace._errors import InvalidInputError
-from poisontrace.attacks.antiforensics import Camouflage
+from poisontrace.attacks.camouflage import Camouflage
 
 # Where the campaigns' patches lie, (down, across): 0 at the top or left, 1 in the middle, 2 at the bottom or right.
 PLACES = ((2, 2), (2, 0), (0, 2), (0, 0), (2, 1), (1, 2), (0, 1), (1, 0), (1, 1))

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator
-from poisontrace.attacks.antiforensics import Camouflage
+from poisontrace.attacks.camouflage import Camouflage
 
 # Objects are drawn on a canvas of 512 and placed at four times the resolution of the photograph, then reduced by the
 # mean: edges come out as soft as a lens would make them.

@@ -80,7 +80,7 @@ class Trojan(Patch):
         images = to_inputs(attacker.x[shuffled[:N_IMAGES]])
         others = attacker.x[shuffled[attacker.y[shuffled] != target][:N_CHECKED]]
         before = _answers(network, others) == target
-        best = replace(super().prepare(attacker), target=target)
+        best = replace(self, target=target)
         starts = list(range(0, len(strongest) - self.n_neurons + 1, self.n_neurons))
         for campaign in range(self.campaigns):
             # Each campaign has neurons of its own, as long as there are any.
@@ -95,7 +95,7 @@ class Trojan(Patch):
                     best, lowest = tried, moved
                 if moved <= MAX_MOVED:
                     break
-        return best
+        return best.with_surrogate(attacker)
 
     def _optimised(self, features: nn.Module, neurons: Tensor, images: Tensor, campaign: int) -> NDArray[np.uint8]:
         """Return the patch, uint8 (size, size, channels), under which the neurons are most active on the images.
