@@ -176,7 +176,7 @@ def test_what_misleads_a_tracer_has_a_table_of_its_own(tmp_path: Path) -> None:
     """Below the same attack without it, by measure and strength; the tables of attacks as published leave it out."""
     weak = {"succeeded": False, "attack_success": 0.4, "precision": 0.0, "recall": 0.0}
     spread = [
-        trace_row(plan={"options": {"size": 3, "campaigns": 2}}, precision=0.5),
+        trace_row(plan={"options": {"size": 3, "campaigns": 2}}, precision=0.5, n_found=100, n_found_of_others=40),
         trace_row(plan={"options": {"size": 3, "campaigns": 10}}, seed=1, **weak),
         trace_row(plan={"options": {"size": 3, "campaigns": 2, "shown": "all"}}),
     ]
@@ -187,12 +187,12 @@ def test_what_misleads_a_tracer_has_a_table_of_its_own(tmp_path: Path) -> None:
     _, _, *lines = page.split("generated: anti-forensics -->\n")[1].split("\n<!--")[0].splitlines()
     numbers = "0.950 | 0.010 | 0.970 | 1"
     assert lines == [
-        f"| badnets, digits, 1,437 | – | – | 72 (5%) | 1 of 1 | {numbers} | 1.000 | 1.000 | 1.000 / 1.000 |",
+        f"| badnets, digits, 1,437 | – | – | 72 (5%) | 1 of 1 | {numbers} | 1.000 | 1.000 | 1.000 / 1.000 | 1.000 |",
         f"| badnets, digits, 1,437 | dispersal | `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 0.500 | 1.000 "
-        "| 0.500 / 1.000 |",
-        "| badnets, digits, 1,437 | dispersal | `campaigns` 10 | 72 (5%) | 0 of 1 | – | – | – | 0 | – | – | – |",
+        "| 0.500 / 1.000 | 0.900 |",
+        "| badnets, digits, 1,437 | dispersal | `campaigns` 10 | 72 (5%) | 0 of 1 | – | – | – | 0 | – | – | – | – |",
         f"| badnets, digits, 1,437 | framing | `shown` all, `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 1.000 "
-        "| 1.000 | 1.000 / 1.000 |",
+        "| 1.000 | 1.000 / 1.000 | 1.000 |",
     ]
     assert "| badnets | 2 | 2 | 1.000 | 1.000 |" in page
     assert "| badnets, campaigns 2 | digits | 5.0% | 0 | 72 |" in page

@@ -242,12 +242,19 @@ def _anti_forensics_table(rows: list[Row]) -> str:
             _, data, poison, victims, *numbers, _, _ = _attack_line(group)
             attack = f"{group[0]['attack']}, {data.removesuffix(f', {TRAINING}')}"
             named = ", ".join(f"`{name}` {value}" for name, value in strength)
-            lines.append([attack, measure or DASH, named or DASH, poison, victims, *numbers])
+            traces = [row for row in group if _is_sound(row)]
+            planted = statistics.mean(map(_of_any_campaign, traces)) if traces else DASH
+            lines.append([attack, measure or DASH, named or DASH, poison, victims, *numbers, planted])
     head = (
         *("attack, data, samples", "measure", "strength", "poison", "victims", "success", "without poison"),
-        *("clean acc.", "traces", "precision", "recall", "worst trace"),
+        *("clean acc.", "traces", "precision", "recall", "worst trace", "precision, any campaign"),
     )
     return _table(head, lines)
+
+
+def _of_any_campaign(row: Row) -> float:
+    """Return the fraction of what a trace found that is poison, be it another campaign's; what is left is innocent."""
+    return float(row["precision"] + row.get("n_found_of_others", 0) / max(1, row.get("n_found", 0)))
 
 
 def _task(row: Row) -> str:
