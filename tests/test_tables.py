@@ -9,6 +9,8 @@ import pytest
 
 from poisontrace import tables
 from poisontrace._errors import InvalidInputError
+from poisontrace.attacks.antiforensics import AntiForensics
+from poisontrace.attacks.camouflage import Camouflage
 
 
 def write_page(path: Path) -> Path:
@@ -197,6 +199,13 @@ def test_what_misleads_a_tracer_has_a_table_of_its_own(tmp_path: Path) -> None:
     assert "| badnets | 2 | 2 | 1.000 | 1.000 |" in page
     assert "| badnets, campaigns 2 | digits | 5.0% | 0 | 72 |" in page
     assert "| badnets, campaigns 10 | digits | 5.0% | 1 | 72 | 0.970 | 1.000 | 0.400, failed |" in page
+
+
+def test_every_option_that_misleads_is_known_to_the_tables() -> None:
+    """Else its rows would pass for those of an attack as published; a strength of the trigger is one too."""
+    options = {*AntiForensics.options(), *Camouflage.options(), "opacity"}
+
+    assert set(tables.MEASURES) == options
 
 
 def test_a_trace_of_several_grids_counts_once(tmp_path: Path) -> None:

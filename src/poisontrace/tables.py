@@ -33,6 +33,7 @@ MEASURES = {
     "decoys": "framing",
     "campaigns": "dispersal",
     "camouflage": "camouflage",
+    "against": "camouflage",
     "cover": "camouflage",
     "opacity": "dilution",
     "faint": "dilution",
