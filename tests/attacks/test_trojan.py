@@ -190,7 +190,7 @@ def test_the_patch_is_no_argument_to_show(attacker: Attacker) -> None:
 
     assert repr(attack) == (
         "Trojan(rate=0.1, target=3, seed=0, campaigns=1, planted='one', shown='one', cover=0.0, decoys=0.0, faint=0.0, "
-        "camouflage=0, size=None, margin=None, opacity=1.0, n_neurons=1, steps=100, lr=0.1)"
+        "camouflage=0, against='class', size=None, margin=None, opacity=1.0, n_neurons=1, steps=100, lr=0.1)"
     )
 
 
