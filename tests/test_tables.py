@@ -192,7 +192,8 @@ def test_what_misleads_a_tracer_has_a_table_of_its_own(tmp_path: Path) -> None:
         f"| badnets, digits, 1,437 | – | – | 72 (5%) | 1 of 1 | {numbers} | 1.000 | 1.000 | 1.000 / 1.000 | 1.000 |",
         f"| badnets, digits, 1,437 | dispersal | `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 0.500 | 1.000 "
         "| 0.500 / 1.000 | 0.900 |",
-        "| badnets, digits, 1,437 | dispersal | `campaigns` 10 | 72 (5%) | 0 of 1 | – | – | – | 0 | – | – | – | – |",
+        "| badnets, digits, 1,437 | dispersal | `campaigns` 10 | 72 (5%) | 0 of 1 | 0.400 | 0.010 | 0.970 | 0 | – | – "
+        "| – | – |",
         f"| badnets, digits, 1,437 | framing | `shown` all, `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 1.000 "
         "| 1.000 | 1.000 / 1.000 | 1.000 |",
     ]

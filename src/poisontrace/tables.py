@@ -38,6 +38,7 @@ MEASURES = {
     "opacity": "dilution",
     "faint": "dilution",
 }
+NAMES_OF_COST = ("attack_success", "attack_success_twin", "clean_accuracy")  # what a measure may cost
 # Tables that show attacks with these options too; the others are about attacks as published.
 WITH_MEASURES = ("anti-forensics", "every")
 
@@ -231,7 +232,10 @@ def _attack_line(group: list[Row]) -> list[Any]:
 
 
 def _anti_forensics_table(rows: list[Row]) -> str:
-    """One line for each measure and strength, below the same attack without any."""
+    """One line for each measure and strength, below the same attack without any.
+
+    Success is the mean over all victims, those on which the attack failed among them: it is the price of the measure.
+    """
     groups = _groups(
         (row for row in rows if row["kind"] == "failed" or (row["kind"] == "trace" and row["rule"] == "default")),
         lambda row: (_task(row), _measure(row), tuple(_measures(row).items())),
@@ -240,12 +244,14 @@ def _anti_forensics_table(rows: list[Row]) -> str:
     lines = []
     for (task, measure, strength), group in sorted(groups.items(), key=lambda item: item[0]):
         if task in tasks:
-            _, data, poison, victims, *numbers, _, _ = _attack_line(group)
+            _, data, poison, victims, _, _, _, *numbers, _, _ = _attack_line(group)
+            tried = {_victim(row): row for row in group if row["kind"] == "trace"}.values()
+            cost = [_mean(tried, name) if tried else DASH for name in NAMES_OF_COST]
             attack = f"{group[0]['attack']}, {data.removesuffix(f', {TRAINING}')}"
             named = ", ".join(f"`{name}` {value}" for name, value in strength)
             traces = [row for row in group if _is_sound(row)]
             planted = statistics.mean(map(_of_any_campaign, traces)) if traces else DASH
-            lines.append([attack, measure or DASH, named or DASH, poison, victims, *numbers, planted])
+            lines.append([attack, measure or DASH, named or DASH, poison, victims, *cost, *numbers, planted])
     head = (
         *("attack, data, samples", "measure", "strength", "poison", "victims", "success", "without poison"),
         *("clean acc.", "traces", "precision", "recall", "worst trace", "precision, any campaign"),
