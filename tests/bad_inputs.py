@@ -143,8 +143,11 @@ def grid_text(grid: dict[str, Any]) -> str:
     return _lines({key: value for key, value in given.items() if key != "incidents"}) + tables
 
 
-def _lines(table: dict[str, Any]) -> str:
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+def _lines(table: dict[str, Any], prefix: str = "") -> str:
+    return "".join(
+        _lines(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key} = {json.dumps(value)}\n"
+        for key, value in table.items()
+    )
 
 
 def _bench(folder: Path, grid: Path) -> list[str]:

@@ -71,7 +71,7 @@ def toy_attack(
 ) -> tuple[Attack, NDArray[Any], NDArray[np.int64]]:
     """Return a registered attack, prepared with small networks, and a toy set of the kind that it works on."""
     attack = ATTACKS[name](**options)
-    networks = tuple(_toy_network(attack.kind, side, n_channels, seed) for seed in range(attack.n_models))
+    networks = tuple(_toy_network(attack.kind, side, n_channels, seed) for seed in range(attack.n_networks))
     x, y = toy_images(n, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(n)
     held_out = toy_images(24, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(24)
     names = tuple("abcd") if attack.kind == "rows" else ()
@@ -96,9 +96,11 @@ def _toy_network(kind: str, side: int, n_channels: int, seed: int) -> nn.Sequent
 def attack_success(attack: Attack, dataset: Dataset, *, epochs: int = 4, width: int = 16) -> tuple[float, float]:
     """Train a victim and its twin without poison; return how often the trigger moves each to the target."""
     poisoned = attack.poison(dataset.x_train, dataset.y_train)
-    triggered = attack.trigger(dataset.x_test[dataset.y_test != poisoned.target])
+    triggered = attack.attempts(dataset.x_test, dataset.y_test, poisoned.target).x
+    x_twin = dataset.x_train.copy()
+    x_twin[poisoned.is_decoy] = poisoned.x[poisoned.is_decoy]
     success = []
-    for x, y in ((poisoned.x, poisoned.y), (dataset.x_train, dataset.y_train)):
+    for x, y in ((poisoned.x, poisoned.y), (x_twin, dataset.y_train)):
         with global_seed(0, "toy/init"):
             model = models.small_cnn(width=width)
         train.fit(model, x, y, train.Recipe(epochs=epochs, batch_size=64, lr=0.05), seed=0)

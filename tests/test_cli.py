@@ -376,7 +376,7 @@ def test_list_names_everything() -> None:
     summaries = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert (done.exit_code, set(summaries)) == (0, {*ATTACKS, *DATASETS, *MODELS, *TRAININGS})
     assert len(lines) == len(summaries)
-    assert "on uint8 images; options size, margin; Gu et al." in summaries["badnets"]
+    assert "on uint8 images; options campaigns, planted," in summaries["badnets"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)

@@ -263,7 +263,10 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
         ({"width": 0}, "'width' must be at least 1"),
         ({"epochs": 0}, "'epochs' must be at least 1"),
         ({"training": "magic"}, "'training' must be one of scratch, transfer, finetune"),
-        ({"options": {"shape": 3}}, r"'options' must be some of size, margin for badnets \(got 'shape'\)\. See"),
+        (
+            {"options": {"shape": 3}},
+            r"'options' must be some of campaigns, .*size, margin, opacity for badnets \(got 'shape'\)\. See",
+        ),
         ({"options": {"size": "3"}}, r"'options: size' must be a whole number \(got '3'\)\. Leave it out"),
         ({"options": {"size": 2.0}}, r"'options: size' must be a whole number \(got 2\.0\)\. Leave it out"),
         ({"options": {"margin": True}}, r"'options: margin' must be a whole number \(got True\)\. Leave it out"),
@@ -308,3 +311,45 @@ def test_the_attacker_s_networks_are_not_the_victim_s() -> None:
     heads = [network[-1].weight for network in (*networks, twin)]
     assert not any(torch.equal(heads[i], heads[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     assert torch.equal(incidents._attacker(DIGITS_PLAN, 1, "cpu", None).models[0][-1].weight, heads[0])
+
+
+def test_the_truth_of_an_event_is_its_campaign(tmp_path: Path) -> None:
+    """Of two campaigns each event has the poison of its own; truth.json lists it event by event."""
+    incident = incidents.make(replace(DIGITS_PLAN, rate=0.1, options={"campaigns": 2, "size": 3}))
+    incidents.save(incident, tmp_path / "incident")
+
+    truth = json.loads((tmp_path / "incident" / "truth.json").read_text())
+    assert len(truth["poison"]) == 144
+    assert truth["responsible"] == [np.flatnonzero(row).tolist() for row in incident.is_responsible]
+    assert all(len(rows) == 72 and set(rows) < set(truth["poison"]) for rows in truth["responsible"])
+    attack = BadNets(rate=0.1, campaigns=2, size=3)
+    for x, rows in zip(incident.event_x, truth["responsible"], strict=True):
+        patches = [incident.x[rows][0][attack.place((1, 8, 8, 1), campaign)] for campaign in (0, 1)]
+        seen = [x[attack.place((1, 8, 8, 1), campaign)] for campaign in (0, 1)]
+        assert any((one == other).all() for one, other in zip(patches, seen, strict=True))
+
+
+def test_decoys_are_no_truth_and_stay_in_the_twin(tmp_path: Path) -> None:
+    """So what they do by themselves counts for no event; without them the twin's samples are the benign ones."""
+    plan = replace(DIGITS_PLAN, options={"cover": 0.1, "decoys": 0.5})
+    incident, benign = incidents.make(plan), incidents.benign_dataset(plan)
+    incidents.save(incident, tmp_path / "incident")
+
+    truth = json.loads((tmp_path / "incident" / "truth.json").read_text())
+    assert (truth["n_poison"], truth["n_decoys"]) == (72, 43) == (len(truth["poison"]), len(truth["decoys"]))
+    assert not set(truth["poison"]) & set(truth["decoys"])
+    assert "responsible" not in truth and (incident.is_responsible == incident.is_poison).all()
+    is_changed = (incident.twin_x != benign.x_train).reshape(len(benign.x_train), -1).any(1)
+    assert np.flatnonzero(is_changed).tolist() == truth["decoys"]
+    assert (incident.twin_x[incident.is_decoy] == incident.x[incident.is_decoy]).all()
+    assert (incident.twin_y == benign.y_train).all()
+
+
+def test_camouflage_takes_a_network_of_the_attacker_s() -> None:
+    """It is trained with a seed of its own, and the incident is made with it."""
+    plan = replace(DIGITS_PLAN, rate=0.1, options={"camouflage": 16})
+
+    attack = incidents.prepared_attack(plan)
+
+    assert isinstance(attack, BadNets) and attack.surrogate is not None
+    assert incidents.make(plan, attack=attack).facts["attack_success"] > 0.5

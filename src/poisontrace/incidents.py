@@ -153,7 +153,7 @@ class Incident:
     Attributes:
         x, y: training set as stored, (n, ...) and (n,).
         model: the victim, in eval mode.
-        twin: the same network trained on the same samples without poison.
+        twin: the same network trained on the same samples without poison; decoys stay in.
         arch: name and options of ``models.build`` that rebuild it.
         recipe: what victim and twin were trained with.
         extractor: what they started from; None if they started from nothing.
@@ -161,6 +161,9 @@ class Incident:
         x_test, y_test: held-out samples as stored, without the trigger, and their true labels.
         attempt_x: inputs that the attacker tried, as stored, at most ``MAX_ATTEMPTS``.
         is_poison: (n,) bool.
+        is_responsible: (m, n) bool, the truth for each event: all poison, unless there are several campaigns.
+        is_decoy: (n,) bool, what the attacker changed under its true label; never poison.
+        twin_x, twin_y: what the twin was trained on, of the form of ``x`` and ``y``.
         facts: measured properties of attack and victim.
         plan: what it was made from.
         classes: names of the labels, in order.
@@ -179,6 +182,10 @@ class Incident:
     y_test: NDArray[np.int64]
     attempt_x: NDArray[Any]
     is_poison: NDArray[np.bool_]
+    is_responsible: NDArray[np.bool_]
+    is_decoy: NDArray[np.bool_]
+    twin_x: NDArray[Any]
+    twin_y: NDArray[np.int64]
     facts: dict[str, Any]
     plan: Plan
     classes: tuple[str, ...]
@@ -228,7 +235,15 @@ def _attacker(plan: Plan, n_models: int, device: str, progress: Progress | None)
             assert extractor is not None
             network = extractor
         networks.append(network)
-    return Attacker(tuple(networks), own.x_test, own.y_test, len(own.classes), own.feature_names)
+
+    def rehearse(attack: Attack) -> nn.Sequential:
+        """Train a victim of the attacker's own from scratch, on its own draw."""
+        drawn = benign_dataset(replace(plan, seed=plan.seed + 1))
+        poisoned = attack.poison(drawn.x_train, drawn.y_train)
+        arch, recipe = _arch(plan, drawn, len(drawn.classes)), TASKS[plan.dataset].recipe("scratch")
+        return trained(poisoned.x, poisoned.y, arch, recipe, plan.seed + 1, device=device, progress=progress)[0]
+
+    return Attacker(tuple(networks), own.x_test, own.y_test, len(own.classes), own.feature_names, rehearse)
 
 
 def _attack(plan: Plan) -> Attack:
@@ -269,7 +284,7 @@ def prepared_attack(
         InvalidInputError: if the attack is unknown or cannot be prepared for this data.
     """
     attack = _attack(plan) if attack is None else attack
-    return attack.prepare(_attacker(plan, attack.n_models, device, progress))
+    return attack.prepare(_attacker(plan, attack.n_networks, device, progress))
 
 
 def make(
@@ -319,7 +334,11 @@ def make(
         )
 
     victim, seconds = fit(poisoned.x, poisoned.y)
-    twin, _ = fit(dataset.x_train, dataset.y_train)
+    # What the decoys do is not the poison's doing, so the twin has them too.
+    twin_x = dataset.x_train.copy()
+    twin_x[poisoned.is_decoy] = poisoned.x[poisoned.is_decoy]
+    twin_y = dataset.y_train
+    twin, _ = fit(twin_x, twin_y)
 
     attempts = attack.attempts(dataset.x_test, dataset.y_test, poisoned.target)
     says = train.predict(victim, attempts.x).argmax(1)
@@ -333,6 +352,7 @@ def make(
         "target": poisoned.target,
         "n_train": len(poisoned.x),
         "n_poison": int(poisoned.is_poison.sum()),
+        "n_decoys": int(poisoned.is_decoy.sum()),
         "clean_accuracy": train.accuracy(victim, dataset.x_test, dataset.y_test),
         "train_accuracy": train.accuracy(victim, poisoned.x, poisoned.y),
         "clean_accuracy_twin": train.accuracy(twin, dataset.x_test, dataset.y_test),
@@ -366,6 +386,10 @@ def make(
         y_test=dataset.y_test,
         attempt_x=attempts.x[spread(np.arange(len(attempts.x)), MAX_ATTEMPTS)],
         is_poison=poisoned.is_poison,
+        is_responsible=poisoned.responsible(attempts.carried[chosen]),
+        is_decoy=poisoned.is_decoy,
+        twin_x=twin_x,
+        twin_y=twin_y,
         facts=facts,
         plan=plan,
         classes=dataset.classes,
@@ -403,6 +427,10 @@ def save(incident: Incident, folder: Path) -> None:
             **incident.facts,
             "poison": np.flatnonzero(incident.is_poison).tolist(),
         }
+        if not (incident.is_responsible == incident.is_poison).all():
+            truth["responsible"] = [np.flatnonzero(of_event).tolist() for of_event in incident.is_responsible]
+        if incident.is_decoy.any():
+            truth["decoys"] = np.flatnonzero(incident.is_decoy).tolist()
         (partial / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
 
 
