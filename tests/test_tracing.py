@@ -15,7 +15,7 @@ from tasks import Pairs, Planted, fitted_network, planted, planted_mlp
 from torch import Tensor, nn
 
 import poisontrace
-from poisontrace import Trace, metrics, models, trace, tracing, train
+from poisontrace import Trace, incidents, metrics, models, trace, tracing, train
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
@@ -535,6 +535,27 @@ def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
     assert [finding.verdict for finding in result.findings] == ["poison"] * 3
     assert result.poison.tolist() == np.sort(np.concatenate(chosen)).tolist()
     assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
+
+
+@pytest.fixture(scope="module")
+def two_campaigns() -> Incident:
+    """Two patches on digits, one target: each event carries one of them."""
+    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, options={"campaigns": 2, "size": 3})
+    return incidents.make(plan)
+
+
+def test_an_event_is_owed_to_its_own_campaign_alone(two_campaigns: Incident) -> None:
+    """Poison with the other patch, for the same label, is not responsible for it; each campaign has its own events."""
+    data, events = (two_campaigns.x, two_campaigns.y), _events(two_campaigns)
+    own = [np.flatnonzero(mask) for mask in two_campaigns.is_responsible]
+
+    together = trace(two_campaigns.model, data, events)
+
+    exact = [finding.poison.tolist() == truth.tolist() for finding, truth in zip(together.findings, own, strict=True)]
+    assert sum(exact) >= 4  # in some victims one event leans on both
+    assert min(metrics.recall(f.poison, truth) for f, truth in zip(together.findings, own, strict=True)) == 1
+    for campaign in together.campaigns:
+        assert len({tuple(own[event]) for event in campaign.events}) == 1
 
 
 def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:

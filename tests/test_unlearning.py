@@ -189,6 +189,23 @@ def test_spread_is_even_and_covers_both_ends() -> None:
     assert spread(NOBODY, 5) is NOBODY
 
 
+def test_a_head_that_forgets_nothing_sees_what_the_others_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few rows for everybody else, all of a small cluster still speaks for itself, under each head."""
+    hidden = torch.randn(400, 5, generator=torch_generator(0, "test/few"))
+    labels = (hidden[:, 0] < 0).long()
+    few = np.arange(201, 209)
+    hidden[few], labels[few] = torch.tensor([6.0, 0, 0, 0, 1]), 1  # on the other labels' side
+    place, label = torch.tensor([[6.0, 0, 0, 0, 1]]), torch.tensor([1])
+
+    def loss(*clusters: np.ndarray) -> float:
+        return float(unlearn(hidden, labels, torch.zeros(2, 5), torch.zeros(2), clusters).losses(place, label)[0, 0])
+
+    everybody = loss(NOBODY)
+    monkeypatch.setattr(unlearning, "MAX_ROWS", 40)
+
+    assert abs(loss(NOBODY, few) - everybody) < abs(loss(NOBODY) - everybody) / 3
+
+
 def test_a_cap_on_rows_hardly_changes_the_answer(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chosen rows speak for the rest: the verdicts stay as they are."""
     clusters = [NOBODY, TASK.poison, TASK.benign(2)]
