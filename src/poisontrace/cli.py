@@ -34,13 +34,21 @@ Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 def trace(
     model: Annotated[str, typer.Option(help="file.py:factory or package.module:factory; its code is run.")],
     weights: Annotated[Path, typer.Option(help="safetensors, or a plain state dict.")],
-    data: Annotated[Path, typer.Option(help=".npz with x (n, ...) and y (n,); optional ids (n,) and classes (k,).")],
+    data: Annotated[
+        str, typer.Option(help=".npz, .csv, .parquet, a folder of images by class, a saved data set, file.py:factory.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the case.")],
     events: Annotated[
-        Path | None, typer.Option(help=".npz with x (m, ...) and y (m,), the wrong labels given.")
+        str | None, typer.Option(help="Misclassified inputs in a form of --data, with the wrong labels given.")
     ] = None,
-    event: Annotated[Path | None, typer.Option(help="One image instead of an events file; needs --label.")] = None,
-    label: Annotated[int | None, typer.Option(help="The wrong label that the model gave the image.")] = None,
+    event: Annotated[
+        str | None, typer.Option(help="One image or one row instead of an events file; needs --label.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The wrong label that the model gave it: name or number.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the labels in the order of the model's outputs: a,b,c or a .txt file.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels in a table, if it is not found.")] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     rule: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
@@ -54,7 +62,7 @@ def trace(
     """Trace misclassifications to the responsible training samples and write a case folder."""
     with _errors():
         from poisontrace import data as data_module
-        from poisontrace import loading, metrics, store, tracing
+        from poisontrace import loading, metrics, readers, store, tracing
 
         store.check_new_folder(out, "out")
         if (events is None) == (event is None):
@@ -67,27 +75,26 @@ def trace(
                 f"'label' must be given with 'event' (got {label}). It is the wrong label that the model gave the "
                 "image; an events file holds its own."
             )
-        train_set = data_module.read_array_set(data, "data")
-        if events is not None:
-            event_set = data_module.read_array_set(events, "events")
-        else:
-            assert event is not None and label is not None
-            event_set = data_module.read_event_image(event, label, train_set)
-        if event_set.x.shape[1:] != train_set.x.shape[1:] or event_set.x.dtype.kind != train_set.x.dtype.kind:
-            raise InvalidInputError(
-                f"'events' must have the form of 'data' (got {event_set.x.dtype} of shape {event_set.x.shape} for "
-                f"{train_set.x.dtype} of shape {train_set.x.shape}). Store both as the model's input was."
-            )
-        poison = None if truth is None else data_module.read_truth(truth, len(train_set))
         console = _console(stderr=True)
+        # Standard output is ours, whatever code of the evidence prints.
+        with redirect_stdout(sys.stderr):
+            names = None if classes is None else readers.read_classes(classes)
+            train_set, data_file = readers.read(data, "data", classes=names, label_column=label_column)
+            if events is not None:
+                event_set, event_file = readers.read(events, "events", label_column=label_column, like=train_set)
+            else:
+                assert event is not None and label is not None
+                event_set, event_file = readers.read_event(event, label, train_set)
+            readers.check_same_form(event_set, train_set)
+        poison = None if truth is None else data_module.read_truth(truth, len(train_set))
         _print_line(console, f"Running the code of {model} to build the model.")
-        with redirect_stdout(sys.stderr), _progress(console) as progress:  # stdout is ours, whatever that code prints
+        with redirect_stdout(sys.stderr), _progress(console) as progress:
             factory_file, factory = loading.find_factory(model)
             network = loading.load_model(factory, weights)
             result = tracing.trace(
                 network,
                 train_set,
-                [event_set[row] for row in range(len(event_set))],
+                readers.as_pairs(event_set),
                 rule=rule,
                 layer=layer,
                 seed=seed,
@@ -95,12 +102,12 @@ def trace(
                 batch_size=batch_size,
                 progress=progress,
             )
-        files = {"model": factory_file, "weights": weights, "data": data, "events": events or event}
-        classes = list(train_set.classes or ())
+        files = {"model": factory_file, "weights": weights, "data": data_file, "events": event_file}
+        class_names = list(train_set.classes or ())
         context: dict[str, Any] = {
             "inputs": {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path},
             "command": shlex.join(["poisontrace", *sys.argv[1:]]),
-            "classes": classes,
+            "classes": class_names,
         }
         if poison is not None:
             judged = {f.__name__: f(result.poison, poison) for f in (metrics.precision, metrics.recall)}
@@ -114,7 +121,7 @@ def trace(
         head = ("event", "answered", "confidence", "verdict", "found", "apart", "event rise", "control rise")
         table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
         for row, finding in enumerate(result.findings):
-            name = classes[finding.label] if finding.label < len(classes) else str(finding.label)
+            name = class_names[finding.label] if finding.label < len(class_names) else str(finding.label)
             numbers = [finding.statistics.get(key) for key in ("separation", "event_rise", "control_rise")]
             cells = [str(row), _plain(name), f"{finding.probability:.1%}", finding.verdict, f"{len(finding.poison):,}"]
             table.add_row(*cells, *("" if number is None else f"{number:.2f}" for number in numbers))

@@ -20,9 +20,15 @@ from torch.nn.parameter import is_lazy
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._validate import check_file
 
+PRODUCTS = {"model": "the network", "data": "the training set", "events": "the list of pairs (x, wrong label)"}
 
-def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
+
+def find_factory(spec: str, argument: str = "model") -> tuple[Path | None, Callable[[], Any]]:
     """Import ``file.py:factory`` or ``package.module:factory``.
+
+    Args:
+        spec: what to import.
+        argument: which one it was given as, for messages.
 
     Returns:
         the file, if it was named as one, and the factory.
@@ -33,14 +39,14 @@ def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
         raise InvalidInputError(
-            f"'model' must be file.py:factory or package.module:factory (got {spec!r}). Name the file and the function "
-            "in it that builds the network."
+            f"'{argument}' must be file.py:factory or package.module:factory (got {spec!r}). Name the file and the "
+            f"function in it that returns {PRODUCTS[argument]}."
         )
     path = None
     try:
         if where.endswith(".py"):
-            path = check_file(Path(where), "model")
-            module_spec = importlib.util.spec_from_file_location(f"poisontrace_model_{path.stem}", path)
+            path = check_file(Path(where), argument)
+            module_spec = importlib.util.spec_from_file_location(f"poisontrace_{argument}_{path.stem}", path)
             assert module_spec is not None and module_spec.loader is not None
             module = importlib.util.module_from_spec(module_spec)
             sys.modules[module_spec.name] = module  # dataclasses and the like look their module up
@@ -54,13 +60,14 @@ def find_factory(spec: str) -> tuple[Path | None, Callable[[], Any]]:
         raise
     except (Exception, SystemExit) as error:  # code from outside may raise anything
         raise InvalidInputError(
-            f"'model' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r}). "
+            f"'{argument}' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r}). "
             "Check the code and the packages that it needs."
         ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
         raise InvalidInputError(
-            f"'model' must name a callable in {where!r} (got {name!r}). Name a function there that returns the network."
+            f"'{argument}' must name a callable in {where!r} (got {name!r}). Name a function there that returns "
+            f"{PRODUCTS[argument]}."
         )
     return path, factory
 
@@ -80,13 +87,7 @@ def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
         UnsupportedModelError: if the factory returns something else than a module.
     """
     state = read_state(weights)
-    try:
-        model = factory()
-    except (Exception, SystemExit) as error:  # code from outside may raise anything
-        raise InvalidInputError(
-            f"'model' must be a factory that works without arguments (got {type(error).__name__}: "
-            f"{_first_line(error)}). Name a function that fills in the settings of the training."
-        ) from error
+    model = call(factory)
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"'model' must return a torch.nn.Module (got {type(model).__name__}). Name the function that builds it."
@@ -112,6 +113,21 @@ def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
             )
     model.load_state_dict(state)
     return model.cpu().eval()
+
+
+def call(factory: Callable[[], Any], argument: str = "model") -> Any:
+    """Return what a factory makes.
+
+    Raises:
+        InvalidInputError: if it fails.
+    """
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:  # code from outside may raise anything
+        raise InvalidInputError(
+            f"'{argument}' must be a factory that works without arguments (got {type(error).__name__}: "
+            f"{_first_line(error)}). Name a function that fills in the settings of the training."
+        ) from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,175 @@
+"""Evidence in the form in which its owner has it: which reader a path or a factory calls for.
+
+``--data`` and ``--events`` take the same forms. What comes back is a training set in a fixed order, with the ids of its
+samples, the names of its labels and a ``form`` that data and events must share.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from poisontrace._errors import InvalidInputError
+from poisontrace._validate import check_file, read_npy
+from poisontrace.columns import is_saved_set, read_table, table_set
+from poisontrace.data import ArraySet, IndexedSet, as_train_set, find_label, read_array_set
+from poisontrace.images import ImageSet, read_folder, read_image
+from poisontrace.loading import call, find_factory
+from poisontrace.texts import TextSet, Tokenize
+
+Samples = ArraySet | ImageSet | TextSet | IndexedSet
+
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
+FORMS = "an .npz, .csv or .parquet file, a folder with one sub-folder a class, a saved data set, or file.py:factory"
+
+
+def read(
+    spec: str,
+    name: str,
+    *,
+    classes: Sequence[str] | None = None,
+    label_column: str | None = None,
+    tokenize: Tokenize | None = None,
+    like: Samples | None = None,
+) -> tuple[Samples, Path | None]:
+    """Read a training set, or events of it.
+
+    Args:
+        spec: a path, or ``file.py:factory`` or ``package.module:factory`` of an object that yields (x, y) by index.
+        name: the argument's name, for messages.
+        classes: names of the labels in the order of the model's outputs; None takes those of the data.
+        label_column: the column of labels in a table; None finds it.
+        tokenize: turns texts into numbers, for a model that takes texts.
+        like: the training set, of which these are events.
+
+    Returns:
+        the samples, and the file or folder that they came from.
+
+    Raises:
+        InvalidInputError: if it has none of these forms, or breaks a rule of its form.
+    """
+    if like is not None:
+        classes = like.classes or ()  # numbers only: names of events alone would be numbered otherwise
+    path = Path(spec)
+    if not path.exists() and ":" in spec:
+        file, factory = find_factory(spec, name)
+        return _made(call(factory, name), classes), file
+    if path.is_dir() and not is_saved_set(path):
+        return read_folder(path, name, classes, like.shape[2] if isinstance(like, ImageSet) else None), path
+    if path.is_dir() or path.suffix.lower() in TABLES:
+        table = read_table(path, name)
+        return table_set(table, name, classes=classes, label_column=label_column, like=like, tokenize=tokenize), path
+    check_file(path, name)
+    if path.suffix.lower() != ".npz":
+        raise InvalidInputError(f"'{name}' must be {FORMS} (got {path.name!r}). Pass one of these.")
+    return read_array_set(path, name, classes), path
+
+
+def _made(source: Any, classes: Sequence[str] | None) -> Samples:
+    samples = as_train_set(source)
+    if not isinstance(samples, ArraySet | IndexedSet):
+        samples = IndexedSet(source)
+    if classes:
+        object.__setattr__(samples, "classes", tuple(classes))
+    return samples
+
+
+def read_event(
+    spec: str, label: str, like: Samples, *, tokenize: Tokenize | None = None, label_column: str | None = None
+) -> tuple[Samples, Path | None]:
+    """Read one event with the wrong label that the model gave it.
+
+    Args:
+        spec: an image; a table, whose rows all got the label; one ``.npy`` array; a line of numbers; or a text, in a
+            ``.txt`` file or as it is.
+        label: its name or its number.
+        like: the training set.
+        tokenize: turns texts into numbers.
+        label_column: a column of the table that is no input.
+
+    Returns:
+        the event, and the file that it came from.
+
+    Raises:
+        InvalidInputError: if it cannot be read or has not the form of a sample.
+    """
+    number, path = find_label(label, like.classes), Path(spec)
+    suffix = path.suffix.lower()
+    y = np.array([number])
+    if suffix in TABLES:
+        table = read_table(path, "event")
+        return table_set(table, "event", classes=like.classes, label=number, like=like, tokenize=tokenize), path
+    if tokenize is not None:
+        file = check_file(path, "event") if suffix == ".txt" else None
+        text = file.read_text("utf-8", "replace") if file else spec
+        return TextSet([text], y, ["event"], like.classes, tokenize), file
+    if isinstance(like, ArraySet) and like.x.ndim == 2 and (numbers := _line(spec)) is not None:
+        return ArraySet(numbers, y), None
+    check_file(path, "event")
+    if suffix == ".npy":
+        return ArraySet(read_npy(path, "event")[None], y), path
+    if isinstance(like, IndexedSet):
+        raise InvalidInputError(
+            f"'event' must be an .npy array as the model takes it, because 'data' is made by your code (got "
+            f"{path.name!r}). Or pass --events file.py:factory, which returns a list of pairs (x, wrong label)."
+        )
+    return read_image(path, number, like), path
+
+
+def _line(text: str) -> NDArray[np.float32] | None:
+    """Return a line of numbers as one row, or None if it is something else."""
+    try:
+        return np.array([[float(cell) for cell in text.split(",")]], np.float32)
+    except ValueError:
+        return None
+
+
+def read_classes(text: str) -> tuple[str, ...]:
+    """Return names that are written with commas between them, or one a line in a ``.txt`` file.
+
+    Raises:
+        InvalidInputError: if there are fewer than two, or one occurs twice.
+    """
+    path = Path(text)
+    if path.suffix.lower() == ".txt":
+        lines = check_file(path, "classes").read_text("utf-8", "replace").splitlines()
+    else:
+        lines = text.split(",")
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InvalidInputError(
+            f"'classes' must be two names or more, each once (got {text!r}). Write --classes cat,dog, in the order of "
+            "the model's outputs."
+        )
+    return names
+
+
+def check_same_form(events: Samples, data: Samples) -> None:
+    """Refuse events that are not what the samples are.
+
+    Raises:
+        InvalidInputError: if the forms differ, or the data come from a factory and the events are images.
+    """
+    if isinstance(events, IndexedSet):
+        return
+    if isinstance(data, IndexedSet):
+        if events.form.startswith("uint8"):
+            raise InvalidInputError(
+                "'events' must be arrays as the model takes them, because 'data' is made by your code (got images). "
+                "Pass --events file.py:factory, which returns a list of pairs (x, wrong label)."
+            )
+    elif events.form != data.form:
+        raise InvalidInputError(
+            f"'events' must have the form of 'data' (got {events.form} for {data.form}). "
+            "Store both as the model's input was."
+        )
+
+
+def as_pairs(events: Samples) -> list[tuple[Tensor, int]]:
+    """Return events as pairs (x, wrong label), all of one shape."""
+    x = events.inputs(np.arange(len(events)))
+    labels = np.concatenate([y for _, y in events.batches(256)])
+    return list(zip(x, labels.tolist(), strict=True))
