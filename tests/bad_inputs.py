@@ -7,6 +7,7 @@ function is given a folder that holds a sound incident (see :func:`write_inciden
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,39 @@ def _alone(folder: Path, kind: str, **tensors: Any) -> list[str]:
     return trace(folder, model=f"{folder}/arch.py:{kind}", weights=_weights(folder, **tensors))
 
 
+def _folder(folder: Path, spoil: Callable[[Path], object]) -> Path:
+    """Write the twelve images as a folder with one sub-folder a class, and spoil one thing."""
+    for row, (image, label) in enumerate(zip(X, Y, strict=True)):
+        (folder / "images" / "abc"[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :, 0]).save(folder / "images" / "abc"[label] / f"{row}.png")
+    spoil(folder / "images")
+    return folder / "images"
+
+
+def _csv(folder: Path, *, header: str = "", cell: str = "1.5", label: str = "0") -> Path:
+    """Write twelve rows of 64 numbers and a label as a CSV, with one cell changed."""
+    names = header or ",".join([*(f"f{column}" for column in range(64)), "label"])
+    lines = [",".join([*(["0.5"] * 64), str(y)]) for y in Y]
+    lines[5] = ",".join([cell, *(["0.5"] * 63), label])
+    return _file(folder, "rows.csv", "\n".join([names, *lines]) + "\n")
+
+
+def _bomb(path: Path) -> None:
+    """Write a small PNG that claims 3.6 billion pixels."""
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "PNG")
+    head = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + stream.getvalue()[24:29]
+    path.write_bytes(stream.getvalue()[:12] + head + zlib.crc32(head).to_bytes(4, "big") + stream.getvalue()[33:])
+
+
+def _swollen(folder: Path) -> Path:
+    """Write an .npz whose directory says that a member unpacks to two gigabytes."""
+    content = bytearray(_npz(folder, x=X, y=Y).read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = (1 << 31).to_bytes(4, "little")
+    return _file(folder, "bad.npz", bytes(content))
+
+
 def _event(folder: Path, image: Path, **changes: Any) -> list[str]:
     return trace(folder, **{"events": None, "event": image, "label": 0, **changes})
 
@@ -309,6 +343,40 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "both events and an image": lambda f: _event(f, _image(f, 8, 8), events=f / "events.npz"),
     "neither events nor an image": lambda f: trace(f, events=None),
     "events with a label": lambda f: trace(f, label=1),
+    "an image with a class that the data do not have": lambda f: _event(f, _image(f, 8, 8), label="truck"),
+    # Folders of images.
+    "a folder without images": lambda f: trace(f, data=_filled(f)),
+    "an image outside of a class": lambda f: trace(f, data=_folder(f, lambda d: _image(d, 8, 8))),
+    "images of two sizes": lambda f: trace(f, data=_folder(f, lambda d: _image(d / "a", 9, 8))),
+    "an image that unpacks to 3.6 billion pixels": lambda f: trace(
+        f, data=_folder(f, lambda d: _bomb(d / "a" / "0.png"))
+    ),
+    "a script named as an image": lambda f: trace(f, data=_folder(f, lambda d: _file(d, "a/x.png", "%!PS-Adobe-3.0"))),
+    "a link out of the folder": lambda f: trace(f, data=_folder(f, lambda d: (d / "a" / "x.png").symlink_to("/etc"))),
+    "escape codes in the name of an image": lambda f: trace(
+        f, data=_folder(f, lambda d: _file(d, "a/\x1b[31mx.png", "no image"))
+    ),
+    # Tables.
+    "text named .csv": lambda f: trace(f, data=_file(f, "rows.csv", "no table")),
+    "a CSV without rows": lambda f: trace(f, data=_file(f, "rows.csv", "a,label\n")),
+    "a CSV with a short row": lambda f: trace(f, data=_file(f, "rows.csv", "a,b,label\n1,2,0\n1,2\n")),
+    "a CSV with two columns of one name": lambda f: trace(f, data=_file(f, "rows.csv", "a,a,label\n1,2,0\n")),
+    "a CSV that is not UTF-8": lambda f: trace(f, data=_file(f, "rows.csv", b"a,label\n\xff\xfe,0\n")),
+    "a word in a column of numbers": lambda f: trace(f, data=_csv(f, cell="UPX")),
+    "an empty cell": lambda f: trace(f, data=_csv(f, cell="")),
+    "a row without a label": lambda f: trace(f, data=_csv(f, label="")),
+    "a fraction as a label": lambda f: trace(f, data=_csv(f, label="0.5")),
+    "a column of labels that is not there": lambda f: trace(f, data=_csv(f), **{"label-column": "kind"}),
+    "events without a column of the data": lambda f: trace(
+        f, data=_csv(f), events=_file(f, "events.csv", "f0,label\n1,0\n")
+    ),
+    "text named .parquet": lambda f: trace(f, data=_file(f, "rows.parquet", "no table")),
+    "an .npz that unpacks to gigabytes": lambda f: trace(f, data=_swollen(f)),
+    "data of an unknown form": lambda f: trace(f, data=_file(f, "train.json", "[]")),
+    # Data from a factory.
+    "a factory of data that raises": lambda f: trace(f, data=f"{f}/arch.py:raises"),
+    "a factory of data that returns a number": lambda f: trace(f, data=f"{f}/arch.py:number"),
+    "classes of which one is named twice": lambda f: trace(f, classes="a,b,a"),
     # Options.
     "an unknown rule": lambda f: trace(f, rule="best"),
     "an unknown device": lambda f: trace(f, device="abacus"),

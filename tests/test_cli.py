@@ -19,14 +19,17 @@ from bad_inputs import BAD_INPUTS, attack, snapshot, trace, write_incident
 from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file
+from test_columns import write_csv
+from test_images import write_folder
 from typer.testing import CliRunner
 
-from poisontrace import incidents, tracing
+from poisontrace import datasets, incidents, store, tracing
 from poisontrace._errors import PoisontraceError, UnlearningDivergedError
 from poisontrace.attacks import ATTACKS
 from poisontrace.cli import app
+from poisontrace.data import to_inputs
 from poisontrace.datasets import DATASETS
-from poisontrace.incidents import TRAININGS
+from poisontrace.incidents import TRAININGS, Incident
 from poisontrace.models import MODELS
 
 CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
@@ -294,6 +297,60 @@ def test_names_from_the_evidence_reach_the_case_but_not_the_terminal(
     assert all(character.isprintable() or character == "\n" for character in done.stdout + done.stderr)
     assert "hello" not in done.stdout and "hello" in done.stderr
     assert json.loads((tmp_path / "case" / "trace.json").read_text())["events"][0]["label"] == label
+
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def test_a_folder_of_images_is_traced_as_arrays_are(
+    digits_incident: Incident, digits_folder: Path, tmp_path: Path
+) -> None:
+    """The same samples are found, named by their files; the event is one photo, its label a name."""
+    x, event = digits_incident.x, digits_incident.event_x[0, :, :, 0]
+    write_folder(tmp_path / "train", x, digits_incident.y, DIGITS)
+    Image.fromarray(event).save(tmp_path / "photo.png")
+    label = DIGITS[digits_incident.event_y[0]]
+    options = {"events": None, "event": tmp_path / "photo.png", "label": label, "classes": ",".join(DIGITS)}
+
+    done = run(app, trace(digits_folder, data=tmp_path / "train", out=tmp_path / "case", **options))
+
+    assert done.exit_code == 0, done.stderr
+    assert label in done.stdout
+    rows = list(csv.DictReader((tmp_path / "case" / "poison.csv").read_text().splitlines()))
+    reference = tracing.trace(
+        digits_incident.model,
+        (x, digits_incident.y),
+        [(to_inputs(digits_incident.event_x[:1])[0], int(digits_incident.event_y[0]))],
+    )
+    assert sorted(row["id"] for row in rows) == sorted(
+        f"{DIGITS[digits_incident.y[row]]}/{row:05d}.png" for row in reference.poison
+    )
+    inputs = json.loads((tmp_path / "case" / "trace.json").read_text())["inputs"]
+    assert inputs["data"]["sha256"] == store.sha256(tmp_path / "train")
+
+
+def test_rows_of_malware_are_traced(tmp_path: Path) -> None:
+    """From a CSV with a header, labels by name, an id a row, and one row as the event."""
+    if datasets._find("clamp_pe.npz") is None:
+        pytest.skip("clamp_pe.npz is not on disk; POISONTRACE_DATA names its folder")
+    incident = incidents.make(incidents.Plan(attack="malware", dataset="clamp", rate=0.05, n_events=1))
+    incidents.save(incident, tmp_path / "incident")
+    names = np.array(["goodware", "malware"])
+    columns = {f"feature {place}": column.astype(np.float64) for place, column in enumerate(incident.x.T)}
+    ids = [f"{row:064x}" for row in range(len(incident.x))]
+    write_csv(tmp_path / "train.csv", sha256=ids, **columns, label=names[incident.y])
+    event = dict(zip(columns, incident.event_x[0].tolist(), strict=True))
+    write_csv(tmp_path / "event.csv", **{name: [value] for name, value in event.items()})
+    options = {"events": None, "event": tmp_path / "event.csv", "label": names[incident.event_y[0]]}
+
+    done = run(app, trace(tmp_path / "incident", data=tmp_path / "train.csv", out=tmp_path / "case", **options))
+
+    assert done.exit_code == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "case" / "poison.csv").read_text().splitlines()))
+    assert all(row["id"] == ids[int(row["index"])] for row in rows)
+    truth = set(np.flatnonzero(incident.is_poison).tolist())
+    hits = truth & {int(row["index"]) for row in rows}
+    assert len(hits) >= 0.9 * len(rows) and len(hits) >= 0.9 * len(truth)
 
 
 def test_report_writes_the_same_page_again(traced: Run) -> None:

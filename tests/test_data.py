@@ -246,3 +246,55 @@ def test_augmentation_shifts_and_flips() -> None:
     assert not is_crop.all(1).any()
     shifted = crop_and_flip(x, 1, 0.0, generator)
     assert torch.stack([(crop == shifted).flatten(1).all(1) for crop in crops]).any(0).all()
+
+
+# Names
+
+
+def test_names_of_labels_are_numbered_in_the_order_of_the_alphabet() -> None:
+    """Or in the one that is given."""
+    names = np.array(["truck", "cat", "truck"])
+
+    assert data.number_labels(names, "y")[0].tolist() == [1, 0, 1]
+    assert data.number_labels(names, "y")[1] == ("cat", "truck")
+    assert data.number_labels(names, "y", ("truck", "cat"))[0].tolist() == [0, 1, 0]
+
+
+def test_numbers_written_as_text_are_numbers() -> None:
+    """Unless they are the names of classes."""
+    texts = np.array(["2", " 0", "1.0"])
+
+    assert (data.number_labels(texts, "y")[0].tolist(), data.number_labels(texts, "y")[1]) == ([2, 0, 1], None)
+    assert data.number_labels(texts[:2], "y", ("2", "1", "0"))[0].tolist() == [0, 2]
+
+
+def test_numbers_stay_numbers_where_classes_have_names() -> None:
+    """The names are only shown."""
+    y, classes = data.number_labels(np.array([1, 0]), "y", ("a", "b"))
+
+    assert (y.tolist(), classes) == ([1, 0], ("a", "b"))
+
+
+def test_labels_of_an_npz_may_be_names(tmp_path: Path) -> None:
+    """Numbered by its own list of classes, if it holds one."""
+    x, _ = toy_images(3)
+    np.savez(tmp_path / "train.npz", x=x, y=np.array(["b", "a", "b"]), classes=np.array(["b", "a"]))
+
+    found = data.read_array_set(tmp_path / "train.npz", "data")
+
+    assert (found.y.tolist(), found.classes) == ([0, 1, 0], ("b", "a"))
+
+
+def test_a_data_set_that_names_its_samples_is_heard() -> None:
+    """Names of another number than the samples are not theirs."""
+
+    class Named(list[Any]):
+        ids = ("a", "b")
+        classes = ("x", "y")
+
+    pairs = [(torch.zeros(2), 0), (torch.ones(2), 1)]
+
+    found, longer = IndexedSet(Named(pairs)), IndexedSet(Named(pairs * 2))
+
+    assert (found.ids, found.classes) == (("a", "b"), ("x", "y"))
+    assert longer.ids is None

@@ -195,23 +195,25 @@ def _listed(names: Any) -> str:
     return ", ".join(map(repr, shown[:5])) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
-def read_table(path: Path, name: str) -> Table:
+def read_table(path: Path, name: str, label_column: str | None = None) -> Table:
     """Read a CSV, a Parquet file or a Hugging Face set that was saved to disk.
 
     Args:
         path: the file or folder.
         name: the argument's name, for messages.
+        label_column: the column of labels; None finds it.
 
     Raises:
         InvalidInputError: if it cannot be read, is empty, or two of its columns have one name.
     """
-    table = _read_csv(path, name) if path.suffix.lower() in (".csv", ".tsv") else _read_arrow(path, name)
+    is_csv = path.suffix.lower() in (".csv", ".tsv")
+    table = _read_csv(path, name, label_column) if is_csv else _read_arrow(path, name)
     if not table.columns or not len(table):
         raise InvalidInputError(f"'{name}' must have at least one row (got none in {path.name!r}). Check the file.")
     return table
 
 
-def _read_csv(path: Path, name: str) -> Table:
+def _read_csv(path: Path, name: str, label_column: str | None) -> Table:
     check_file(path, name)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -222,7 +224,7 @@ def _read_csv(path: Path, name: str) -> Table:
             header = next(rows, [])
             if len(set(header)) < len(header):
                 raise ValueError(f"two columns named {max(header, key=header.count)!r}")
-            return Table(path, _typed(header, rows), {})
+            return Table(path, _typed(header, rows, label_column), {})
     except (OSError, ValueError, csv.Error) as error:
         raise InvalidInputError(
             f"'{name}' must be a CSV with a header, in UTF-8 (got {error} in {path.name!r}). Write it again with "
@@ -230,10 +232,11 @@ def _read_csv(path: Path, name: str) -> Table:
         ) from error
 
 
-def _typed(header: Sequence[str], rows: Iterator[Sequence[str]]) -> dict[str, Any]:
+def _typed(header: Sequence[str], rows: Iterator[Sequence[str]], label_column: str | None) -> dict[str, Any]:
     """Return columns of numbers where the first cells are numbers, else of text; an empty cell is a missing number."""
     parts: list[list[Any]] = [[] for _ in header]
     is_text = [_is_a(column, (*LABELS, *ROW_NAMES, *INDICES)) for column in header]
+    labels = label_column or next((column for column in header if _is_a(column, LABELS)), None)
     n = 0
     while read := list(islice(rows, CHUNK)):
         chunk = [row for row in read if row]  # csv yields an empty list for an empty line
@@ -253,7 +256,7 @@ def _typed(header: Sequence[str], rows: Iterator[Sequence[str]]) -> dict[str, An
         n += len(chunk)
     columns: dict[str, Any] = {name: np.concatenate(found) for name, found in zip(header, parts, strict=True) if found}
     for name, column in columns.items():  # a number may be called source, but counting rows is not a measurement
-        if _is_a(name, ROW_NAMES) and not _is_a(name, INDICES):
+        if _is_a(name, (*LABELS, *ROW_NAMES)) and name != labels and not _is_a(name, INDICES):
             with suppress(ValueError):
                 columns[name] = _numbers(column)
     return columns

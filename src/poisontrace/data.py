@@ -254,7 +254,9 @@ def number_labels(
         return check_labels(labels, name, n=n), known
     texts = [str(label).strip() for label in labels]
     if "" in texts:
-        raise InvalidInputError(f"'{name}' must hold a label in each row (got none in row {texts.index('')}).")
+        raise InvalidInputError(
+            f"'{name}' must hold a label in each row (got none in row {texts.index('')}). Drop or label it."
+        )
     if known is None:
         if all(_is_number(text) for text in set(texts)):
             numbers = np.array([float(text) for text in texts])
@@ -265,7 +267,7 @@ def number_labels(
                 )
             return check_labels(numbers.astype(np.int64), name, n=n), None
         known = tuple(sorted(set(texts)))
-    numbers_of = {text: find_label(text, known, name) for text in set(texts)}
+    numbers_of = {text: find_label(text, known, name) for text in dict.fromkeys(texts)}
     return check_labels(np.array([numbers_of[text] for text in texts]), name, n=n), known
 
 

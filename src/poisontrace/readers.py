@@ -60,7 +60,7 @@ def read(
     if path.is_dir() and not is_saved_set(path):
         return read_folder(path, name, classes, like.shape[2] if isinstance(like, ImageSet) else None), path
     if path.is_dir() or path.suffix.lower() in TABLES:
-        table = read_table(path, name)
+        table = read_table(path, name, label_column)
         return table_set(table, name, classes=classes, label_column=label_column, like=like, tokenize=tokenize), path
     check_file(path, name)
     if path.suffix.lower() != ".npz":
@@ -78,7 +78,7 @@ def _made(source: Any, classes: Sequence[str] | None) -> Samples:
 
 
 def read_event(
-    spec: str, label: str, like: Samples, *, tokenize: Tokenize | None = None, label_column: str | None = None
+    spec: str, label: str, like: Samples, *, tokenize: Tokenize | None = None
 ) -> tuple[Samples, Path | None]:
     """Read one event with the wrong label that the model gave it.
 
@@ -88,7 +88,6 @@ def read_event(
         label: its name or its number.
         like: the training set.
         tokenize: turns texts into numbers.
-        label_column: a column of the table that is no input.
 
     Returns:
         the event, and the file that it came from.
