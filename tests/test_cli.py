@@ -299,6 +299,20 @@ def test_names_from_the_evidence_reach_the_case_but_not_the_terminal(
     assert json.loads((tmp_path / "case" / "trace.json").read_text())["events"][0]["label"] == label
 
 
+def test_a_dry_run_says_what_it_would_take_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples, passes, time, memory, disk; nothing is traced or written."""
+    write_incident(tmp_path)
+    monkeypatch.setattr(tracing, "trace", None)
+
+    done, as_json = (run(app, [*trace(tmp_path), "--dry-run", *more]) for more in ([], ["--json"]))
+
+    assert (done.exit_code, as_json.exit_code) == (0, 0)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["samples", "passes", "time", "memory", "disk"]
+    assert "12 samples and 2 events" in done.stdout
+    assert json.loads(as_json.stdout)["n_samples"] == 12
+    assert not (tmp_path / "case").exists()
+
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 

@@ -138,12 +138,12 @@ def test_long_tables_are_read_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,family,y\n1,worm,0\n", r"numbers in every column .*got 'family', which holds none,.*name the one"),
+        ("a,family,y\n1,worm,0\n", r"numbers in every column .*got 'worm' in 'family' of .*name the one"),
         ("a,y\n1,0\n2\n", r"must be a CSV .*1 cells in row 2 for 2 columns"),
         ("a,a,y\n1,2,0\n", r"two columns named 'a'"),
         ("a,y\n", r"at least one row"),
         ("", r"at least one row"),
-        ("y\n1\n", r"got no other column"),
+        ("y\n1\n", r"got no other column of"),
         ("a,y\n1,\n", r"'data: y' must hold a label in each row \(got none in row 0\)"),
         ("a,y\n1,0.5\n", r"'data: y' must hold whole numbers or names \(got .*0.5"),
         ("a,y\n1,-1\n", r"'data: y' must hold labels of 0 or more"),

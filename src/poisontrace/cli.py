@@ -57,12 +57,13 @@ def trace(
     truth: Annotated[
         Path | None, typer.Option(help="truth.json of a practice incident: judge the finished trace.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what the trace will take, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Trace misclassifications to the responsible training samples and write a case folder."""
     with _errors():
         from poisontrace import data as data_module
-        from poisontrace import loading, metrics, readers, store, tracing
+        from poisontrace import loading, metrics, planning, readers, store, tracing
 
         store.check_new_folder(out, "out")
         if (events is None) == (event is None):
@@ -88,13 +89,25 @@ def trace(
             readers.check_same_form(event_set, train_set)
         poison = None if truth is None else data_module.read_truth(truth, len(train_set))
         _print_line(console, f"Running the code of {model} to build the model.")
-        with redirect_stdout(sys.stderr), _progress(console) as progress:
+        with redirect_stdout(sys.stderr):
             factory_file, factory = loading.find_factory(model)
             network = loading.load_model(factory, weights)
+            pairs = readers.as_pairs(event_set)
+            forecast = planning.forecast(
+                network, train_set, pairs, rule=rule, layer=layer, device=device, batch_size=batch_size
+            )
+        if dry_run:
+            if as_json:
+                print(json.dumps(forecast.as_dict()))
+            else:
+                _print_rows(_console(), forecast.rows())
+            return
+        _print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
+        with redirect_stdout(sys.stderr), _progress(console) as progress:
             result = tracing.trace(
                 network,
                 train_set,
-                readers.as_pairs(event_set),
+                pairs,
                 rule=rule,
                 layer=layer,
                 seed=seed,

@@ -182,12 +182,22 @@ def _inputs(
         return (images[0],)
     odd = [column for column in columns if not isinstance(table.columns[column], np.ndarray) or column in texts]
     if odd or not columns:
-        got = f"{_listed(odd)}, which hold{'s' if len(odd) == 1 else ''} none," if odd else "no other column"
+        got = f"{_first_word(table.columns[odd[0]])} in {_listed(odd)}" if odd else "no other column"
         raise InvalidInputError(
-            f"'{name}' must hold numbers in every column but the label and the id (got {got} in {table.path.name!r}). "
+            f"'{name}' must hold numbers in every column but the label and the id (got {got} of {table.path.name!r}). "
             "Turn them into numbers as for the model's training, drop them, or name the one with a row's name id."
         )
     return tuple(columns)
+
+
+def _first_word(column: Any) -> str:
+    """Return the first cell of a column that is no number."""
+    for cell in column if isinstance(column, np.ndarray) else ():
+        try:
+            float(cell or "nan")
+        except ValueError:
+            return repr(cell)
+    return "none"
 
 
 def _listed(names: Any) -> str:
