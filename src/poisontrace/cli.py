@@ -32,12 +32,17 @@ Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 
 @app.command()
 def trace(
-    model: Annotated[str, typer.Option(help="file.py:factory or package.module:factory; its code is run.")],
-    weights: Annotated[Path, typer.Option(help="safetensors, or a plain state dict.")],
+    model: Annotated[
+        str,
+        typer.Option(help="file.py:factory or package.module:factory, whose code is run; or a Hugging Face folder."),
+    ],
     data: Annotated[
         str, typer.Option(help=".npz, .csv, .parquet, a folder of images by class, a saved data set, file.py:factory.")
     ],
     out: Annotated[Path, typer.Option(help="New folder for the case.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="safetensors, or a plain state dict; left out where the model brings its own.")
+    ] = None,
     events: Annotated[
         str | None, typer.Option(help="Misclassified inputs in a form of --data, with the wrong labels given.")
     ] = None,
@@ -63,7 +68,7 @@ def trace(
     """Trace misclassifications to the responsible training samples and write a case folder."""
     with _errors():
         from poisontrace import data as data_module
-        from poisontrace import loading, metrics, planning, readers, store, tracing
+        from poisontrace import metrics, planning, readers, store, tracing
 
         store.check_new_folder(out, "out")
         if (events is None) == (event is None):
@@ -80,21 +85,26 @@ def trace(
         # Standard output is ours, whatever code of the evidence prints.
         with redirect_stdout(sys.stderr):
             names = None if classes is None else readers.read_classes(classes)
-            train_set, data_file = readers.read(data, "data", classes=names, label_column=label_column)
+            for spec in (model, data, events):
+                if spec is not None and readers.is_factory(spec):
+                    _print_line(console, f"Running the code of {spec}.")
+            loaded = readers.read_model(model, weights)
+            train_set, data_file = readers.read(
+                data, "data", classes=names or loaded.classes, label_column=label_column, tokenize=loaded.tokenize
+            )
             if events is not None:
-                event_set, event_file = readers.read(events, "events", label_column=label_column, like=train_set)
+                event_set, event_file = readers.read(
+                    events, "events", label_column=label_column, tokenize=loaded.tokenize, like=train_set
+                )
             else:
                 assert event is not None and label is not None
-                event_set, event_file = readers.read_event(event, label, train_set)
+                event_set, event_file = readers.read_event(event, label, train_set, tokenize=loaded.tokenize)
             readers.check_same_form(event_set, train_set)
         poison = None if truth is None else data_module.read_truth(truth, len(train_set))
-        _print_line(console, f"Running the code of {model} to build the model.")
         with redirect_stdout(sys.stderr):
-            factory_file, factory = loading.find_factory(model)
-            network = loading.load_model(factory, weights)
             pairs = readers.as_pairs(event_set)
             forecast = planning.forecast(
-                network, train_set, pairs, rule=rule, layer=layer, device=device, batch_size=batch_size
+                loaded.network, train_set, pairs, rule=rule, layer=layer, device=device, batch_size=batch_size
             )
         if dry_run:
             if as_json:
@@ -105,7 +115,7 @@ def trace(
         _print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
         with redirect_stdout(sys.stderr), _progress(console) as progress:
             result = tracing.trace(
-                network,
+                loaded.network,
                 train_set,
                 pairs,
                 rule=rule,
@@ -115,7 +125,7 @@ def trace(
                 batch_size=batch_size,
                 progress=progress,
             )
-        files = {"model": factory_file, "weights": weights, "data": data_file, "events": event_file}
+        files = {"model": loaded.file, "weights": weights, "data": data_file, "events": event_file}
         class_names = list(train_set.classes or ())
         context: dict[str, Any] = {
             "inputs": {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path},

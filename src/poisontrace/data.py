@@ -279,6 +279,9 @@ def find_label(label: str, classes: Sequence[str] | None, name: str = "label") -
     """
     if classes and label in classes:
         return list(classes).index(label)
+    folded = [known.casefold() for known in classes or ()]
+    if folded.count(label.casefold()) == 1:
+        return folded.index(label.casefold())
     if label.isdecimal():
         return int(label)
     if not classes:

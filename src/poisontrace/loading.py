@@ -72,12 +72,13 @@ def find_factory(spec: str, argument: str = "model") -> tuple[Path | None, Calla
     return path, factory
 
 
-def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
+def load_model(factory: Callable[[], Any], weights: Path | None) -> nn.Module:
     """Build a model and load its weights.
 
     Args:
         factory: called without arguments, returns the ``nn.Module``.
-        weights: safetensors, or a state dict that ``torch.load(weights_only=True)`` reads.
+        weights: safetensors, or a state dict that ``torch.load(weights_only=True)`` reads; None keeps what the factory
+            filled in.
 
     Returns:
         the model in eval mode on the CPU.
@@ -86,12 +87,14 @@ def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
         InvalidInputError: if the factory fails, the file is missing, is pickled, or does not fit the model.
         UnsupportedModelError: if the factory returns something else than a module.
     """
-    state = read_state(weights)
+    state = None if weights is None else read_state(weights)
     model = call(factory)
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"'model' must return a torch.nn.Module (got {type(model).__name__}). Name the function that builds it."
         )
+    if state is None:
+        return model.cpu().eval()
     expected = model.state_dict()
     problems = [f"missing {name!r}" for name in expected if name not in state]
     problems += [f"unexpected {name!r}" for name in state if name not in expected]

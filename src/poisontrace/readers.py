@@ -5,20 +5,69 @@ samples, the names of its labels and a ``form`` that data and events must share.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._validate import check_file, read_npy
 from poisontrace.columns import is_saved_set, read_table, table_set
 from poisontrace.data import ArraySet, IndexedSet, as_train_set, find_label, read_array_set
 from poisontrace.images import ImageSet, read_folder, read_image
-from poisontrace.loading import call, find_factory
+from poisontrace.loading import call, find_factory, load_model
+from poisontrace.pretrained import ModelFolder
 from poisontrace.texts import TextSet, Tokenize
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, and what is known of it.
+
+    Attributes:
+        network: in eval mode.
+        file: the file or folder that it came from.
+        classes: names of its outputs.
+        tokenize: turns texts into what it takes, if it takes texts.
+    """
+
+    network: nn.Module
+    file: Path | None
+    classes: tuple[str, ...] | None = None
+    tokenize: Tokenize | None = None
+
+
+def read_model(spec: str, weights: Path | None) -> Model:
+    """Read a model.
+
+    Args:
+        spec: ``file.py:factory`` or ``package.module:factory``, or a Hugging Face folder.
+        weights: of the network that the factory builds; None if it fills in its own.
+
+    Raises:
+        InvalidInputError: if it cannot be read, or its weights do not fit.
+        UnsupportedModelError: if it is no network, or of a kind that is not known.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        folder = ModelFolder(path)
+        if weights is not None:
+            raise InvalidInputError(
+                f"'weights' must be left out with a folder as the model (got {str(weights)!r}). It holds its own."
+            )
+        return Model(folder.load(), path, folder.classes, folder.tokenizer() if folder.kind == "texts" else None)
+    if path.suffix == ".pt2":
+        raise InvalidInputError(
+            f"'model' must be of a form that is read without running what is in it (got {path.name!r}; "
+            "torch.export.load unpickles). Where you trust it, name a factory that returns "
+            "poisontrace.exported.as_module(torch.export.load(path))."
+        )
+    file, factory = find_factory(spec)
+    return Model(load_model(factory, weights), file)
+
 
 Samples = ArraySet | ImageSet | TextSet | IndexedSet
 
@@ -54,7 +103,7 @@ def read(
     if like is not None:
         classes = like.classes or ()  # numbers only: names of events alone would be numbered otherwise
     path = Path(spec)
-    if not path.exists() and ":" in spec:
+    if not path.exists() and is_factory(spec):
         file, factory = find_factory(spec, name)
         return _made(call(factory, name), classes), file
     if path.is_dir() and not is_saved_set(path):
@@ -66,6 +115,12 @@ def read(
     if path.suffix.lower() != ".npz":
         raise InvalidInputError(f"'{name}' must be {FORMS} (got {path.name!r}). Pass one of these.")
     return read_array_set(path, name, classes), path
+
+
+def is_factory(spec: str) -> bool:
+    """Return whether a model or data are named as a factory, whose code will run."""
+    where, _, name = spec.rpartition(":")
+    return bool(where) and name.isidentifier()
 
 
 def _made(source: Any, classes: Sequence[str] | None) -> Samples:
