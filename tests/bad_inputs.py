@@ -139,6 +139,7 @@ def _bench(folder: Path, grid: Path) -> list[str]:
 
 def _file(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -211,6 +212,14 @@ def _folder(folder: Path, spoil: Callable[[Path], object]) -> Path:
         Image.fromarray(image[:, :, 0]).save(folder / "images" / "abc"[label] / f"{row}.png")
     spoil(folder / "images")
     return folder / "images"
+
+
+def _model_folder(folder: Path, weights: str = "model.safetensors", **config: Any) -> Path:
+    """Write a folder such as save_pretrained writes, with some of its configuration changed."""
+    (folder / "model").mkdir()
+    facts = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], **config}
+    _file(folder / "model", "config.json", json.dumps(facts))
+    return _file(folder / "model", weights, "").parent
 
 
 def _csv(folder: Path, *, header: str = "", cell: str = "1.5", label: str = "0") -> Path:
@@ -314,6 +323,21 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a model without a factory": lambda f: trace(f, model=f"{f}/arch.py"),
     "a syntax error in the model file": lambda f: trace(f, model=f"{_file(f, 'wrong.py', 'def build(:')}:build"),
     "a missing import in the model file": lambda f: trace(f, model=f"{_file(f, 'wrong.py', 'import no_such')}:build"),
+    "weights beside a model folder": lambda f: trace(f, model=_model_folder(f)),
+    "a model folder without a configuration": lambda f: trace(f, model=_filled(f), weights=None),
+    "a model folder with pickled weights": lambda f: trace(
+        f, model=_model_folder(f, weights="pytorch_model.bin"), weights=None
+    ),
+    "a model folder that brings code": lambda f: trace(
+        f, model=_model_folder(f, auto_map={"AutoModel": "evil.Model"}), weights=None
+    ),
+    "a model folder of a generator": lambda f: trace(
+        f, model=_model_folder(f, architectures=["GPT2LMHeadModel"]), weights=None
+    ),
+    "a model folder of a path that leads out": lambda f: trace(
+        f, model=_model_folder(f, architectures=["../../evil"]), weights=None
+    ),
+    "an exported program": lambda f: trace(f, model=_file(f, "model.pt2", "PK"), weights=None),
     # The weights.
     "a pickled model as weights": lambda f: trace(f, weights=_pickled(f, torch.nn.Linear(2, 2))),
     "a pickled list as weights": lambda f: trace(f, weights=_pickled(f, [1, 2])),
@@ -343,7 +367,6 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "both events and an image": lambda f: _event(f, _image(f, 8, 8), events=f / "events.npz"),
     "neither events nor an image": lambda f: trace(f, events=None),
     "events with a label": lambda f: trace(f, label=1),
-    "an image with a class that the data do not have": lambda f: _event(f, _image(f, 8, 8), label="truck"),
     # Folders of images.
     "a folder without images": lambda f: trace(f, data=_filled(f)),
     "an image outside of a class": lambda f: trace(f, data=_folder(f, lambda d: _image(d, 8, 8))),
@@ -371,12 +394,22 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
         f, data=_csv(f), events=_file(f, "events.csv", "f0,label\n1,0\n")
     ),
     "text named .parquet": lambda f: trace(f, data=_file(f, "rows.parquet", "no table")),
+    "a saved set without its files": lambda f: trace(
+        f, data=_file(f, "saved/state.json", '{"_data_files": []}').parent
+    ),
+    "a saved set that leads elsewhere": lambda f: trace(
+        f, data=_file(f, "saved/state.json", '{"_data_files": [{"filename": "../train.npz"}]}').parent
+    ),
     "an .npz that unpacks to gigabytes": lambda f: trace(f, data=_swollen(f)),
     "data of an unknown form": lambda f: trace(f, data=_file(f, "train.json", "[]")),
     # Data from a factory.
     "a factory of data that raises": lambda f: trace(f, data=f"{f}/arch.py:raises"),
     "a factory of data that returns a number": lambda f: trace(f, data=f"{f}/arch.py:number"),
     "classes of which one is named twice": lambda f: trace(f, classes="a,b,a"),
+    # One row or array as the event.
+    "a line of numbers that is too short": lambda f: trace(f, data=_csv(f), events=None, event="1,2,3", label="0"),
+    "a pickled array as the event": lambda f: _event(f, _file(f, "event.npy", b"\x80\x04K\x01.")),
+    "a label by a name of no class": lambda f: _event(f, _image(f, 8, 8), label="truck"),
     # Options.
     "an unknown rule": lambda f: trace(f, rule="best"),
     "an unknown device": lambda f: trace(f, device="abacus"),

@@ -109,6 +109,10 @@ def check_ratio(n_unpacked: int, n_packed: int) -> None:
         raise ValueError(f"{n_packed:,} bytes that unpack to {n_unpacked:,}")
 
 
+def _reason(error: Exception) -> str:
+    return "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
+
+
 def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """Read every array of an ``.npz`` file; pickled members are refused.
 
@@ -127,9 +131,8 @@ def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, N
         if others := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"{others[0]!r}, which is no array,")
     except Exception as error:  # bytes from outside may raise anything
-        reason = "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
         raise InvalidInputError(
-            f"'{name}' must be an .npz file of plain arrays (got {reason} in {path.name!r}). "
+            f"'{name}' must be an .npz file of plain arrays (got {_reason(error)} in {path.name!r}). "
             "Write it with numpy.savez_compressed(path, x=..., y=...)."
         ) from error
     if any(key not in arrays for key in required):
@@ -153,7 +156,7 @@ def read_npy(path: Path, name: str) -> NDArray[Any]:
             raise ValueError("several arrays")
     except Exception as error:  # bytes from outside may raise anything
         raise InvalidInputError(
-            f"'{name}' must be an .npy file of one plain array (got {error} in {path.name!r}). "
+            f"'{name}' must be an .npy file of one plain array (got {_reason(error)} in {path.name!r}). "
             "Write it with numpy.save(path, x)."
         ) from error
     return array
