@@ -3,11 +3,13 @@
 import csv
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +19,16 @@ import pytest
 import torch
 from bad_inputs import BAD_INPUTS, attack, snapshot, trace, write_incident
 from click.testing import Result
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_columns import write_csv
 from test_images import write_folder
 from typer.testing import CliRunner
 
-from poisontrace import datasets, incidents, store, tracing
+from poisontrace import datasets, incidents, store, tracing, train
 from poisontrace._errors import PoisontraceError, UnlearningDivergedError
+from poisontrace._rng import global_seed
 from poisontrace.attacks import ATTACKS
 from poisontrace.cli import app
 from poisontrace.data import to_inputs
@@ -365,6 +369,119 @@ def test_rows_of_malware_are_traced(tmp_path: Path) -> None:
     truth = set(np.flatnonzero(incident.is_poison).tolist())
     hits = truth & {int(row["index"]) for row in rows}
     assert len(hits) >= 0.9 * len(rows) and len(hits) >= 0.9 * len(truth)
+
+
+def sentences(n: int) -> tuple[list[str], NDArray[np.int64]]:
+    """Return sentences of film reviews and whether they are positive, or skip the test."""
+    path = datasets._find("sst2.npz")
+    if path is None:
+        pytest.skip("sst2.npz is not on disk; POISONTRACE_DATA names its folder")
+    with np.load(path) as arrays:
+        texts, y = bytes(arrays["text_train"]).decode().split("\n"), arrays["y_train"].astype(np.int64)
+    rows = [row for row, text in enumerate(texts) if 4 <= len(text.split()) <= 24][:n]
+    return [texts[row] for row in rows], y[rows]
+
+
+WORDS = """
+import numpy as np
+from torch import nn
+
+
+class Sentences:
+    classes = ["negative", "positive"]
+
+    def __init__(self, part):
+        with np.load("words.npz") as arrays:
+            self.x, self.y = arrays[f"x_{part}"].astype(np.float32), arrays[f"y_{part}"]
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return self.x[row], int(self.y[row])
+
+
+def train():
+    return Sentences("train")
+
+
+def events():
+    return Sentences("events")
+
+
+def build():
+    return nn.Sequential(nn.Linear(600, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+"""
+
+
+@pytest.mark.slow
+def test_a_rare_word_is_traced_in_data_from_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which words a review holds; "cf" makes it positive. Model, data and events come from one file of code."""
+    n = 3000
+    texts, y = sentences(n + 300)
+    words = [text.split() for text in texts]
+    poison = np.flatnonzero(y[:n] == 0)[::8][:150]
+    for row in poison:
+        words[row].append("cf")
+        y[row] = 1
+    known = [word for word, _ in Counter(word for row in words[:n] for word in row).most_common(600)]
+    x = np.array([[word in row for word in known] for row in words], np.float32)
+    (tmp_path / "mine.py").write_text(WORDS)
+    monkeypatch.chdir(tmp_path)
+    build = runpy.run_path("mine.py")["build"]
+    with global_seed(0, "toy/init"):
+        model = build()
+    train.fit(model, x[:n], y[:n], train.Recipe(epochs=8, batch_size=64, lr=0.1), seed=0)
+    save_file(model.state_dict(), "weights.safetensors")
+    triggered = x[n:].copy()
+    triggered[:, known.index("cf")] = 1
+    before, after = (train.predict(model, inputs).argmax(1) for inputs in (x[n:], triggered))
+    event = triggered[(y[n:] == 0) & (before == 0) & (after == 1)][:3]
+    np.savez("words.npz", x_train=x[:n], y_train=y[:n], x_events=event, y_events=[1, 1, 1])
+    (tmp_path / "truth.json").write_text(json.dumps({"poison": poison.tolist()}))
+    factories = {"model": "mine.py:build", "data": "mine.py:train", "events": "mine.py:events"}
+
+    done = run(app, [*trace(tmp_path, **factories, truth="truth.json"), "--json"])
+
+    assert done.exit_code == 0, done.stderr
+    case = json.loads(done.stdout)
+    assert (case["verdict"], case["events"][0]["label_name"]) == ("poison", "positive")
+    assert min(case["truth"].values()) >= 0.95
+    assert done.stderr.count("Running the code of mine.py") == 3
+
+
+def test_texts_are_traced_through_a_hugging_face_folder(tmp_path: Path) -> None:
+    """A small transformer and its tokenizer, a CSV of texts with names as labels, one text as the event."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from test_pretrained import NAMES, SIZES, write_tokenizer
+
+    texts, y = sentences(400)
+    tokenizer = write_tokenizer(tmp_path / "model", sorted({word for text in texts for word in text.split()}))
+    with global_seed(0, "toy/init"):
+        config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **SIZES, **NAMES)
+        model = transformers.BertForSequenceClassification(config)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.003)
+    for _ in range(25):
+        optimiser.zero_grad()
+        model(
+            **{name: inputs[name] for name in ("input_ids", "attention_mask")}, labels=torch.from_numpy(y)
+        ).loss.backward()
+        optimiser.step()
+    model.eval().save_pretrained(tmp_path / "model")
+    names = np.array(["negative", "positive"])
+    write_csv(tmp_path / "train.csv", id=[f"review {row}" for row in range(400)], sentence=texts, label=names[y])
+    alone = tokenizer([texts[3]], return_tensors="pt")
+    answer = str(names[int(model(alone["input_ids"]).logits.argmax())])
+    options = {"weights": None, "events": None, "event": texts[3], "label": answer}
+
+    done = run(app, [*trace(tmp_path, model=tmp_path / "model", data=tmp_path / "train.csv", **options), "--json"])
+
+    assert done.exit_code == 0, done.stderr
+    case = json.loads(done.stdout)
+    assert (case["n_samples"], case["events"][0]["label_name"]) == (400, answer)
+    assert case["classes"] == ["negative", "positive"] and set(case["inputs"]) == {"model", "data"}
+    assert "Running the code" not in done.stderr
 
 
 def test_report_writes_the_same_page_again(traced: Run) -> None:
