@@ -227,3 +227,15 @@ def test_classes_are_at_least_two(text: str) -> None:
     """Each once."""
     with pytest.raises(InvalidInputError, match=r"'classes' must be two names or more"):
         readers.read_classes(text)
+
+
+def test_the_texts_that_a_report_shows_are_handed_over() -> None:
+    """With their indices; other samples have none."""
+    train_set = TextSet(["ab", "c", "d"], np.array([0, 1, 0]), list("012"), None, _letters)
+    event = TextSet(["ba"], np.array([0]), ["0"], None, _letters)
+    exhibits = {"poison_index": np.array([2]), "benign_index": np.array([0])}
+
+    shown = readers.texts_shown(train_set, event, exhibits)
+
+    assert shown == {"events": [(0, "ba")], "poison": [(2, "d")], "benign": [(0, "ab")]}
+    assert readers.texts_shown(ArraySet(*toy_rows(4)), event, exhibits) == {}

@@ -260,8 +260,24 @@ def test_page_shows_columns_for_rows(tmp_path: Path) -> None:
     """A tabular case shows a table that starts with the column in which responsible samples differ most."""
     page = render(save_case(make_trace((20,)), tmp_path / "case", CONTEXT))
     assert "<img" not in page
-    rows = re.findall(r'<th scope="row">(\d+)</th>', page)
+    rows = re.findall(r'<th scope="row"><bdi>(\d+)</bdi></th>', page)
     assert (rows[0], len(rows)) == ("19", 12)
+
+
+def test_page_shows_the_names_of_columns(tmp_path: Path) -> None:
+    """Where they are known; they come from the evidence."""
+    names = [f"{HOSTILE} {column}" for column in range(12)]
+    page = (save_case(make_trace((12,)), tmp_path / "case", {**CONTEXT, "columns": names}) / "report.html").read_text()
+
+    assert HOSTILE not in page and "&lt;/script&gt; 11</bdi>" in page
+
+
+def test_page_shows_texts_instead_of_tokens(tmp_path: Path) -> None:
+    """With their indices, escaped."""
+    texts = {"events": [(0, "a dull film")], "poison": [(7, HOSTILE)], "benign": [(9, "fine")]}
+    page = (save_case(make_trace((12,)), tmp_path / "case", {**CONTEXT, "texts": texts}) / "report.html").read_text()
+
+    assert "a dull film" in page and HOSTILE not in page and "Columns that differ" not in page
 
 
 def test_empty_result_is_said_plainly(tmp_path: Path) -> None:

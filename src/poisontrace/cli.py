@@ -131,6 +131,8 @@ def trace(
             "inputs": {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path},
             "command": shlex.join(["poisontrace", *sys.argv[1:]]),
             "classes": class_names,
+            "columns": getattr(train_set, "columns", None),
+            "texts": readers.texts_shown(train_set, event_set, result.exhibits),
         }
         if poison is not None:
             judged = {f.__name__: f(result.poison, poison) for f in (metrics.precision, metrics.recall)}

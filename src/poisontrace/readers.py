@@ -4,7 +4,7 @@
 samples, the names of its labels and a ``form`` that data and events must share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,3 +227,11 @@ def as_pairs(events: Samples) -> list[tuple[Tensor, int]]:
     x = events.inputs(np.arange(len(events)))
     labels = np.concatenate([y for _, y in events.batches(256)])
     return list(zip(x, labels.tolist(), strict=True))
+
+
+def texts_shown(data: Samples, events: Samples, exhibits: Mapping[str, NDArray[Any]]) -> dict[str, list[Any]]:
+    """Return index and text of the samples that a report shows, by kind; nothing if the samples are no texts."""
+    if not isinstance(data, TextSet) or not isinstance(events, TextSet):
+        return {}
+    shown = {kind: [(int(row), data.texts[row]) for row in exhibits[f"{kind}_index"]] for kind in ("poison", "benign")}
+    return {"events": list(enumerate(events.texts)), **shown}

@@ -41,7 +41,8 @@ def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
         trace: what to write.
         folder: a new or empty folder.
         context: what only the caller knows, all optional: ``inputs`` (name to ``path`` and ``sha256``), ``command``,
-            ``classes`` (a name for each label), ``truth`` (``precision`` and ``recall`` in [0, 1]).
+            ``classes`` (a name for each label), ``truth`` (``precision`` and ``recall`` in [0, 1]), ``columns`` (names
+            of the numbers in a row), ``texts`` (index and text of those shown: ``events``, ``poison``, ``benign``).
 
     Returns:
         The folder.
@@ -179,7 +180,7 @@ def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
         "command": context.get("command"),
         "classes": classes,
     }
-    return case | ({"truth": context["truth"]} if context.get("truth") else {})
+    return case | {name: context[name] for name in ("columns", "texts", "truth") if context.get(name)}
 
 
 def _describe_cluster(cluster: Cluster, labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -277,7 +278,9 @@ def _page(case: dict[str, Any], scores: NDArray[Any], rows: Mapping[int, str], e
         poison_images=_gallery(poison, poison_index, scores, rows) if is_image else [],
         benign_images=_gallery(benign, benign_index, scores, {}) if is_image else [],
         is_smooth=is_image and max(x.shape[-1] for x in (events, poison, benign) if x.ndim == 4) > 96,
-        differences=[] if is_image else _differences(events, poison, benign),
+        differences=[] if is_image or case.get("texts") else _differences(events, poison, benign),
+        columns=dict(enumerate(case.get("columns") or [])),
+        texts=case.get("texts") or {},
         histogram=Markup(_histogram(scores, np.array(sorted(rows), np.int64))),
         trees=_trees(case),
         seconds=seconds,
