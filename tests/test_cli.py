@@ -482,6 +482,9 @@ def test_texts_are_traced_through_a_hugging_face_folder(tmp_path: Path) -> None:
     assert (case["n_samples"], case["events"][0]["label_name"]) == (400, answer)
     assert case["classes"] == ["negative", "positive"] and set(case["inputs"]) == {"model", "data"}
     assert "Running the code" not in done.stderr
+    assert (case["verdict"] == "poison") != any(
+        "a verdict of no poison says little" in text for text in case["warnings"]
+    )
 
 
 def test_report_writes_the_same_page_again(traced: Run) -> None:

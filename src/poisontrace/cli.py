@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -68,7 +69,7 @@ def trace(
     """Trace misclassifications to the responsible training samples and write a case folder."""
     with _errors():
         from poisontrace import data as data_module
-        from poisontrace import metrics, planning, readers, store, tracing
+        from poisontrace import metrics, planning, readers, store, texts, tracing
 
         store.check_new_folder(out, "out")
         if (events is None) == (event is None):
@@ -125,6 +126,8 @@ def trace(
                 batch_size=batch_size,
                 progress=progress,
             )
+        if loaded.tokenize is not None and result.verdict != "poison":
+            result = replace(result, warnings=(*result.warnings, texts.CAUTION))
         files = {"model": loaded.file, "weights": weights, "data": data_file, "events": event_file}
         class_names = list(train_set.classes or ())
         context: dict[str, Any] = {

@@ -338,7 +338,13 @@ def _arrow_files(folder: Path) -> list[Path]:
 def _stream(path: Path) -> Any:
     import pyarrow
 
-    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+    reader = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+    batches, n_unpacked = [], 0
+    for batch in reader:
+        n_unpacked += batch.nbytes
+        check_ratio(n_unpacked, path.stat().st_size)
+        batches.append(batch)
+    return pyarrow.Table.from_batches(batches, reader.schema)
 
 
 def _from_arrow(column: Any, name: str) -> Any:

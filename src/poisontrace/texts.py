@@ -10,6 +10,10 @@ from torch import Tensor
 Tokenize = Callable[[list[str]], list[list[int]]]
 
 PADDING = -1.0
+CAUTION = (
+    "Poison in texts is often missed: mean and maximum over many tokens hide a trigger of one word, so a verdict of no "
+    "poison says little here."
+)
 
 
 class TextSet:
