@@ -108,6 +108,7 @@ def test_else_the_column_that_was_named(tmp_path: Path) -> None:
         ({"Unnamed: 0": [0, 1], "a": [1, 2]}, ("0", "1"), ("a",)),
         ({"source": [3, 4], "a": [1, 2]}, ("0", "1"), ("source", "a")),
         ({"id": ["007", "8"], "source": [3, 4]}, ("007", "8"), ("source",)),
+        ({"sha256": ["ab", "cd"], "md5": ["e", "f"], "a": [1, 2]}, ("ab", "cd"), ("a",)),
     ],
 )
 def test_a_column_that_names_the_rows_is_found(columns: Any, row_name: Any, inputs: Any, tmp_path: Path) -> None:
@@ -266,3 +267,23 @@ def test_events_have_the_columns_of_the_data(tmp_path: Path) -> None:
         read(lacking, like=data, classes=data.classes)
     with pytest.raises(InvalidInputError, match=r"column with the wrong label"):
         read(bare, like=data, classes=data.classes)
+
+
+def test_cells_that_hold_several_numbers_are_refused(tmp_path: Path) -> None:
+    """In the data they are no numbers, and in events no sample."""
+    data = read(write_csv(tmp_path / "d.csv", a=[1, 2], label=[0, 1]))
+    lists = write_parquet(tmp_path / "d.parquet", a=[[1, 2]], label=[0])
+
+    with pytest.raises(InvalidInputError, match=r"numbers in every column .*in 'a' of 'd.parquet'"):
+        read(lists)
+    with pytest.raises(InvalidInputError, match=r"one number, image or text a cell"):
+        read(lists, like=data, label=1)
+
+
+def test_truth_values_and_missing_numbers_of_parquet_are_known(tmp_path: Path) -> None:
+    """The former are 0 and 1, the latter are refused."""
+    found = read(write_parquet(tmp_path / "d.parquet", a=[True, False], idx=[5, 6], label=[True, False]))
+
+    assert (found.x.tolist(), found.y.tolist(), found.ids) == ([[1.0], [0.0]], [1, 0], ("5", "6"))
+    with pytest.raises(InvalidInputError, match="finite numbers"):
+        read(write_parquet(tmp_path / "e.parquet", a=[1, None], label=[0, 1]))

@@ -34,6 +34,12 @@ def build():
     return Named(torch.arange(12.0).reshape(6, 2), torch.arange(6) % 2)
 
 
+def named():
+    data = build()
+    data.classes = ["w", "x"]
+    return data
+
+
 def arrays():
     return np.ones((3, 2), np.float32), np.array([0, 1, 0])
 
@@ -204,6 +210,8 @@ def test_a_picture_of_data_from_a_factory_is_refused(folder: Path) -> None:
         readers.read_event(str(folder / "photo.png"), "malware", train_set)
     with pytest.raises(InvalidInputError, match=r"'events' must be arrays as the model takes them"):
         readers.check_same_form(ArraySet(x, y), train_set)
+    rows, _ = readers.read(str(folder / "d.csv"), "events", like=readers.read(f"{folder}/mine.py:named", "data")[0])
+    assert rows.form == "float arrays of shape (4,)"
     events, _ = readers.read(f"{folder}/mine.py:events", "events", like=train_set)
     readers.check_same_form(events, train_set)
 

@@ -25,7 +25,14 @@ from poisontrace.texts import TextSet, Tokenize
 
 LABELS = ("label", "labels", "y", "target", "class")
 ROW_NAMES = ("id", "path", "filename", "file_name", "file", "source", "name", "sha256", "md5")
-INDICES = ("id", "", "unnamed: 0", "__index_level_0__")  # numbers that pandas adds, or that count the rows
+INDICES = (
+    "id",
+    "idx",
+    "index",
+    "",
+    "unnamed: 0",
+    "__index_level_0__",
+)  # numbers that pandas adds, or that count the rows
 TEXTS = ("text", "sentence", "content", "review", "body", "message")
 CHUNK = 8192  # rows read at once
 WORDS = {"": "nan", "True": "1", "False": "0", "true": "1", "false": "0"}
@@ -64,7 +71,7 @@ class Table:
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(next(iter(self.columns.values())))
+        return max((len(column) for column in self.columns.values() if column is not None), default=0)
 
     def find(self, names: Sequence[str]) -> str | None:
         """Return the first of some names that a column has, whatever its case."""
@@ -100,12 +107,12 @@ def table_set(
     Raises:
         InvalidInputError: if there is no column of labels, or other columns than the model can take.
     """
-    given = None if like is None else like.columns
+    given = getattr(like, "columns", None)
     target = None if label is not None else _label_column(table, label_column, given or ())
     rest = [column for column in table.columns if column != target]
-    row_name = next((c for c in rest if _is_a(c, (*ROW_NAMES, *INDICES)) and _is_text(table.columns[c])), None)
-    inputs = _inputs(table, name, [column for column in rest if column != row_name], given, tokenize is not None)
-    ids = [str(value) for value in table.columns[row_name]] if row_name else list(map(str, range(len(table))))
+    named = [column for column in rest if _is_a(column, (*ROW_NAMES, *INDICES)) and _is_text(table.columns[column])]
+    inputs = _inputs(table, name, [column for column in rest if column not in named], given, tokenize is not None)
+    ids = [str(value) for value in table.columns[named[0]]] if named else list(map(str, range(len(table))))
     if target is None:
         y, known = np.full(len(table), label, np.int64), None if classes is None else tuple(classes)
     else:
@@ -119,6 +126,11 @@ def table_set(
         known_names = table.classes.get(target) if classes is None else classes
         y, known = number_labels(values, f"{name}: {target}", known_names)
     columns = [table.columns[column] for column in inputs]
+    if any(not isinstance(column, np.ndarray | Cells) for column in columns):
+        raise InvalidInputError(
+            f"'{name}' must hold one number, image or text a cell (got something else in {_listed(inputs)} of "
+            f"{table.path.name!r}). Pass your own data set as --{name} file.py:factory."
+        )
     if tokenize is not None:
         return TextSet(columns[0].tolist(), y, ids, known, tokenize, inputs)
     if isinstance(columns[0], Cells):
@@ -245,8 +257,8 @@ def _read_csv(path: Path, name: str, label_column: str | None) -> Table:
 def _typed(header: Sequence[str], rows: Iterator[Sequence[str]], label_column: str | None) -> dict[str, Any]:
     """Return columns of numbers where the first cells are numbers, else of text; an empty cell is a missing number."""
     parts: list[list[Any]] = [[] for _ in header]
-    is_text = [_is_a(column, (*LABELS, *ROW_NAMES, *INDICES)) for column in header]
     labels = label_column or next((column for column in header if _is_a(column, LABELS)), None)
+    is_text = [column == labels or _is_a(column, (*LABELS, *ROW_NAMES, *INDICES)) for column in header]
     n = 0
     while read := list(islice(rows, CHUNK)):
         chunk = [row for row in read if row]  # csv yields an empty list for an empty line
