@@ -247,3 +247,25 @@ def test_the_texts_that_a_report_shows_are_handed_over() -> None:
 
     assert shown == {"events": [(0, "ba")], "poison": [(2, "d")], "benign": [(0, "ab")]}
     assert readers.texts_shown(ArraySet(*toy_rows(4)), event, exhibits) == {}
+
+
+# Models
+
+
+def test_an_exported_program_is_a_model_through_a_factory(tmp_path: Path) -> None:
+    """Its file is loaded by the user's code, and its layers are found."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    batch = {0: torch.export.Dim("n", min=1, max=64)}
+    torch.export.save(torch.export.export(model, (torch.zeros(3, 4),), dynamic_shapes=(batch,)), tmp_path / "m.pt2")
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom poisontrace.exported import as_module\n\n\n"
+        f"def build():\n    return as_module(torch.export.load({str(tmp_path / 'm.pt2')!r}))\n"
+    )
+
+    found = readers.read_model(f"{tmp_path}/mine.py:build", None)
+
+    x = torch.arange(20.0).reshape(5, 4)
+    assert torch.allclose(found.network(x), model(x))
+    assert (found.file, found.classes, found.tokenize) == (tmp_path / "mine.py", None, None)
+    with pytest.raises(InvalidInputError, match=r"form that is read without running .*as_module"):
+        readers.read_model(str(tmp_path / "m.pt2"), None)
