@@ -89,10 +89,9 @@ def two_means(rows: Tensor) -> NDArray[np.bool_]:
 def discriminate(x: Tensor, is_first: Tensor, *, n_folds: int, ridge: float) -> Tensor:
     """Return each sample's place between the clusters' means along a direction fitted without its fold."""
     rows, side = x.double().numpy(), is_first.numpy()
-    fold = np.zeros(len(rows), int)
-    for members in (np.flatnonzero(side), np.flatnonzero(~side)):
-        for position, member in enumerate(members):
-            fold[member] = position % n_folds
+    fold = np.arange(len(rows)) % n_folds
+    for position, member in enumerate(np.flatnonzero(side if side.sum() <= (~side).sum() else ~side)):
+        fold[member] = position % n_folds  # the smaller cluster is spread evenly
     score = np.zeros(len(rows))
     for k in range(n_folds):
         first, second = rows[(fold != k) & side], rows[(fold != k) & ~side]

@@ -13,7 +13,7 @@ from torch import Tensor
 from poisontrace._rng import torch_generator
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
-from poisontrace.scoring import AGREEMENT_GAP, LEANING_GAP, NOISE_GAP, Unconditioned, condition
+from poisontrace.scoring import AGREEMENT_GAP, LEANING_GAP, NOISE_GAP, Unconditioned, condition, without_mark
 
 ROWS = np.arange(1, 30, 2)
 
@@ -177,3 +177,27 @@ def test_poison_is_ranked_first_among_its_label() -> None:
     likeness = condition(features, 0, own).leaning.likeness.numpy()
 
     assert likeness[task.is_poison[own]].min() > likeness[~task.is_poison[own]].max()
+
+
+def test_without_mark_leaves_out_what_a_cluster_shares_with_the_event() -> None:
+    """Column 2 has the event's value in the whole cluster, column 4 is constant: neither is left, the rest is."""
+    features = _features(dead=4)
+    x, event = features.activations[1], features.event_activations[1][0]
+    features = replace(features, activations=(x,), event_activations=(event[None],))
+    cluster, siblings, others = np.arange(4), np.arange(4, 12), np.arange(12, 30)
+    x[cluster, 2] = event[2]
+
+    got = without_mark(features, 0, cluster, siblings, others)
+
+    rows = x[[*cluster, *others]].double().numpy()
+    kept = []
+    for column in range(5):
+        width = 0.1 * x[:12, column].double().numpy().std(ddof=1)
+        near = [
+            np.mean([abs(float(x[row, column] - event[column])) <= width for row in part])
+            for part in (cluster, siblings)
+        ]
+        if near[0] - near[1] <= 0.1 and column != 4:
+            kept.append((rows[:, column] - rows[:, column].mean()) / rows[:, column].std(ddof=1))
+    assert 1 <= len(kept) <= 3
+    _close(got, torch.tensor(np.array(kept).T))

@@ -25,7 +25,7 @@ from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.tracing import Config, _follow, _Judge, _standing_among_labels, _Suspect
+from poisontrace.tracing import Config, _follow, _Judge, _Kinds, _Suspect
 
 Event = tuple[Tensor, int]
 
@@ -339,7 +339,8 @@ def _noisy_features(*, n_noisy: int, of_each: bool = False) -> Features:
 
 def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
-    finding, scores = _follow(_noisy_features(n_noisy=40), Tree(0, 0), Config(), Clock())
+    features = _noisy_features(n_noisy=40)
+    finding, scores = _follow(features, Tree(0, 0), _Kinds(features, Config()), Config(), Clock())
 
     assert finding.verdict == "poison"
     assert finding.poison.tolist() == list(range(40))
@@ -350,7 +351,7 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
         _noisy_features(n_noisy=few),
         _noisy_features(n_noisy=40, of_each=True),
     ):
-        assert _follow(features, Tree(0, 0), Config(), Clock())[0].verdict == "no-poison"
+        assert _follow(features, Tree(0, 0), _Kinds(features, Config()), Config(), Clock())[0].verdict == "no-poison"
 
 
 @pytest.mark.parametrize(
@@ -442,7 +443,7 @@ def test_a_natural_kind_within_a_label_is_not_accused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_each", "n_labels", "least", "most"), [(False, 4, 2, 9), (True, 4, 0.8, 1.2), (False, 3, 1, 1)]
+    ("in_each", "n_labels", "least", "most"), [(False, 4, 1.5, 9), (True, 4, 0.8, 1.2), (False, 3, 1, 1)]
 )
 def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
     in_each: bool, n_labels: int, least: float, most: float
@@ -460,7 +461,80 @@ def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
     own = np.flatnonzero(y == 0)
     split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0)
 
-    assert least <= _standing_among_labels(features, own, split, Config()) <= most
+    assert least <= _Kinds(features, Config()).standing(own, split) <= most
+
+
+def _rows_with_a_kind(kind: str) -> tuple[Features, NDArray[np.int64]]:
+    """Return 400 rows of two labels, and forty of the first: marked, relabelled and marked, a family, or copies."""
+    rng = numpy_generator(0, "toy/rows")
+    y = np.arange(400) // 200
+    x = rng.standard_normal((400, 8)).astype(np.float32)
+    x[:, 0] += 4 * y
+    chosen = np.arange(40)
+    if kind == "relabelled":
+        x[chosen, 0] += 4
+    if kind == "family":
+        x[chosen, 2:6] += 2 * rng.standard_normal(4)
+    x[chosen, 7] = 5
+    if kind == "copies":
+        x[chosen] = [4, 0, 0, 0, 0, 0, 0, 5]
+    model = nn.Linear(8, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[0, 7], model.bias[0] = 1.0, 1.0
+    event = torch.tensor([4.0, 0, 0, 0, 0, 0, 0, 5])
+    return collect(model, ArraySet(x, y), [(event, 0)]), chosen
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [("marked", -0.5, 0.5), ("relabelled", -0.5, 0.5), ("family", 1.5, 9), ("copies", np.inf, np.inf)],
+)
+def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, least: float, most: float) -> None:
+    """Rows picked to carry a mark are like the rest of their label, or of the label they were taken from."""
+    features, chosen = _rows_with_a_kind(kind)
+
+    assert least <= _Kinds(features, Config()).beyond_mark(0, chosen) <= most
+
+
+def test_images_are_asked_for_no_mark() -> None:
+    """Their columns are not quantities of their own."""
+    assert _Kinds(_noisy_features(n_noisy=40), Config()).beyond_mark(0, np.arange(40)) == 0
+
+
+def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second trigger for the same label, and an event that alone leads nowhere but needs the first one's samples."""
+    rng = numpy_generator(0, "toy/campaigns")
+    y = np.arange(900) % 3
+    x = rng.standard_normal((900, 9)).astype(np.float32) * 0.7
+    x[np.arange(900), y] += 4
+    chosen = [np.flatnonzero(y == 1)[:40], np.flatnonzero(y == 2)[:40]]
+    for trigger, poison in zip((7, 8), chosen, strict=True):
+        x[poison, trigger] += 6
+    y[np.concatenate(chosen)] = 0
+    task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(9), np.zeros(900, bool))
+    model = fitted_network(task, lambda: nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 3)))
+    events = [(torch.tensor([0, 4, 0, 0, 0, 0, 0, 6.0, 0]), 0), (torch.tensor([0, 0, 4, 0, 0, 0, 0, 0, 6.0]), 0)]
+    faint = (torch.tensor([0, 4, 0, 0, 0, 0, 0, 5.8, 0.1]), 0)
+    alone = _follow
+
+    def blind(features: Features, tree: Tree, *rest: Any) -> Any:
+        finding, scores = alone(features, tree, *rest)
+        if tree.event < 2:
+            return finding, scores
+        return dataclasses.replace(finding, verdict="no-poison", poison=np.array([], np.int64)), scores * 0
+
+    monkeypatch.setattr(tracing, "_follow", blind)
+    result = trace(model, (x, y), [*events, faint])
+
+    assert [campaign.events for campaign in result.campaigns] == [(0, 2), (1,)]
+    for campaign, poison in zip(result.campaigns, chosen, strict=True):
+        assert campaign.poison.tolist() == poison.tolist()
+    assert [finding.verdict for finding in result.findings] == ["poison"] * 3
+    assert result.poison.tolist() == np.sort(np.concatenate(chosen)).tolist()
+    assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
 
 
 def test_what_is_accused_moves_the_event_and_spares_the_controls(natural_mistakes: list[Trace]) -> None:

@@ -68,7 +68,7 @@ class Finding:
         label: the wrong label the model gave.
         probability: the model's confidence in it, in [0, 1].
         verdict: this event's verdict.
-        poison: responsible samples for this event, int64, ascending.
+        poison: responsible samples for this event, int64, ascending; with several events, those of its campaign.
         statistics: the numbers that led to the verdict, by name.
     """
 
@@ -77,6 +77,21 @@ class Finding:
     verdict: Verdict
     poison: NDArray[np.int64] = field(repr=False)
     statistics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Events that led to the same samples.
+
+    Attributes:
+        label: the wrong label the model gave.
+        events: positions of the events, ascending.
+        poison: samples that these events together hold responsible, int64, ascending.
+    """
+
+    label: int
+    events: tuple[int, ...]
+    poison: NDArray[np.int64] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ class Trace:
         exhibits: a few inputs for the report: ``events``, ``poison`` and ``benign`` (as the model takes them), the two
             latter with their indices ``poison_index`` and ``benign_index``.
         ids: (n,) sample ids of the data set, or None where the position is the id.
+        campaigns: events with the verdict "poison", put together where they led to the same samples.
     """
 
     verdict: Verdict
@@ -116,6 +132,7 @@ class Trace:
     warnings: tuple[str, ...]
     exhibits: Mapping[str, NDArray[Any]] = field(repr=False)
     ids: tuple[str, ...] | None = field(default=None, repr=False)
+    campaigns: tuple[Campaign, ...] = ()
 
     def save(self, folder: str | Path, *, context: Mapping[str, Any] | None = None) -> Path:
         """Write the case folder: ``trace.json``, ``poison.csv``, ``scores.npy``, ``exhibits.npz``, ``report.html``.

@@ -124,60 +124,82 @@ def two_means(embedding: Embedding, *, max_rounds: int = 100) -> Tensor:
     return is_first
 
 
-def principal(x: Tensor) -> Tensor:
-    """Return the coordinates of rows (n, d) along their principal directions, at most ``MAX_DIRECTIONS`` of them."""
+class Space:
+    """Samples in the coordinates of a search, with the sums that all of its discriminants share.
+
+    Attributes:
+        x: (n, d).
+        fold: (n,) int64, the fifth each sample belongs to.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        """Take coordinates (n, d)."""
+        self.x, self.fold = x, torch.arange(len(x)) % N_FOLDS
+        self._total = _sums(x, self.fold)
+
+    def discriminate(self, is_first: Tensor) -> Tensor:
+        """Return cross-fitted positions (n,) along the ridge discriminant of two clusters: 0 and 1 are their means.
+
+        Each fifth of the samples is placed by the direction that the other four give.
+
+        Args:
+            is_first: (n,) bool, ``N_FOLDS`` samples at least on each side.
+        """
+        n_first = int(is_first.sum())
+        is_smaller = is_first if 2 * n_first <= len(is_first) else ~is_first
+        x = self.x[is_smaller]
+        # Of the smaller cluster each fold holds the same share. The larger one keeps its folds, so that its sums are
+        # those of all samples less those of the smaller one: few terms where the cluster is small.
+        fold = self.fold.clone()
+        fold[is_smaller] = torch.arange(len(x)) % N_FOLDS
+        smaller = _sums(x, fold[is_smaller])
+        larger = [total - part for total, part in zip(self._total, _sums(x, self.fold[is_smaller]), strict=True)]
+        sides = (larger, smaller) if is_smaller is is_first else (smaller, larger)
+        # (2, folds, ...) of all but one fold.
+        counts, sums, grams = (
+            torch.stack([part.sum(0) - part for part in parts]) for parts in zip(*sides, strict=True)
+        )
+        mean = sums / counts[..., None]  # (2, folds, d)
+        # Both clusters weigh the same however small one of them is.
+        second_moment = (grams / counts[..., None, None]).mean(0)
+        centre, gap = mean.mean(0), mean[1] - mean[0]
+        within = second_moment - centre[:, :, None] * centre[:, None]
+        within.diagonal(dim1=1, dim2=2).add_(
+            RIDGE * within.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
+        )
+        direction = torch.linalg.solve(within, gap)  # (folds, d)
+        direction = direction / (gap * direction).sum(1, keepdim=True).clamp_min(1e-12)
+        position = self.x @ direction.T - (mean[0] * direction).sum(1)  # (n, folds)
+        of_own_fold: Tensor = position.gather(1, fold[:, None])[:, 0]
+        return of_own_fold
+
+
+def _sums(x: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of each fold of rows."""
+    parts = [x[fold == k] for k in range(N_FOLDS)]
+    counts = torch.tensor([float(len(part)) for part in parts])
+    return counts, torch.stack([part.sum(0) for part in parts]), torch.stack([part.T @ part for part in parts])
+
+
+def principal(x: Tensor) -> Space:
+    """Return rows (n, d) in their coordinates along their principal directions, at most ``MAX_DIRECTIONS`` of them."""
     x = x - x.mean(0)
     n, d = x.shape
     if d <= MAX_DIRECTIONS:
-        return x
+        return Space(x)
     if d <= n:
         _, vectors = torch.linalg.eigh(x.T @ x)  # ascending
-        coordinates: Tensor = x @ vectors[:, -MAX_DIRECTIONS:]
-        return coordinates
+        return Space(x @ vectors[:, -MAX_DIRECTIONS:])
     values, vectors = torch.linalg.eigh(x @ x.T)  # the smaller side: (n, n)
     kept = min(n, MAX_DIRECTIONS)
-    coordinates = vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt()
-    return coordinates
+    return Space(vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt())
 
 
-def _discriminate(x: Tensor, is_first: Tensor) -> Tensor:
-    """Return cross-fitted positions (n,) along the ridge discriminant of two clusters: 0 and 1 are their means.
-
-    Each fifth of the samples is placed by the direction that the other four give.
-    """
-    n, d = x.shape
-    fold = torch.empty(n, dtype=torch.long)
-    sides = (~is_first, is_first)
-    for side in sides:  # the same share of each cluster in each fold
-        fold[side] = torch.arange(int(side.sum())) % N_FOLDS
-    score = torch.empty(n)
-    # Sums over each fold and cluster once; a direction is fitted on their totals less one fold.
-    counts = torch.zeros(2, N_FOLDS)
-    sums, grams = torch.zeros(2, N_FOLDS, d), torch.zeros(2, N_FOLDS, d, d)
-    for c, side in enumerate(sides):
-        for k in range(N_FOLDS):
-            part = x[side & (fold == k)]
-            counts[c, k], sums[c, k], grams[c, k] = len(part), part.sum(0), part.T @ part
-    for k in range(N_FOLDS):
-        count = counts.sum(1) - counts[:, k]
-        mean = (sums.sum(1) - sums[:, k]) / count[:, None]  # (2, d)
-        # Both clusters weigh the same however small one of them is.
-        second_moment = ((grams.sum(1) - grams[:, k]) / count[:, None, None]).mean(0)
-        centre = mean.mean(0)
-        total = second_moment - centre.outer(centre)
-        gap = mean[1] - mean[0]
-        ridge = RIDGE * total.diagonal().mean().clamp_min(1e-12) * torch.eye(d)
-        direction = torch.linalg.solve(total + ridge, gap)
-        is_held_out = fold == k
-        score[is_held_out] = (x[is_held_out] - mean[0]) @ direction / (gap @ direction).clamp_min(1e-12)
-    return score
-
-
-def separate(x: Tensor, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split:
+def separate(space: Space, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split:
     """Split samples by the direction that tells a start cluster from the rest, repeated until nothing moves.
 
     Args:
-        x: (n, d) coordinates, see :func:`principal`.
+        space: n samples, see :func:`principal`.
         start: (n,) bool, the first guess at the first cluster.
         max_rounds: upper limit.
 
@@ -188,7 +210,7 @@ def separate(x: Tensor, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split
     for _ in range(max_rounds):
         if min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS:
             return Split(is_first, score, 0.0)
-        score = _discriminate(x, is_first)
+        score = space.discriminate(is_first)
         moved = score > (score[is_first].mean() + score[~is_first].mean()) / 2
         if torch.equal(moved, is_first):
             break
@@ -211,25 +233,25 @@ def with_gap(split: Split, gaps: Callable[[Tensor], Tensor]) -> Split:
     return replace(split.flipped(), gap=float(-by_layer.min()))
 
 
-def against_nature(x: Tensor, split: Split, k: int) -> Split:
+def against_nature(space: Space, split: Split, k: int) -> Split:
     """Return the split with how far it stands out against the natural kinds within each of its clusters.
 
     That is the ratio of its prominence to that of the most prominent of those.
 
     Args:
-        x: (n, d) coordinates.
-        split: of n samples.
+        space: n samples.
+        split: of them.
         k: clusters of the k-means that suggests the natural kinds.
     """
     if split.separation < ONE_KIND:
         return split
-    sides = (x[split.is_first], x[~split.is_first])
-    natural = max((separate(side, guess).prominence for side in sides for guess in k_means(side, k)), default=0.0)
+    sides = [Space(space.x[side]) for side in (split.is_first, ~split.is_first)]
+    natural = max((separate(side, guess).prominence for side in sides for guess in k_means(side.x, k)), default=0.0)
     return replace(split, standing=split.prominence / max(natural, 1e-9))
 
 
 def search(
-    x: Tensor,
+    space: Space,
     rankings: Sequence[Tensor],
     starts: Sequence[Tensor] = (),
     *,
@@ -242,20 +264,20 @@ def search(
     the rest of it first, so a second sweep over all sizes finds the whole.
 
     Args:
-        x: (n, d) coordinates, n at least ``2 * N_FOLDS``.
+        space: n samples, at least ``2 * N_FOLDS``.
         rankings: (n,) each, largest first.
         starts: (n,) bool each, further first guesses.
         judge: gives each split its gap, see :func:`with_gap`.
         growth: ratio of neighbouring sizes of the tops.
     """
     guesses = [top for ranking in rankings for top in _tops(ranking, growth)] + list(starts)
-    best = max((judge(separate(x, guess)) for guess in guesses), key=lambda split: split.strength)
+    best = max((judge(separate(space, guess)) for guess in guesses), key=lambda split: split.strength)
     for _ in range(MAX_SWEEPS):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
         near = [round(best.n_smaller * factor) for factor in NEAR_SIZES]
         ranking = best.score if int(best.is_first.sum()) == best.n_smaller else -best.score
-        tops = (*_tops(ranking, 2), *(_top(ranking, size) for size in near if size < len(x)))
-        better = max((judge(separate(x, top)) for top in tops), key=lambda split: split.strength)
+        tops = (*_tops(ranking, 2), *(_top(ranking, size) for size in near if size < len(ranking)))
+        better = max((judge(separate(space, top)) for top in tops), key=lambda split: split.strength)
         if better.strength <= best.strength:
             break
         best = better
@@ -288,19 +310,19 @@ def k_means(x: Tensor, k: int) -> list[Tensor]:
     return [assignment == cluster for cluster in range(k)]
 
 
-def posterior(x: Tensor, is_first: Tensor) -> Tensor:
+def posterior(space: Space, is_first: Tensor) -> Tensor:
     """Return each sample's probability of belonging to the first of two clusters, (n,) in [0, 1].
 
     Both clusters are taken as normal along their cross-fitted discriminant, with their own spread and size.
 
     Args:
-        x: (n, d) coordinates.
+        space: n samples.
         is_first: (n,) bool, both clusters with at least ``N_FOLDS`` samples, else the answer is the membership.
     """
     if min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS:
         return is_first.float()
-    score = _discriminate(x, is_first)
-    log_odds = torch.zeros(len(x))
+    score = space.discriminate(is_first)
+    log_odds = torch.zeros(len(score))
     for sign, side in ((1, is_first), (-1, ~is_first)):
         # A spread near zero would turn a sample just outside into an impossibility; 0.05 of the gap is our floor.
         std = score[side].std().clamp_min(0.05)

@@ -23,6 +23,7 @@ from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Features
 
 AGREEMENT_WIDTH = 0.1  # of a coordinate's standard deviation: nearly the same value
+MARK_SHARE = 0.1  # of a cluster, that agrees with the event at a coordinate where its label does not
 # Standard deviations by which one kind must exceed the other: decisions 0006 to 0008.
 LEANING_GAP, AGREEMENT_GAP, NOISE_GAP = 2.0, 5.0, 3.0
 
@@ -155,3 +156,35 @@ def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Con
             root = share.sqrt()  # flatter: one coordinate alone agrees by chance
             agreements.append(Agreement(root / root.sum().clamp_min(1e-30) * torch.exp(-distance.square() / 2)))
     return Conditioned(Leaning(layers, events), tuple(agreements))
+
+
+def without_mark(
+    features: Features,
+    event: int,
+    cluster: NDArray[np.int64],
+    siblings: NDArray[np.int64],
+    others: NDArray[np.int64],
+) -> Tensor:
+    """Return rows of the model's input, standardised, less the columns of the mark that a cluster shares with an event.
+
+    A column is one of the mark if clearly more of the cluster than of its siblings has nearly the event's value there.
+
+    Args:
+        features: of a model whose first layer reads rows, not images or tokens.
+        event: row of the event.
+        cluster: (a,) training samples.
+        siblings: (b,) the others of their label, two at least.
+        others: (c,) what the cluster is to be compared with.
+
+    Returns:
+        (a + c, d), the cluster first; d may be 0.
+    """
+    x, of_event = features.activations[0], features.event_activations[0][event]
+    _, std, _ = standardise(x[np.concatenate([cluster, siblings])])
+    of_cluster, of_siblings = (
+        ((x[rows] - of_event).abs() <= AGREEMENT_WIDTH * std).float().mean(0) for rows in (cluster, siblings)
+    )
+    rows = x[np.concatenate([cluster, others])]
+    mean, std, is_constant = standardise(rows)
+    kept: Tensor = ((rows - mean) / std)[:, ~is_constant & (of_cluster - of_siblings <= MARK_SHARE)]
+    return kept

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import log
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from poisontrace import paper
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
-from poisontrace._types import Cluster, Decision, Finding, Losses, Trace, Verdict
+from poisontrace._statistics import standardised_difference
+from poisontrace._types import Decision, Finding, Losses, Trace, Verdict
+from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import (
     HINT,
     N_FOLDS,
@@ -37,7 +39,7 @@ from poisontrace.clustering import (
 )
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
-from poisontrace.scoring import Unconditioned, condition
+from poisontrace.scoring import Unconditioned, condition, without_mark
 from poisontrace.unlearning import Heads, spread, unlearn
 
 Progress = Callable[[str, int, int], None]
@@ -82,6 +84,7 @@ CLEARLY, LEANS = 10, 1.5
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
 MIN_OTHERS = 3  # fewer say nothing
+FAMILY = 1.0  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
 N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
 
 
@@ -140,25 +143,32 @@ def trace(
 
     with clock.stage("forward pass"), placed(model, device):
         features = collect(model, samples, pairs, layer=layer, device=device, batch_size=batch_size, progress=progress)
+    kinds, campaigns = _Kinds(features, config), Campaigns()
     findings: list[Finding] = []
-    clusters: list[Cluster] = []
-    scores = np.zeros(len(samples), np.float32)
+    trees: list[Tree] = []
     for event in range(len(pairs)):
-        tree = Tree(event, first_id=len(clusters))
+        tree = Tree(event, first_id=sum(len(tree.clusters) for tree in trees))
         with _one_thread():
             if rule == "paper":
-                finding, event_scores = paper.follow(
+                finding, scores = paper.follow(
                     features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
                 )
             else:
-                finding, event_scores = _follow(features, tree, config, clock)
+                finding, scores = _follow(features, tree, kinds, config, clock)
+        trees.append(tree)
         findings.append(finding)
-        clusters += tree.clusters
-        if finding.verdict == "poison" or not scores.any():
-            scores = np.maximum(scores, event_scores)
+        if finding.verdict == "poison":
+            campaigns.add(event, finding, scores)
         if progress:
             progress("events traced", event + 1, len(pairs))
-
+    for event, finding in enumerate(findings):
+        if finding.verdict != "poison":
+            with _one_thread():
+                findings[event] = _adopted(features, event, finding, campaigns, config, clock)
+    clusters = [cluster for tree in trees for cluster in tree.clusters]
+    if campaigns.closed():
+        scores = campaigns.scores(len(samples))
+    findings = settled(findings, campaigns.closed())
     poison = np.unique(np.concatenate([finding.poison for finding in findings]))
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
@@ -177,6 +187,7 @@ def trace(
         warnings=tuple(_warnings(features, findings)),
         exhibits=_exhibits(samples, pairs, features, poison, scores, seed),
         ids=getattr(samples, "ids", None),
+        campaigns=tuple(campaigns.closed()),
     )
 
 
@@ -186,6 +197,24 @@ def check_options(rule: str, batch_size: int) -> None:
         raise InvalidInputError(f"'rule' must be one of {', '.join(RULES)} (got {rule!r}).")
     if batch_size < 1:
         raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}). Leave it out for 256.")
+
+
+def _adopted(
+    features: Features, event: int, finding: Finding, campaigns: Campaigns, config: Config, clock: Clock
+) -> Finding:
+    """Count an event that alone led nowhere among the campaign whose samples it needs, if there is one."""
+    own = np.flatnonzero(features.labels.numpy() == finding.label)
+    for position, campaign in enumerate(campaigns.closed()):
+        if campaign.label != finding.label:
+            continue
+        rest = np.setdiff1d(own, campaign.poison)
+        of_poison, of_rest = _Judge(features, event, rest, clock).losses(campaign.poison, rest)
+        is_moved = of_poison.event_rise >= max(config.event_rise, LEANS * of_rest.event_rise)
+        if is_moved and of_poison.control_rise <= config.control_share * log(features.logits.shape[1]):
+            campaigns.adopt(event, position)
+            rises = {"event_rise": of_poison.event_rise, "control_rise": of_poison.control_rise}
+            return replace(finding, statistics={**finding.statistics, **rises})
+    return finding
 
 
 @dataclass(frozen=True)
@@ -220,7 +249,9 @@ class _Suspect:
         return "pruned", "the event leans as much on the other kind"
 
 
-def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tuple[Finding, NDArray[np.float32]]:
+def _follow(
+    features: Features, tree: Tree, kinds: "_Kinds", config: Config, clock: Clock
+) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse."""
     event, labels = tree.event, features.labels.numpy()
     label = int(features.event_logits[event].argmax())
@@ -231,7 +262,7 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
     spared = config.control_share * log(features.logits.shape[1])  # of the controls' loss
     statistics: dict[str, float] = {"separation": 0.0}
     is_weak = False
-    responsible: list[Indices] = []
+    responsible: list[tuple[Indices, Losses]] = []
     noisy: tuple[int, Indices, Losses] | None = None  # parent, cluster, its losses
     pending: list[_Suspect] = []
     if len(own):
@@ -243,25 +274,30 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
     while pending:
         suspect = pending.pop()
         parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
-        is_root = cluster is own
+        is_root, family = cluster is own, ""
         if is_root:  # those of other labels are tested once
             tree.add(parent, others, suspect.sibling, "pruned", "other labels do not pull towards the event's")
         elif judgement := suspect.judge(config, spared):
-            tree.add(parent, cluster, losses, *judgement)
-            if judgement[0] == "responsible":
-                responsible.append(cluster)
-            continue
+            decision, reason = judgement
+            beyond = kinds.beyond_mark(event, cluster) if decision == "responsible" else 0.0
+            if beyond < FAMILY:
+                tree.add(parent, cluster, losses, decision, reason)
+                if decision == "responsible":
+                    responsible.append((cluster, losses))
+                continue
+            # Or several marks, of which the event carries one.
+            is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         split = hidden = None
         with clock.stage("clustering"):
             if len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth:
-                hidden = _hidden_kind(features, label, config) if is_root else None
-                split = hidden or _split(features, event, cluster, config, is_whole_label=is_root)
+                hidden = kinds.hidden(label) if is_root else None
+                split = hidden or _split(features, event, cluster, kinds, config, is_whole_label=is_root)
         apart = split.separation if split else 0.0
         if is_root:
             statistics["separation"] = apart
             is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
         if not split or not split.is_at_least(config.separation):
-            reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
+            reason = family or f"one kind, ordinary samples among them (separation {apart:.1f})"
             tree.add(parent, cluster, losses, "pruned", reason)
             continue
         first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
@@ -273,7 +309,7 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
             noisy = (node, first, of_first)
         else:
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
-            standing = partial(_standing_among_labels, features, cluster, split, config)
+            standing = partial(kinds.standing, cluster, split)
             of_first, of_second = judge.compare(first, second, standing)
             pending.append(_Suspect(node, first, of_first, of_second, len(second)))
         pending.append(_Suspect(node, second, of_second, of_first, len(first)))
@@ -285,9 +321,9 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
         else:
             # The last layer alone may not tell: it can be the weights below that such poison moves.
             tree.add(parent, cluster, losses, "responsible", "no other label holds noisy images so far from the rest")
-            responsible.append(cluster)
+            responsible.append((cluster, losses))
 
-    poison = np.sort(np.concatenate(responsible)) if responsible else np.array([], np.int64)
+    poison = np.sort(np.concatenate([cluster for cluster, _ in responsible] or [np.array([], np.int64)]))
     scores = np.zeros(len(labels), np.float32)
     verdict: Verdict = "poison" if len(poison) else "no-poison"
     if len(poison):
@@ -295,7 +331,7 @@ def _follow(features: Features, tree: Tree, config: Config, clock: Clock) -> tup
             certainty = _certainty(features, event, own, poison)
         # The tree has the last word on membership; the posterior says how sure each member is.
         scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
-        after = judge.losses(poison)[0]
+        after = responsible[0][1] if len(responsible) == 1 else judge.losses(poison)[0]
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
     elif is_weak:
         verdict = "inconclusive"
@@ -309,80 +345,117 @@ def _certainty(features: Features, event: int, own: Indices, poison: Indices) ->
     seen = condition(features, event, own)
     views = [principal(view.x) for view in (seen.leaning, *seen.agreements)]
     views.append(principal(Unconditioned(features, own).x))
-    x = max(views, key=lambda view: separate(view, is_poison, max_rounds=1).separation)
-    certainty: NDArray[np.float32] = posterior(x, is_poison).numpy()
+    clearest = max(views, key=lambda view: separate(view, is_poison, max_rounds=1).separation)
+    certainty: NDArray[np.float32] = posterior(clearest, is_poison).numpy()
     return certainty
 
 
-def _kinds(features: Features, indices: Indices) -> Split:
-    """Return the most prominent of the splits that k-means suggests, the noisier kind first; it knows of no event."""
-    view = Unconditioned(features, indices)
-    x = principal(view.x)
-    splits = [separate(x, guess) for k in N_GUESSES for guess in k_means(x, k)]
-    return with_gap(max(splits, key=lambda split: split.strength), view.gaps)
+class _Kinds:
+    """The kinds of samples that each label holds, whatever the event; worked out once for all events."""
+
+    def __init__(self, features: Features, config: Config) -> None:
+        """Look at nothing yet."""
+        self._features, self._config = features, config
+        self._labels = features.labels.numpy()
+        self._found: dict[int, Split] = {}
+
+    def of(self, label: int) -> Split:
+        """Return the most prominent of the splits of a label that k-means suggests, the noisier kind first."""
+        if label not in self._found:
+            view = Unconditioned(self._features, np.flatnonzero(self._labels == label))
+            space = principal(view.x)
+            splits = [separate(space, guess) for k in N_GUESSES for guess in k_means(space.x, k)]
+            self._found[label] = with_gap(max(splits, key=lambda split: split.strength), view.gaps)
+        return self._found[label]
+
+    def natural(self, label: int) -> list[Split]:
+        """Return the kinds of the largest other labels: what natural ones come to in this training set."""
+        sizes = np.bincount(self._labels)
+        sizes[label] = 0
+        largest = (-sizes).argsort(kind="stable")[:MAX_OTHERS].tolist()
+        return [self.of(other) for other in largest if sizes[other] >= self._config.min_cluster]
+
+    def hidden(self, label: int) -> Split | None:
+        """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.
+
+        Poison made from images of its own label, each pixel changed a little, need not resemble the event in any layer.
+        """
+        if not self._features.noise.shape[1]:
+            return None
+        split = self.of(label)
+        if split.n_smaller < self._config.min_cluster or not split.is_at_least(self._config.separation):
+            return None
+        natural = max((kinds.prominence for kinds in self.natural(label)), default=0.0)
+        return split if split.prominence >= STANDS_OUT * natural else None
+
+    def standing(self, cluster: Indices, split: Split) -> float:
+        """Return how far two kinds of one label lie apart, over the farthest that other labels hold.
+
+        1 if there are hardly any other labels.
+        """
+        natural = [kinds.apartness for kinds in self.natural(int(self._labels[cluster[0]]))]
+        if len(natural) < MIN_OTHERS:
+            return 1.0
+        space = principal(Unconditioned(self._features, cluster).x)
+        return separate(space, split.is_first, max_rounds=1).apartness / max(natural)
+
+    def beyond_mark(self, event: int, cluster: Indices) -> float:
+        """Return how far a cluster of rows lies from others, in standard deviations, but for the mark; 0 for images.
+
+        A mark is planted in rows like any: without it, they are like the rest of their label, or of another label if
+        they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
+        """
+        features = self._features
+        if features.is_pooled[0] or features.noise.shape[1]:
+            return 0.0
+        label = self._labels[cluster[0]]
+        siblings = np.setdiff1d(np.flatnonzero(self._labels == label), cluster)
+        rest = [np.flatnonzero(self._labels == other) for other in np.unique(self._labels) if other != label]
+        distances = []
+        for others in (siblings, *rest):
+            if min(len(siblings), len(others), len(cluster)) >= N_FOLDS:
+                x = without_mark(features, event, cluster, siblings, others)
+                is_first = torch.arange(len(x)) < len(cluster)
+                if not x.shape[1]:
+                    return inf  # copies of the event: nothing is left that could show that they were picked
+                distances.append(float(standardised_difference(principal(x).discriminate(is_first), is_first)))
+        return min(distances, default=0.0)
 
 
-def _natural_kinds(features: Features, label: int, config: Config) -> list[Split]:
-    """Return the kinds that the largest other labels hold: what natural ones come to in this training set."""
-    labels = features.labels.numpy()
-    sizes = np.bincount(labels)
-    sizes[label] = 0
-    others = [other for other in (-sizes).argsort(kind="stable")[:MAX_OTHERS] if sizes[other] >= config.min_cluster]
-    return [_kinds(features, np.flatnonzero(labels == other)) for other in others]
-
-
-def _hidden_kind(features: Features, label: int, config: Config) -> Split | None:
-    """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.
-
-    Poison made from images of its own label, each pixel changed a little, need not resemble the event in any layer.
-    """
-    if not features.noise.shape[1]:
-        return None
-    split = _kinds(features, np.flatnonzero(features.labels.numpy() == label))
-    if split.n_smaller < config.min_cluster or not split.is_at_least(config.separation):
-        return None
-    natural = max((kinds.prominence for kinds in _natural_kinds(features, label, config)), default=0.0)
-    return split if split.prominence >= STANDS_OUT * natural else None
-
-
-def _split(features: Features, event: int, cluster: Indices, config: Config, *, is_whole_label: bool) -> Split:
+def _split(
+    features: Features, event: int, cluster: Indices, kinds: "_Kinds", config: Config, *, is_whole_label: bool
+) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 
     A search of the whole label that finds nothing asks each layer on its own, and then what other labels hold.
     """
     seen = condition(features, event, cluster)
-    x = principal(seen.leaning.x)
+    space = principal(seen.leaning.x)
     judge = partial(with_gap, gaps=seen.leaning.gaps)
     # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
     found = [
         against_nature(
-            x,
-            search(x, [seen.leaning.likeness], [guess for k in N_GUESSES for guess in k_means(x, k)], judge=judge),
+            space,
+            search(
+                space,
+                [seen.leaning.likeness],
+                [guess for k in N_GUESSES for guess in k_means(space.x, k)],
+                judge=judge,
+            ),
             N_GUESSES[-1],
         )
     ]
     if is_whole_label and not found[0].is_at_least(config.separation):
-        found.append(against_nature(x, search(x, [*seen.leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
+        found.append(
+            against_nature(space, search(space, [*seen.leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1])
+        )
     for view in seen.agreements:
         found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
     best = max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
     is_short_of_gap = best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1
     if not is_whole_label or not is_short_of_gap:
         return best
-    return replace(best, standing=best.standing * max(1.0, _standing_among_labels(features, cluster, best, config)))
-
-
-def _standing_among_labels(features: Features, cluster: Indices, split: Split, config: Config) -> float:
-    """Return how far two kinds of one label lie apart, over the farthest that other labels hold; no event is asked.
-
-    1 if there are hardly any other labels.
-    """
-    label = int(features.labels[cluster[0]])
-    natural = [kinds.apartness for kinds in _natural_kinds(features, label, config)]
-    if len(natural) < MIN_OTHERS:
-        return 1.0
-    apart = separate(principal(Unconditioned(features, cluster).x), split.is_first, max_rounds=1).apartness
-    return apart / max(natural)
+    return replace(best, standing=best.standing * max(1.0, kinds.standing(cluster, best)))
 
 
 class _Judge:
