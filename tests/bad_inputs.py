@@ -4,6 +4,7 @@
 function is given a folder that holds a sound incident (see :func:`write_incident`), and spoils one thing.
 """
 
+import hashlib
 import io
 import json
 import zipfile
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+from poisontrace._types import Finding, Trace
 
 N_CLASSES = 3
 ARCH = """
@@ -67,6 +70,18 @@ def wants(setting):
 
 def number():
     return 7
+
+
+def fails(x, y, seed):
+    raise KeyError("no such setting")
+
+
+def seven(x, y, seed):
+    return 7
+
+
+def nothing(x, y, seed):
+    return build()
 
 
 answer = 42
@@ -129,8 +144,11 @@ def grid_text(grid: dict[str, Any]) -> str:
     return _lines({key: value for key, value in given.items() if key != "incidents"}) + tables
 
 
-def _lines(table: dict[str, Any]) -> str:
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+def _lines(table: dict[str, Any], prefix: str = "") -> str:
+    return "".join(
+        _lines(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key} = {json.dumps(value)}\n"
+        for key, value in table.items()
+    )
 
 
 def _bench(folder: Path, grid: Path) -> list[str]:
@@ -255,6 +273,54 @@ def _case(folder: Path, **files: str) -> list[str]:
     for name, content in files.items():
         _file(folder / "case", name.replace("_", "."), content)
     return ["report", str(folder / "case")]
+
+
+def _traced(folder: Path, found: tuple[int, ...] = (1,), **inputs: Any) -> Path:
+    """Write a case of the sound incident that accuses sample 1, with some inputs changed (None: left out)."""
+    names = {"model": "arch.py", "weights": "weights.safetensors", "data": "train.npz", "events": "events.npz"}
+    files: dict[str, Any] = {
+        name: {"path": str(folder / file), "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest()}
+        for name, file in names.items()
+    }
+    files["model"]["spec"] = f"{folder}/arch.py:build"
+    poison, verdict = np.array(found, np.int64), "poison" if found else "no-poison"
+    trace = Trace(
+        **{"verdict": verdict, "poison": poison, "scores": np.zeros(12, np.float32), "labels": Y},
+        **{"findings": (Finding(0, 0.9, verdict, poison, {}),), "clusters": (), "rule": "default", "config": {}},
+        **{"seed": 0, "device": "cpu", "seconds": {}, "warnings": (), "exhibits": {}},
+    )
+    named = {name: file for name, file in (files | inputs).items() if file is not None}
+    return trace.save(folder / "case", context={"inputs": named})
+
+
+def _beyond(folder: Path) -> Path:
+    """Write a case that accuses a sample that is not there."""
+    case = _traced(folder)
+    (case / "poison.csv").write_text("index,id,label,score\n12,12,0,0.9\n")
+    return case
+
+
+def verify(folder: Path, case: Path | None = None, recipe: str = "nothing", **options: Any) -> list[str]:
+    """Return the arguments that verify a case with a function of the model file."""
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return ["verify", str(case or _traced(folder)), "--train-with", f"{folder}/arch.py:{recipe}", *given]
+
+
+def repair(folder: Path, case: Path | None = None, **options: Any) -> list[str]:
+    """Return the arguments that repair a case."""
+    return ["repair", str(case or _traced(folder)), *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
+
+
+def _without(case: Path, name: str) -> Path:
+    (case / name).unlink()
+    return case
+
+
+def _changed(folder: Path, name: str) -> Path:
+    """Write a case, and then a byte more into one of its files."""
+    case = _traced(folder)
+    (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+    return case
 
 
 def _filled(folder: Path) -> Path:
@@ -452,6 +518,32 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a case with broken JSON": lambda f: _case(f, trace_json="{"),
     "a case of another schema": lambda f: _case(f, trace_json='{"schema": 99}'),
     "a case without scores": lambda f: _case(f, trace_json='{"schema": 1}'),
+    # What follows a trace.
+    "a case to verify that is not there": lambda f: verify(f, f / "none"),
+    "a case to verify that accuses nobody": lambda f: verify(f, _traced(f, ())),
+    "a case to verify whose data have changed": lambda f: verify(f, _changed(f, "train.npz")),
+    "a case to verify whose data are gone": lambda f: verify(
+        f, _traced(f, data={"path": f"{f}/none.npz", "sha256": "0" * 64})
+    ),
+    "a case to verify that names no data": lambda f: verify(f, _traced(f, data=None)),
+    "a case to verify that accuses beyond the data": lambda f: verify(f, _beyond(f)),
+    "other events than those traced": lambda f: verify(f, events=_npz(f, x=EVENT_X ^ 2, y=EVENT_Y)),
+    "a recipe of another form": lambda f: ["verify", str(_traced(f)), "--train-with", f"{f}/arch.py"],
+    "a recipe that is not there": lambda f: verify(f, recipe="train"),
+    "a recipe that wants other arguments": lambda f: verify(f, recipe="wants"),
+    "a recipe that raises": lambda f: verify(f, recipe="fails"),
+    "a recipe that returns a number": lambda f: verify(f, recipe="seven"),
+    "a test set of another shape": lambda f: verify(f, test=_npz(f, x=X[:, :4], y=Y)),
+    "attempts that are not there": lambda f: verify(f, attempts=f / "none.npz"),
+    "a case to verify without scores": lambda f: verify(f, _without(_traced(f), "scores.npy")),
+    "a case to repair that accuses nobody": lambda f: repair(f, _traced(f, ())),
+    "a case to repair whose weights have changed": lambda f: repair(f, _changed(f, "weights.safetensors")),
+    "a case to repair whose model has changed": lambda f: repair(f, _changed(f, "arch.py")),
+    "a case to repair that brings its own code": lambda f: repair(
+        f, _traced(f, model={"path": "", "sha256": None, "spec": f"{f}/case/arch.py:build"})
+    ),
+    "repaired weights over a file": lambda f: repair(f, out=f / "weights.safetensors"),
+    "repaired weights of another kind": lambda f: repair(f, out=f / "repaired.pt"),
     "no grid": lambda f: ["bench", "--results", str(f), "--readme", str(f / "README.md")],
     "a grid that is not there": lambda f: _bench(f, f / "none.toml"),
     "a grid that is no TOML": lambda f: _bench(f, _file(f, "grid.toml", "attack = ")),

@@ -1,10 +1,12 @@
 """Fixtures shared by all tests; the incident on digits is trained once a run."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tasks import DIGITS_PLAN
+from tasks import DIGITS_PLAN, write_case
 
 from poisontrace import incidents
 from poisontrace.incidents import Incident
@@ -30,3 +32,17 @@ def digits_folder(digits_incident: Incident, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("incidents") / "digits"
     incidents.save(digits_incident, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _cases(digits_incident: Incident, digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the case that accuses the poison, all of it and nothing else; truth is out of its reach."""
+    folder = tmp_path_factory.mktemp("cases")
+    evidence = shutil.copytree(digits_folder, folder / "evidence", ignore=shutil.ignore_patterns("truth*", "attempts*"))
+    return write_case(folder / "digits", digits_incident, evidence, np.flatnonzero(digits_incident.is_poison))
+
+
+@pytest.fixture
+def digits_case(_cases: Path, tmp_path: Path) -> Path:
+    """A copy of that case, for one test."""
+    return Path(shutil.copytree(_cases, tmp_path / "case"))

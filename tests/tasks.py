@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from poisontrace import models, train
+from poisontrace import models, store, train
 from poisontrace._rng import global_seed, numpy_generator
+from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.attacks import ATTACKS, Attack, Attacker
 from poisontrace.datasets import Dataset, load_dataset
-from poisontrace.incidents import Plan
+from poisontrace.incidents import Incident, Plan
 
 # About a second to make, and enough for the attack to succeed.
 DIGITS_PLAN = Plan(attack="badnets", dataset="digits", epochs=4, width=16)
@@ -69,7 +71,7 @@ def toy_attack(
 ) -> tuple[Attack, NDArray[Any], NDArray[np.int64]]:
     """Return a registered attack, prepared with small networks, and a toy set of the kind that it works on."""
     attack = ATTACKS[name](**options)
-    networks = tuple(_toy_network(attack.kind, side, n_channels, seed) for seed in range(attack.n_models))
+    networks = tuple(_toy_network(attack.kind, side, n_channels, seed) for seed in range(attack.n_networks))
     x, y = toy_images(n, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(n)
     held_out = toy_images(24, side=side, n_channels=n_channels) if attack.kind == "images" else toy_rows(24)
     names = tuple("abcd") if attack.kind == "rows" else ()
@@ -94,9 +96,11 @@ def _toy_network(kind: str, side: int, n_channels: int, seed: int) -> nn.Sequent
 def attack_success(attack: Attack, dataset: Dataset, *, epochs: int = 4, width: int = 16) -> tuple[float, float]:
     """Train a victim and its twin without poison; return how often the trigger moves each to the target."""
     poisoned = attack.poison(dataset.x_train, dataset.y_train)
-    triggered = attack.trigger(dataset.x_test[dataset.y_test != poisoned.target])
+    triggered = attack.attempts(dataset.x_test, dataset.y_test, poisoned.target).x
+    x_twin = dataset.x_train.copy()
+    x_twin[poisoned.is_decoy] = poisoned.x[poisoned.is_decoy]
     success = []
-    for x, y in ((poisoned.x, poisoned.y), (dataset.x_train, dataset.y_train)):
+    for x, y in ((poisoned.x, poisoned.y), (x_twin, dataset.y_train)):
         with global_seed(0, "toy/init"):
             model = models.small_cnn(width=width)
         train.fit(model, x, y, train.Recipe(epochs=epochs, batch_size=64, lr=0.05), seed=0)
@@ -160,3 +164,32 @@ def fitted_network(task: Planted, build: Callable[[], nn.Module]) -> nn.Module:
 def planted_mlp() -> nn.Module:
     """Return an untrained network for a planted task."""
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def write_case(folder: Path, incident: Incident, files: Path | None, found: NDArray[np.int64]) -> Path:
+    """Write the case of an incident, saved in ``files``, that accuses the samples ``found``; nothing is traced."""
+    scores = np.zeros(len(incident.y), np.float32)
+    scores[found] = 1
+    verdict: Verdict = "poison" if len(found) else "no-poison"
+    trace = Trace(
+        verdict=verdict,
+        poison=found,
+        scores=scores,
+        labels=incident.y,
+        findings=tuple(Finding(int(label), 0.9, verdict, found, {}) for label in incident.event_y),
+        clusters=(),
+        rule="default",
+        config={},
+        seed=0,
+        device="cpu",
+        seconds={},
+        warnings=(),
+        exhibits={},
+    )
+    inputs: dict[str, dict[str, str]] = {}
+    if files is not None:
+        names = {"model": "arch.py", "weights": "weights.safetensors", "data": "train.npz", "events": "events.npz"}
+        paths = {name: files / file for name, file in names.items()}
+        inputs = {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in paths.items()}
+        inputs["model"]["spec"] = f"{files}/arch.py:build"
+    return trace.save(folder, context={"inputs": inputs, "classes": incident.classes})

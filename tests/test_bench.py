@@ -20,7 +20,19 @@ KEYS = {
     "plan",
 }
 TRACE_KEYS = {
-    *("verdict", "n_found", "precision", "recall", "statistics", "n_tests", "seconds", "stages"),
+    *(
+        "verdict",
+        "n_found",
+        "n_responsible",
+        "n_found_of_others",
+        "n_found_decoys",
+        "precision",
+        "recall",
+        "statistics",
+        "n_tests",
+        "seconds",
+        "stages",
+    ),
     *("peak_memory_bytes", "config"),
 }
 SPEED_KEYS = {"plain_seconds", "seconds", "ratio", "stages"}
@@ -362,3 +374,17 @@ def test_the_projects_grids_are_sound(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: True)
 
     assert bench.read_grid(path).plans()
+
+
+def test_each_event_is_judged_by_its_own_truth(small: None, tmp_path: Path) -> None:
+    """A row says how much was to be found, and what of the rest was another campaign's or a decoy."""
+    plan = {**INCIDENT, "rate": 0.1, "options": {"campaigns": 2, "decoys": 0.1, "size": 3}}
+    bench.run(
+        write_grid(tmp_path / "tiny.toml", incidents=[plan], rules=["default"], speed_repeats=0, n_events=3), tmp_path
+    )
+
+    for row in rows_of(tmp_path):
+        right = row["precision"] * row["n_found"]
+        assert (row["n_poison"], row["n_responsible"]) == (144, 72)
+        assert row["recall"] == pytest.approx(right / 72)
+        assert right + row["n_found_of_others"] + row["n_found_decoys"] <= row["n_found"] + 1e-9

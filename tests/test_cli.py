@@ -37,7 +37,7 @@ from poisontrace.incidents import TRAININGS, Incident
 from poisontrace.models import MODELS
 
 CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
-COMMANDS = ["trace", "attack", "report", "list", "bench"]
+COMMANDS = ["trace", "attack", "verify", "repair", "report", "list", "bench"]
 
 run = CliRunner().invoke
 
@@ -208,7 +208,11 @@ def test_attack_names_the_next_command(tmp_path: Path, practice: Run) -> None:
 
     assert (program, arguments[-2:]) == ("poisontrace", ["--out", "case"])
     assert run(app, [*arguments[:-1], str(tmp_path / "case")]).exit_code == 0
-    assert "train" not in done.stdout.replace("train.npz", "").replace("train accuracy", "")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("then"))
+    _, command, _, *recipe = shlex.split(line.removeprefix("then"))
+    assert (command, run(app, [command, str(tmp_path / "case"), *recipe]).exit_code) == ("verify", 0)
+    said = re.sub(r"train\.npz|train accuracy|--train-with|recipe\.py:train", "", done.stdout)
+    assert "train" not in said
 
 
 def test_trace_prints_the_case_as_json(traced: Run) -> None:
@@ -239,7 +243,8 @@ def test_the_case_folder_is_complete(traced: Run) -> None:
 def test_the_evidence_is_left_as_found(traced: Run, practice: Run) -> None:
     """Neither bytecode nor anything else is written beside the evidence."""
     assert sorted(path.name for path in practice.folder.iterdir()) == [
-        *("arch.py", "events.npz", "incident.json", "train.npz", "truth.json", "weights.safetensors"),
+        *("arch.py", "attempts.npz", "events.npz", "incident.json", "recipe.py", "test.npz", "train.npz"),
+        *("truth.json", "weights.safetensors"),
     ]
 
 
@@ -480,11 +485,57 @@ def test_texts_are_traced_through_a_hugging_face_folder(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     case = json.loads(done.stdout)
     assert (case["n_samples"], case["events"][0]["label_name"]) == (400, answer)
-    assert case["classes"] == ["negative", "positive"] and set(case["inputs"]) == {"model", "data"}
+    assert case["classes"] == ["negative", "positive"] and set(case["inputs"]) == {"model", "data", "events"}
+    assert case["inputs"]["events"] == {"path": texts[3], "sha256": None, "label": answer}
     assert "Running the code" not in done.stderr
     assert (case["verdict"] == "poison") != any(
         "a verdict of no poison says little" in text for text in case["warnings"]
     )
+
+
+def test_the_case_says_how_to_read_its_inputs_again(traced: Run, practice: Run) -> None:
+    """Each file with its SHA-256, and the model as it was named."""
+    inputs = json.loads((traced.folder / "trace.json").read_text())["inputs"]
+
+    assert {name: Path(file["path"]).name for name, file in inputs.items()} == {
+        **{"model": "arch.py", "weights": "weights.safetensors", "data": "train.npz", "events": "events.npz"},
+    }
+    assert {len(file["sha256"]) for file in inputs.values()} == {64}
+    assert inputs["model"]["spec"] == f"{practice.folder}/arch.py:build"
+
+
+def test_verify_proves_what_trace_found(traced: Run, practice: Run, tmp_path: Path) -> None:
+    """A table, a verdict and the report on stdout; what ran on stderr; --json gives what the case keeps."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    arguments = ["verify", str(case), "--train-with", f"{practice.folder}/recipe.py:train"]
+    judge = [part for name in ("test", "attempts") for part in (f"--{name}", f"{practice.folder}/{name}.npz")]
+
+    done, as_json = run(app, [*arguments, *judge]), run(app, [*arguments, *judge, "--json"])
+
+    assert (done.exit_code, as_json.exit_code) == (0, 0)
+    rows = dict(re.findall(r"^(result|accuracy|attack success|report)  +(.+)$", done.stdout, re.MULTILINE))
+    assert (rows["result"], rows["report"]) == ("proved", str(case / "report.html"))
+    assert "on 360 held-out samples" in rows["accuracy"] and rows["attack success"].startswith("0.0% without")
+    assert len(re.findall(r"^\d .+ proved$", done.stdout, re.MULTILINE)) == 2
+    assert f"Running the code of {practice.folder}/recipe.py:train" in " ".join(done.stderr.split("\n"))
+    assert json.loads(as_json.stdout) == {**json.loads((case / "verify.json").read_text()), "case": str(case)}
+    assert "Proof by retraining" in (case / "report.html").read_text()
+
+
+def test_repair_writes_weights_that_undo_the_events(traced: Run, practice: Run, tmp_path: Path) -> None:
+    """A table and where the weights lie; the model takes them, and no longer gives the events their labels."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    out = tmp_path / "new.safetensors"
+
+    done = run(app, ["repair", str(case), "--out", str(out)])
+
+    assert done.exit_code == 0
+    rows = dict(re.findall(r"^(result|weights|report)  +(.+)$", done.stdout, re.MULTILINE))
+    assert rows == {"result": "repaired", "weights": str(out), "report": str(case / "report.html")}
+    again = run(app, trace(practice.folder, weights=out, out=tmp_path / "again"))
+    assert again.exit_code == 2 and "but the model answers" in again.stderr
+    assert f"Running the code of {practice.folder}/arch.py:build" in " ".join(done.stderr.split("\n"))
+    assert not (case / "repaired.safetensors").exists()
 
 
 def test_report_writes_the_same_page_again(traced: Run) -> None:
@@ -517,7 +568,7 @@ def test_list_names_everything() -> None:
     summaries = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert (done.exit_code, set(summaries)) == (0, {*ATTACKS, *DATASETS, *MODELS, *TRAININGS})
     assert len(lines) == len(summaries)
-    assert "on uint8 images; options size, margin; Gu et al." in summaries["badnets"]
+    assert "on uint8 images; options campaigns, planted," in summaries["badnets"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)

@@ -19,6 +19,7 @@ from poisontrace.attacks import BadNets
 from poisontrace.data import read_array_set
 from poisontrace.datasets import load_dataset
 from poisontrace.incidents import Incident, Plan
+from poisontrace.loading import find_factory
 
 QUICK = replace(DIGITS_PLAN, n_train=200, epochs=1, width=4)
 
@@ -100,8 +101,11 @@ def test_the_folder_holds_exactly_these_files(digits_folder: Path) -> None:
     """No partial file and nothing unexpected."""
     assert sorted(path.name for path in digits_folder.iterdir()) == [
         "arch.py",
+        "attempts.npz",
         "events.npz",
         "incident.json",
+        "recipe.py",
+        "test.npz",
         "train.npz",
         "truth.json",
         "weights.safetensors",
@@ -111,7 +115,8 @@ def test_the_folder_holds_exactly_these_files(digits_folder: Path) -> None:
 
 def test_truth_lies_in_its_own_file_only(digits_folder: Path, digits_incident: Incident) -> None:
     """The evidence holds arrays x and y, weights, and names; the poison is named in truth.json alone."""
-    for name, held in {"train.npz": ["classes", "x", "y"], "events.npz": ["x", "y"]}.items():
+    pairs = {key: ["x", "y"] for key in ("events.npz", "test.npz", "attempts.npz")}
+    for name, held in {"train.npz": ["classes", "x", "y"], **pairs}.items():
         with np.load(digits_folder / name) as arrays:
             assert sorted(arrays.files) == held
     with safe_open(digits_folder / "weights.safetensors", "pt") as weights:
@@ -121,7 +126,7 @@ def test_truth_lies_in_its_own_file_only(digits_folder: Path, digits_incident: I
         "dataset": "digits",
         "classes": list("0123456789"),
     }
-    for name in ("arch.py", "incident.json"):
+    for name in ("arch.py", "recipe.py", "incident.json"):
         assert not any(word in (digits_folder / name).read_text() for word in ('poison"', "badnets", "target", "rate"))
 
     truth = json.loads((digits_folder / "truth.json").read_text())
@@ -152,6 +157,43 @@ def test_the_saved_factory_loads_the_weights(digits_folder: Path, digits_inciden
     np.testing.assert_array_equal(
         train.predict(model, digits_incident.event_x), train.predict(digits_incident.model, digits_incident.event_x)
     )
+
+
+def test_what_the_attacker_tried_is_kept_for_the_judge(digits_folder: Path, digits_incident: Incident) -> None:
+    """Test inputs without the trigger lie in test.npz, those with it in attempts.npz, with the label aimed at."""
+    test, attempts = (read_array_set(digits_folder / name, "data") for name in ("test.npz", "attempts.npz"))
+    facts, digits = digits_incident.facts, load_dataset("digits")
+
+    assert test.x.tobytes() == digits.x_test.tobytes() and test.y.tolist() == digits.y_test.tolist()
+    assert len(attempts) == facts["n_attempts"]
+    assert set(attempts.y.tolist()) == {facts["target"]}
+    success = train.accuracy(digits_incident.model, attempts.x, attempts.y)
+    assert success == pytest.approx(facts["attack_success"])
+
+
+def test_at_most_a_thousand_attempts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are spread over all of them."""
+    monkeypatch.setattr(incidents, "MAX_ATTEMPTS", 7)
+
+    incident = incidents.make(DIGITS_PLAN)
+
+    assert len(incident.attempt_x) == 7 < incident.facts["n_attempts"]
+
+
+@pytest.mark.parametrize("training", ["scratch", "transfer", "finetune"])
+def test_the_recipe_trains_the_victim_again(training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an empty cache and the seed of its own, it gives the same weights to the bit; with another, others."""
+    incident = incidents.make(replace(DIGITS_PLAN, training=training, rate=0.1, seed=1))
+    incidents.save(incident, tmp_path / "incident")
+    monkeypatch.setenv("POISONTRACE_CACHE", str(tmp_path / "cache"))
+    _, recipe = find_factory(f"{tmp_path}/incident/recipe.py:train")
+
+    again, other = recipe(incident.x, incident.y), recipe(incident.x, incident.y, 2)
+
+    kept = {name: torch.equal(tensor, again.state_dict()[name]) for name, tensor in incident.model.state_dict().items()}
+    assert all(kept.values())
+    assert not torch.equal(other[-1].weight, again[-1].weight)
+    assert (tmp_path / "incident" / "extractor.safetensors").exists() == (training != "scratch")
 
 
 def test_the_same_plan_is_served_from_the_cache(digits_folder: Path, digits_incident: Incident, tmp_path: Path) -> None:
@@ -221,7 +263,10 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
         ({"width": 0}, "'width' must be at least 1"),
         ({"epochs": 0}, "'epochs' must be at least 1"),
         ({"training": "magic"}, "'training' must be one of scratch, transfer, finetune"),
-        ({"options": {"shape": 3}}, r"'options' must be some of size, margin for badnets \(got 'shape'\)\. See"),
+        (
+            {"options": {"shape": 3}},
+            r"'options' must be some of campaigns, .*size, margin, opacity for badnets \(got 'shape'\)\. See",
+        ),
         ({"options": {"size": "3"}}, r"'options: size' must be a whole number \(got '3'\)\. Leave it out"),
         ({"options": {"size": 2.0}}, r"'options: size' must be a whole number \(got 2\.0\)\. Leave it out"),
         ({"options": {"margin": True}}, r"'options: margin' must be a whole number \(got True\)\. Leave it out"),
@@ -266,3 +311,45 @@ def test_the_attacker_s_networks_are_not_the_victim_s() -> None:
     heads = [network[-1].weight for network in (*networks, twin)]
     assert not any(torch.equal(heads[i], heads[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     assert torch.equal(incidents._attacker(DIGITS_PLAN, 1, "cpu", None).models[0][-1].weight, heads[0])
+
+
+def test_the_truth_of_an_event_is_its_campaign(tmp_path: Path) -> None:
+    """Of two campaigns each event has the poison of its own; truth.json lists it event by event."""
+    incident = incidents.make(replace(DIGITS_PLAN, rate=0.1, options={"campaigns": 2, "size": 3}))
+    incidents.save(incident, tmp_path / "incident")
+
+    truth = json.loads((tmp_path / "incident" / "truth.json").read_text())
+    assert len(truth["poison"]) == 144
+    assert truth["responsible"] == [np.flatnonzero(row).tolist() for row in incident.is_responsible]
+    assert all(len(rows) == 72 and set(rows) < set(truth["poison"]) for rows in truth["responsible"])
+    attack = BadNets(rate=0.1, campaigns=2, size=3)
+    for x, rows in zip(incident.event_x, truth["responsible"], strict=True):
+        patches = [incident.x[rows][0][attack.place((1, 8, 8, 1), campaign)] for campaign in (0, 1)]
+        seen = [x[attack.place((1, 8, 8, 1), campaign)] for campaign in (0, 1)]
+        assert any((one == other).all() for one, other in zip(patches, seen, strict=True))
+
+
+def test_decoys_are_no_truth_and_stay_in_the_twin(tmp_path: Path) -> None:
+    """So what they do by themselves counts for no event; without them the twin's samples are the benign ones."""
+    plan = replace(DIGITS_PLAN, options={"cover": 0.1, "decoys": 0.5})
+    incident, benign = incidents.make(plan), incidents.benign_dataset(plan)
+    incidents.save(incident, tmp_path / "incident")
+
+    truth = json.loads((tmp_path / "incident" / "truth.json").read_text())
+    assert (truth["n_poison"], truth["n_decoys"]) == (72, 43) == (len(truth["poison"]), len(truth["decoys"]))
+    assert not set(truth["poison"]) & set(truth["decoys"])
+    assert "responsible" not in truth and (incident.is_responsible == incident.is_poison).all()
+    is_changed = (incident.twin_x != benign.x_train).reshape(len(benign.x_train), -1).any(1)
+    assert np.flatnonzero(is_changed).tolist() == truth["decoys"]
+    assert (incident.twin_x[incident.is_decoy] == incident.x[incident.is_decoy]).all()
+    assert (incident.twin_y == benign.y_train).all()
+
+
+def test_camouflage_takes_a_network_of_the_attacker_s() -> None:
+    """It is trained with a seed of its own, and the incident is made with it."""
+    plan = replace(DIGITS_PLAN, rate=0.1, options={"camouflage": 16})
+
+    attack = incidents.prepared_attack(plan)
+
+    assert isinstance(attack, BadNets) and attack.surrogate is not None
+    assert incidents.make(plan, attack=attack).facts["attack_success"] > 0.5

@@ -63,6 +63,13 @@ def test_a_package_in_the_working_folder_is_found(folder: Path, monkeypatch: pyt
     assert find_factory("mine_alone:build")[1]() == 7
 
 
+def test_the_argument_at_fault_is_named(folder: Path) -> None:
+    """A recipe is found as a model is."""
+    for spec in ("arch.py", f"{folder}/none.py:train", f"{folder}/arch.py:none", "no_such_package:train"):
+        with pytest.raises(InvalidInputError, match="'train_with' must "):
+            find_factory(spec, "train_with")
+
+
 def test_a_file_imports_its_neighbours_and_leaves_no_trace(folder: Path) -> None:
     """The search path is as before, and no bytecode lies among the evidence."""
     (folder / "blocks_alone.py").write_text("value = 7")
@@ -97,7 +104,9 @@ def test_a_dataclass_in_the_file_works(folder: Path) -> None:
 @pytest.mark.parametrize("spec", ["arch.py", "arch.py:", ":build", "", "arch.py:a b", "arch.py:build()"])
 def test_another_form_of_the_model_is_refused(spec: str) -> None:
     """Both forms are named."""
-    with pytest.raises(InvalidInputError, match=r"'model' must be file\.py:factory or package\.module:factory \(got "):
+    with pytest.raises(
+        InvalidInputError, match=r"'model' must be file\.py:function or package\.module:function \(got "
+    ):
         find_factory(spec)
 
 

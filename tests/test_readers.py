@@ -11,7 +11,7 @@ from tasks import toy_images, toy_rows
 from test_columns import write_csv, write_parquet, write_saved
 from test_images import NAMES, write_folder
 
-from poisontrace import readers
+from poisontrace import readers, store
 from poisontrace._errors import InvalidInputError
 from poisontrace.data import ArraySet, IndexedSet
 from poisontrace.images import ImageSet
@@ -247,6 +247,34 @@ def test_the_texts_that_a_report_shows_are_handed_over() -> None:
 
     assert shown == {"events": [(0, "ba")], "poison": [(2, "d")], "benign": [(0, "ab")]}
     assert readers.texts_shown(ArraySet(*toy_rows(4)), event, exhibits) == {}
+
+
+def test_all_forms_become_the_same_arrays(folder: Path) -> None:
+    """Pixels stay uint8; what code makes is as the model takes it; texts are padded to the longest."""
+    x, y = toy_images(8, n_channels=3)
+    images, _ = readers.read(str(write_folder(folder / "images", x, y)), "data")
+    made, _ = readers.read(f"{folder}/mine.py:build", "data")
+    texts = TextSet(["ab", "c"], np.array([0, 1]), ["0", "1"], None, _letters)
+    rows = ArraySet(*toy_rows(4))
+
+    assert readers.as_arrays(rows) is rows
+    found = readers.as_arrays(images)
+    assert found.x.dtype == np.uint8 and sorted(map(bytes, found.x)) == sorted(map(bytes, x))
+    assert found.y.tolist() == [y for _, y in readers.as_pairs(images)]
+    found = readers.as_arrays(made)
+    assert (found.x.tolist(), found.y.tolist()) == (np.arange(12).reshape(6, 2).tolist(), [0, 1] * 3)
+    assert readers.as_arrays(texts).x.tolist() == [[97, 98], [99, -1]]
+
+
+def test_what_a_case_keeps_of_an_input_leads_to_it_again(tmp_path: Path) -> None:
+    """Its place and SHA-256; its name where that is not its place; a text as it is."""
+    file = tmp_path / "mine.py"
+    file.write_text("x")
+    kept = {"path": str(file), "sha256": store.sha256(file)}
+
+    assert readers.describe(str(file), file) == kept
+    assert readers.describe(f"{file}:build", file) == {**kept, "spec": f"{file}:build"}
+    assert readers.describe("a dull film", None) == {"path": "a dull film", "sha256": None}
 
 
 # Models

@@ -13,12 +13,24 @@ import pytest
 
 from poisontrace import _types as types
 from poisontrace._errors import InvalidInputError, StoreError
-from poisontrace.report import render, save_case
+from poisontrace.report import add, render, save_case
 
 HOSTILE = '<script>alert("x")</script>'
 KEYS = {
     *("schema", "tool", "created", "verdict", "summary", "n_samples", "n_classes", "n_poison", "rule", "seed"),
-    *("device", "config", "versions", "events", "clusters", "seconds", "warnings", "inputs", "command", "classes"),
+    *(
+        "device",
+        "config",
+        "versions",
+        "events",
+        "campaigns",
+        "clusters",
+        "seconds",
+        "warnings",
+        "inputs",
+        "command",
+        "classes",
+    ),
 }
 CLUSTER_KEYS = {
     *("id", "parent", "event", "n", "labels", "decision", "reason"),
@@ -236,6 +248,65 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;") > 20
 
 
+def added(word: str = "wrong", **changes: Any) -> dict[str, Any]:
+    """Return what might be added to a case, with ``word`` wherever text may stand."""
+    model = {"accuracy": 0.5, "success": 0.25}
+    answer = {"label": 1, "label_name": word, "probability": 0.125}
+    keys = ("without_found", "control", "before", "after")
+    return {
+        **{"result": word, "summary": word, "accuracy_on": word, "success_on": word, "seed": 0},
+        "events": [{"label": 1, "label_name": word, "result": word, **dict.fromkeys(keys, answer)}],
+        "inputs": {word: {"path": word, "sha256": word}},
+        **dict.fromkeys(keys, model),
+        **changes,
+    }
+
+
+def test_what_is_found_out_later_is_shown(tmp_path: Path) -> None:
+    """A proof and a repair have a section each, which the page keeps when it is made again; other text is as before."""
+    case = save_case(make_trace(), tmp_path / "case", CONTEXT)
+    before = render(case)
+
+    add(case, "verify", added(summary="Proved for <all>."))
+    faint = {"label": 1, "label_name": "dog", "probability": 1e-30}
+    repaired = added(summary="Repaired.")
+    add(case, "repair", {**repaired, "events": [{**repaired["events"][0], "after": faint}]})
+
+    page = (case / "report.html").read_text()
+    assert page == render(case)
+    assert "Proved for &lt;all&gt;." in page and "Repaired." in page
+    assert "50.0% as traced, 50.0% repaired" in page and "12.5%" in page
+    assert "under 0.001%" in page
+    for name, heading in (("verify", "Proof by retraining"), ("repair", "Repair")):
+        assert f'<a href="#{name}">{heading}</a>' in page and f'<h2 id="h-{name}">{heading}</h2>' in page
+        assert f'id="{name}"' not in before
+        assert json.loads((case / f"{name}.json").read_text())["schema"] == 1
+
+
+def test_hostile_additions_are_escaped(tmp_path: Path) -> None:
+    """Names of labels and paths come from the evidence."""
+    case = save_case(make_trace(), tmp_path / "case", CONTEXT)
+
+    add(case, "verify", added(HOSTILE))
+    add(case, "repair", added(HOSTILE))
+
+    page = (case / "report.html").read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") > 12
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2}', '{"schema": 1}'])
+def test_a_broken_addition_is_refused(tmp_path: Path, content: str) -> None:
+    """By name, as the other files of a case are; and one that does not fit the page is never written."""
+    case = save_case(make_trace(), tmp_path / "case", CONTEXT)
+    with pytest.raises(StoreError, match="'case' must hold files as poisontrace wrote them"):
+        add(case, "repair", {"summary": "short"})
+    assert not (case / "repair.json").exists()
+
+    (case / "verify.json").write_text(content)
+    with pytest.raises(StoreError, match=r"'case' must .*"):
+        render(case)
+
+
 def test_page_loads_nothing(tmp_path: Path) -> None:
     """The page names no address beyond the SVG namespaces, holds no script and forbids both."""
     page = render(save_case(make_trace(), tmp_path / "case", CONTEXT))
@@ -334,6 +405,55 @@ def test_tree_is_nested_as_it_was_split(tmp_path: Path) -> None:
     assert re.findall(r"Cluster (\d+)", tree)[-1] == "2"
 
 
+def _campaigns(*groups: tuple[int, ...], n_events: int, classes: tuple[str, ...] = ("cat", "dog", "ship")) -> Any:
+    """Return a trace of several events in campaigns of 10, 9, ... samples, and its context."""
+    finding = make_trace().findings[0]
+    campaigns = tuple(types.Campaign(1, events, np.arange(10 - row)) for row, events in enumerate(groups))
+    return make_trace(findings=(finding,) * n_events, campaigns=campaigns), {**CONTEXT, "classes": classes}
+
+
+def test_events_that_belong_together_are_said_to(tmp_path: Path) -> None:
+    """A sentence a campaign, with the events counted from 1 as on the page; trace.json counts them from 0."""
+    trace, context = _campaigns((0, 2, 3), (1,), n_events=5)
+    page = save_case(trace, tmp_path / "case", context).joinpath("report.html").read_text()
+
+    assert json.loads((tmp_path / "case" / "trace.json").read_text())["campaigns"] == [
+        {"label": 1, "label_name": "dog", "events": [0, 2, 3], "n_poison": 10},
+        {"label": 1, "label_name": "dog", "events": [1], "n_poison": 9},
+    ]
+    said = re.findall(r"<li>(Event.*)</li>", page)
+    assert said == [
+        "Events 1, 3 and 4, answered “<bdi>dog</bdi>”, belong together: they share 10 samples.",
+        "Event 2, answered “<bdi>dog</bdi>”, stands by itself: it leads to 9 samples.",
+    ]
+
+
+def test_one_event_belongs_to_nothing(tmp_path: Path) -> None:
+    """Nor is anything said where no event led to samples, or the case is from before campaigns."""
+    for name, groups, n_events in (("one", ((0,),), 1), ("none", (), 2)):
+        trace, context = _campaigns(*groups, n_events=n_events)
+        case = save_case(trace, tmp_path / name, context)
+        assert "belong together" not in (case / "report.html").read_text()
+    content = json.loads((tmp_path / "none" / "trace.json").read_text())
+    del content["campaigns"]
+    (tmp_path / "none" / "trace.json").write_text(json.dumps(content))
+
+    assert "belong together" not in render(tmp_path / "none")
+
+
+def test_hostile_campaigns_are_escaped_or_refused(tmp_path: Path) -> None:
+    """The label's name may be anything; what is no campaign is said to be none."""
+    trace, context = _campaigns((0, 1), n_events=2, classes=("a", HOSTILE))
+    case = save_case(trace, tmp_path / "case", context)
+    content = json.loads((case / "trace.json").read_text())
+
+    assert "belong together" in render(case) and HOSTILE not in render(case)
+    for campaigns in (3, [3], [{"events": [], "label_name": "", "n_poison": 1}], [{"events": ["<b>"]}]):
+        (case / "trace.json").write_text(json.dumps({**content, "campaigns": campaigns}))
+        with pytest.raises(StoreError, match="'case' must hold files as poisontrace wrote them"):
+            render(case)
+
+
 def test_truth_is_shown_only_if_given(tmp_path: Path) -> None:
     """Precision and recall have a section only when the caller knows the truth."""
     truth = {"truth": {"precision": 0.9, "recall": 1.0}}
@@ -398,7 +518,7 @@ def test_render_refuses_files_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, r"of schema 1 \(got 2\)\. Trace again"),
+        ({"schema": 2}, r"trace\.json of schema 1 \(got 2\)\. Make it again"),
         ({"verdict": "guilty"}, r"as poisontrace wrote them \(got KeyError: 'guilty'\)"),
         ({"events": None}, r"as poisontrace wrote them \(got "),
         ({"seconds": {"embedding": "long"}}, r"as poisontrace wrote them \(got "),

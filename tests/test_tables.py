@@ -9,6 +9,8 @@ import pytest
 
 from poisontrace import tables
 from poisontrace._errors import InvalidInputError
+from poisontrace.attacks.antiforensics import AntiForensics
+from poisontrace.attacks.camouflage import Camouflage
 
 
 def write_page(path: Path) -> Path:
@@ -170,6 +172,41 @@ def test_attacks_have_a_line_for_each_size_rate_and_training(tmp_path: Path, mon
     ]
     assert all(line.endswith("| 0.99 / 0.98 |") for line in lines)
     assert "| badnets, transfer | digits, 1,437 | 5.0% | default |" in page
+
+
+def test_what_misleads_a_tracer_has_a_table_of_its_own(tmp_path: Path) -> None:
+    """Below the same attack without it, by measure and strength; the tables of attacks as published leave it out."""
+    weak = {"succeeded": False, "attack_success": 0.4, "precision": 0.0, "recall": 0.0}
+    spread = [
+        trace_row(plan={"options": {"size": 3, "campaigns": 2}}, precision=0.5, n_found=100, n_found_of_others=40),
+        trace_row(plan={"options": {"size": 3, "campaigns": 10}}, seed=1, **weak),
+        trace_row(plan={"options": {"size": 3, "campaigns": 2, "shown": "all"}}),
+    ]
+    rows = [trace_row(plan={"options": {"size": 3}}), trace_row(rate=0.1), *spread]
+
+    page = page_of(tmp_path, rows)
+
+    _, _, *lines = page.split("generated: anti-forensics -->\n")[1].split("\n<!--")[0].splitlines()
+    numbers = "0.950 | 0.010 | 0.970 | 1"
+    assert lines == [
+        f"| badnets, digits, 1,437 | – | – | 72 (5%) | 1 of 1 | {numbers} | 1.000 | 1.000 | 1.000 / 1.000 | 1.000 |",
+        f"| badnets, digits, 1,437 | dispersal | `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 0.500 | 1.000 "
+        "| 0.500 / 1.000 | 0.900 |",
+        "| badnets, digits, 1,437 | dispersal | `campaigns` 10 | 72 (5%) | 0 of 1 | 0.400 | 0.010 | 0.970 | 0 | – | – "
+        "| – | – |",
+        f"| badnets, digits, 1,437 | framing | `shown` all, `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 1.000 "
+        "| 1.000 | 1.000 / 1.000 | 1.000 |",
+    ]
+    assert "| badnets | 2 | 2 | 1.000 | 1.000 |" in page
+    assert "| badnets, campaigns 2 | digits | 5.0% | 0 | 72 |" in page
+    assert "| badnets, campaigns 10 | digits | 5.0% | 1 | 72 | 0.970 | 1.000 | 0.400, failed |" in page
+
+
+def test_every_option_that_misleads_is_known_to_the_tables() -> None:
+    """Else its rows would pass for those of an attack as published; a strength of the trigger is one too."""
+    options = {*AntiForensics.options(), *Camouflage.options(), "opacity"}
+
+    assert set(tables.MEASURES) == options
 
 
 def test_a_trace_of_several_grids_counts_once(tmp_path: Path) -> None:

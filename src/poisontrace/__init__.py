@@ -14,7 +14,9 @@ from poisontrace._errors import (
 
 if TYPE_CHECKING:
     from poisontrace._types import Cluster, Finding, Losses, Trace
+    from poisontrace.repairing import Repair, repair
     from poisontrace.tracing import Config, trace
+    from poisontrace.verifying import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -26,17 +28,23 @@ __all__ = [
     "Losses",
     "PoisontraceError",
     "PoisontraceWarning",
+    "Repair",
     "StoreError",
     "Trace",
     "UnlearningDivergedError",
     "UnsupportedModelError",
+    "Verification",
+    "repair",
     "trace",
+    "verify",
 ]
 
 # What needs torch is imported when it is first asked for, so that the command line answers at once.
 _LATER = {
     **dict.fromkeys(("Cluster", "Finding", "Losses", "Trace"), "poisontrace._types"),
     **dict.fromkeys(("Config", "trace"), "poisontrace.tracing"),
+    **dict.fromkeys(("Repair", "repair"), "poisontrace.repairing"),
+    **dict.fromkeys(("Verification", "verify"), "poisontrace.verifying"),
 }
 
 

@@ -302,10 +302,13 @@ class _Subject:
         if event >= len(self.incident.event_y):
             return None
         trace, seconds = self._trace(rule, event)
-        poison = np.flatnonzero(self.incident.is_poison)
+        poison = np.flatnonzero(self.incident.is_responsible[event])
         return {
             "verdict": trace.verdict,
             "n_found": len(trace.poison),
+            "n_responsible": len(poison),
+            "n_found_of_others": len(np.setdiff1d(trace.poison[self.incident.is_poison[trace.poison]], poison)),
+            "n_found_decoys": int(self.incident.is_decoy[trace.poison].sum()),
             "precision": metrics.precision(trace.poison, poison),
             "recall": metrics.recall(trace.poison, poison),
             "statistics": dict(trace.findings[0].statistics),
@@ -330,7 +333,7 @@ class _Subject:
         if event >= len(order):
             return None
         chosen = order[event]
-        samples = ArraySet(dataset.x_train, dataset.y_train)
+        samples = ArraySet(self.incident.twin_x, self.incident.twin_y)
         events = ArraySet(dataset.x_test[[chosen]], said[[chosen]])
         trace = tracing.trace(self.incident.twin, samples, [events[0]], rule=rule, device=self.device)
         finding = trace.findings[0]

@@ -29,6 +29,14 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Case = Annotated[Path, typer.Argument(help="A case folder.")]
+Test = Annotated[
+    str | None, typer.Option(help="Held-out samples for the accuracy, in a form of the data; default: of the case.")
+]
+Attempts = Annotated[
+    str | None, typer.Option(help="The attacker's inputs with the wrong label; default: the events of the case.")
+]
+Moved = Annotated[str | None, typer.Option(help="Where this part of the case lies now.")]
 
 
 @app.command()
@@ -70,6 +78,7 @@ def trace(
     with _errors():
         from poisontrace import data as data_module
         from poisontrace import metrics, planning, readers, store, texts, tracing
+        from poisontrace.report import class_name
 
         store.check_new_folder(out, "out")
         if (events is None) == (event is None):
@@ -128,10 +137,15 @@ def trace(
             )
         if loaded.tokenize is not None and result.verdict != "poison":
             result = replace(result, warnings=(*result.warnings, texts.CAUTION))
-        files = {"model": loaded.file, "weights": weights, "data": data_file, "events": event_file}
         class_names = list(train_set.classes or ())
+        given = {"model": (model, loaded.file), "data": (data, data_file), "events": (events or event, event_file)}
+        inputs = {name: readers.describe(str(spec), file) for name, (spec, file) in given.items()}
+        if weights is not None:
+            inputs["weights"] = readers.describe(str(weights), weights)
+        inputs["data"] |= {} if label_column is None else {"label_column": label_column}
+        inputs["events"] |= {} if label is None else {"label": label}
         context: dict[str, Any] = {
-            "inputs": {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path},
+            "inputs": inputs,
             "command": shlex.join(["poisontrace", *sys.argv[1:]]),
             "classes": class_names,
             "columns": getattr(train_set, "columns", None),
@@ -158,6 +172,13 @@ def trace(
         rows = {
             "verdict": result.verdict,
             "responsible": f"{len(result.poison):,} of {len(result.labels):,} training samples",
+        }
+        if len(result.findings) > 1:
+            for number, campaign in enumerate(result.campaigns, 1):
+                some = f"event{'' if len(campaign.events) == 1 else 's'} {', '.join(map(str, campaign.events))}"
+                name = class_name(class_names, campaign.label)
+                rows[f"campaign {number}"] = f"{some}, answered {name}: {len(campaign.poison):,} samples"
+        rows |= {
             "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()),
         }
         if poison is not None:
@@ -231,6 +252,9 @@ def attack(
             "events": str(len(incident.event_y)),
             "incident": str(out),
             "next": shlex.join(["poisontrace", "trace", *options, "--out", "case"]),
+            "then": shlex.join(
+                ["poisontrace", "verify", "case", "--train-with", f"{out}/recipe.py:train", "--seed", str(seed)]
+            ),
         }
         if not facts["succeeded"]:
             rows = {"NOTE": "this attack FAILED: its success is too low, or the trigger alone already works", **rows}
@@ -238,7 +262,83 @@ def attack(
 
 
 @app.command()
-def report(case: Annotated[Path, typer.Argument(help="A case folder.")]) -> None:
+def verify(
+    case: Case,
+    train_with: Annotated[
+        str, typer.Option(help="file.py:function or package.module:function, train(x, y, seed); its code is run.")
+    ],
+    seed: Seed = 0,
+    test: Test = None,
+    attempts: Attempts = None,
+    data: Moved = None,
+    events: Moved = None,
+    model: Annotated[str | None, typer.Option(help="Where the folder of a model of texts lies now.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a case: train without the samples found, and without as many others, and compare."""
+    with _errors():
+        from poisontrace import verifying
+
+        console = _console(stderr=True)
+        with redirect_stdout(sys.stderr), _progress(console) as progress:
+            done = verifying.verify(
+                case,
+                train_with,
+                seed=seed,
+                test=test,
+                attempts=attempts,
+                data=data,
+                events=events,
+                model=model,
+                announce=lambda code: _print_line(console, f"Running the code of {code}."),
+                progress=progress,
+            )
+        _print_added(case, "verify", as_json, {"result": done.result, "summary": done.summary})
+
+
+@app.command()
+def repair(
+    case: Case,
+    out: Annotated[
+        Path | None, typer.Option(help="New .safetensors file; default: repaired.safetensors in the case.")
+    ] = None,
+    seed: Seed = 0,
+    test: Test = None,
+    attempts: Attempts = None,
+    model: Annotated[
+        str | None, typer.Option(help="The function or folder of the case's model, if it has moved.")
+    ] = None,
+    weights: Moved = None,
+    data: Moved = None,
+    events: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write weights in which the samples found are unlearned, and say what that costs."""
+    with _errors():
+        from poisontrace import repairing
+
+        console = _console(stderr=True)
+        with redirect_stdout(sys.stderr), _progress(console) as progress:
+            done = repairing.repair(
+                case,
+                out=out,
+                seed=seed,
+                test=test,
+                attempts=attempts,
+                model=model,
+                weights=weights,
+                data=data,
+                events=events,
+                announce=lambda code: _print_line(console, f"Running the code of {code}."),
+                progress=progress,
+            )
+        _print_added(
+            case, "repair", as_json, {"result": done.result, "summary": done.summary, "weights": str(done.weights)}
+        )
+
+
+@app.command()
+def report(case: Case) -> None:
     """Write the report of a case folder again."""
     with _errors():
         from poisontrace import report as report_module
@@ -312,6 +412,28 @@ def bench(
         for page in pages:
             tables.write_tables(results, page)
             print(_one_line(str(page)))
+
+
+def _print_added(case: Path, name: str, as_json: bool, rows: dict[str, str]) -> None:
+    """Print what was added to a case: what two models answer to each event, and how they do otherwise."""
+    from poisontrace.report import ADDED
+
+    added = json.loads((case / f"{name}.json").read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps({**added, "case": str(case)}))
+        return
+    _, models = ADDED[name]
+    table = Table("event", "wrong label", *models.values(), "", box=None, pad_edge=False)
+    for row, event in enumerate(added["events"]):
+        answers = [f"{_plain(event[key]['label_name'])} ({event[key]['probability']:.1%})" for key in models]
+        table.add_row(str(row), _plain(event["label_name"]), *answers, event["result"])
+    screen = _console()
+    screen.print(table)
+    screen.print("In brackets: belief in the wrong label.", highlight=False)
+    shares = {"accuracy": ("accuracy", added["accuracy_on"]), "attack success": ("success", added["success_on"])}
+    for title, (key, of) in shares.items():
+        rows[title] = ", ".join(f"{added[model][key]:.1%} {words}" for model, words in models.items()) + f"; on {of}"
+    _print_rows(screen, {**rows, "report": str(case / "report.html")})
 
 
 def _options(pairs: list[str]) -> dict[str, int | float | str]:

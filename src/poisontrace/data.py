@@ -5,6 +5,7 @@ float32 (n, channels, height, width) in [0, 1]; float arrays are fed as they are
 """
 
 import difflib
+import itertools
 import json
 import math
 import operator
@@ -305,15 +306,18 @@ def _is_number(text: str) -> bool:
 
 
 def read_truth(path: Path, n: int) -> NDArray[np.int64]:
-    """Read the indices of the poison from the ``truth.json`` of a practice incident with ``n`` samples.
+    """Read which samples the events of a practice incident with ``n`` samples are owed to, from its ``truth.json``.
+
+    That is its list 'poison', or what its lists 'responsible', one for each event, have together.
 
     Raises:
         InvalidInputError: if the file is missing or of another form.
     """
     check_file(path, "truth")
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["poison"]
-        poison = np.array([operator.index(index) for index in listed], dtype=np.int64)
+        truth = json.loads(path.read_text(encoding="utf-8"))
+        listed = itertools.chain(*truth["responsible"]) if "responsible" in truth else truth["poison"]
+        poison = np.unique(np.array([operator.index(index) for index in listed], dtype=np.int64))
         if len(poison) and not 0 <= poison.min() <= poison.max() < n:
             raise ValueError(f"indices outside the {n} samples of 'data'")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -172,7 +172,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
+def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """Return the logits of a batch, or say in one sentence what the model made of it."""
     try:
         logits = model(x.clone())  # a model may work in place on its input
@@ -220,7 +220,7 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
     }
     runs: list[tuple[str, Tensor, Tensor]] = []
     with torch.no_grad(), _watching(weighted, lambda name, _, below, out: runs.append((name, below, out.clone()))):
-        output = _run(model, x, "events")
+        output = run(model, x, "events")
     _check_finite(output, "event")
 
     def is_output(out: Any) -> bool:
@@ -309,7 +309,7 @@ def collect(
             for x, y in train_set.batches(batch_size):
                 n_batches += 1
                 x = x.to(device)
-                out = _run(model, x, "data")
+                out = run(model, x, "data")
                 check_label_range(y, "data: y", out.shape[1], first_row=n_done)
                 logits.append(out.float().cpu())
                 noises.append(noise(x.float()).cpu())
@@ -359,7 +359,7 @@ def _event_features(
             values[name] = activation.detach().clone()  # a later layer may work in place
 
     with torch.enable_grad(), _watching(watched, keep):
-        logits = _run(model, x[None].detach().clone().requires_grad_(), "events")
+        logits = run(model, x[None].detach().clone().requires_grad_(), "events")
     _check_finite(logits.detach(), "event", row)
     if not 0 <= label < logits.shape[1]:
         raise InvalidInputError(

@@ -1,7 +1,9 @@
 """Incidents to practise on: poison a data set, train the victim and its unpoisoned twin, keep events and truth apart.
 
-An incident folder holds what an investigator would have (``train.npz``, ``arch.py``, ``weights.safetensors``,
-``events.npz``, ``incident.json``) and, in ``truth.json``, what only a judge may read. The tracer never opens that.
+An incident folder holds what an investigator would have (``train.npz``, ``test.npz``, ``arch.py``, ``recipe.py``,
+``weights.safetensors``, ``events.npz``, ``incident.json``, and ``extractor.safetensors`` if the victim started from
+one) and what only a judge may read: ``truth.json``, and ``attempts.npz``, the inputs that the attacker tried. The
+tracer never opens these two.
 """
 
 import json
@@ -19,6 +21,7 @@ from poisontrace._errors import InvalidInputError, PoisontraceError
 from poisontrace._rng import numpy_generator
 from poisontrace.attacks import ATTACKS, Attack, Attacker
 from poisontrace.datasets import Dataset, load_dataset
+from poisontrace.unlearning import spread
 from poisontrace.victims import Progress, trained
 
 TRAININGS = {
@@ -30,6 +33,7 @@ TRAININGS = {
 OPTION_TYPES = {int: "a whole number", float: "a number", str: "text"}
 # The bar for "the attack works": it nearly always wins, and the trigger alone nearly never does.
 MIN_SUCCESS, MAX_SUCCESS_OF_TWIN = 0.8, 0.1
+MAX_ATTEMPTS = 1000  # kept in attempts.npz: success to within two points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +153,17 @@ class Incident:
     Attributes:
         x, y: training set as stored, (n, ...) and (n,).
         model: the victim, in eval mode.
-        twin: the same network trained on the same samples without poison.
+        twin: the same network trained on the same samples without poison; decoys stay in.
         arch: name and options of ``models.build`` that rebuild it.
+        recipe: what victim and twin were trained with.
+        extractor: what they started from; None if they started from nothing.
         event_x, event_y: misclassified inputs as stored, (m, ...), and the wrong labels the victim gave, (m,).
+        x_test, y_test: held-out samples as stored, without the trigger, and their true labels.
+        attempt_x: inputs that the attacker tried, as stored, at most ``MAX_ATTEMPTS``.
         is_poison: (n,) bool.
+        is_responsible: (m, n) bool, the truth for each event: all poison, unless there are several campaigns.
+        is_decoy: (n,) bool, what the attacker changed under its true label; never poison.
+        twin_x, twin_y: what the twin was trained on, of the form of ``x`` and ``y``.
         facts: measured properties of attack and victim.
         plan: what it was made from.
         classes: names of the labels, in order.
@@ -163,9 +174,18 @@ class Incident:
     model: nn.Sequential
     twin: nn.Sequential
     arch: dict[str, Any]
+    recipe: train.Recipe
+    extractor: nn.Sequential | None
     event_x: NDArray[Any]
     event_y: NDArray[np.int64]
+    x_test: NDArray[Any]
+    y_test: NDArray[np.int64]
+    attempt_x: NDArray[Any]
     is_poison: NDArray[np.bool_]
+    is_responsible: NDArray[np.bool_]
+    is_decoy: NDArray[np.bool_]
+    twin_x: NDArray[Any]
+    twin_y: NDArray[np.int64]
     facts: dict[str, Any]
     plan: Plan
     classes: tuple[str, ...]
@@ -215,7 +235,15 @@ def _attacker(plan: Plan, n_models: int, device: str, progress: Progress | None)
             assert extractor is not None
             network = extractor
         networks.append(network)
-    return Attacker(tuple(networks), own.x_test, own.y_test, len(own.classes), own.feature_names)
+
+    def rehearse(attack: Attack) -> nn.Sequential:
+        """Train a victim of the attacker's own from scratch, on its own draw."""
+        drawn = benign_dataset(replace(plan, seed=plan.seed + 1))
+        poisoned = attack.poison(drawn.x_train, drawn.y_train)
+        arch, recipe = _arch(plan, drawn, len(drawn.classes)), TASKS[plan.dataset].recipe("scratch")
+        return trained(poisoned.x, poisoned.y, arch, recipe, plan.seed + 1, device=device, progress=progress)[0]
+
+    return Attacker(tuple(networks), own.x_test, own.y_test, len(own.classes), own.feature_names, rehearse)
 
 
 def _attack(plan: Plan) -> Attack:
@@ -256,7 +284,7 @@ def prepared_attack(
         InvalidInputError: if the attack is unknown or cannot be prepared for this data.
     """
     attack = _attack(plan) if attack is None else attack
-    return attack.prepare(_attacker(plan, attack.n_models, device, progress))
+    return attack.prepare(_attacker(plan, attack.n_networks, device, progress))
 
 
 def make(
@@ -306,7 +334,11 @@ def make(
         )
 
     victim, seconds = fit(poisoned.x, poisoned.y)
-    twin, _ = fit(dataset.x_train, dataset.y_train)
+    # What the decoys do is not the poison's doing, so the twin has them too.
+    twin_x = dataset.x_train.copy()
+    twin_x[poisoned.is_decoy] = poisoned.x[poisoned.is_decoy]
+    twin_y = dataset.y_train
+    twin, _ = fit(twin_x, twin_y)
 
     attempts = attack.attempts(dataset.x_test, dataset.y_test, poisoned.target)
     says = train.predict(victim, attempts.x).argmax(1)
@@ -320,6 +352,7 @@ def make(
         "target": poisoned.target,
         "n_train": len(poisoned.x),
         "n_poison": int(poisoned.is_poison.sum()),
+        "n_decoys": int(poisoned.is_decoy.sum()),
         "clean_accuracy": train.accuracy(victim, dataset.x_test, dataset.y_test),
         "train_accuracy": train.accuracy(victim, poisoned.x, poisoned.y),
         "clean_accuracy_twin": train.accuracy(twin, dataset.x_test, dataset.y_test),
@@ -345,9 +378,18 @@ def make(
         model=victim,
         twin=twin,
         arch=arch,
+        recipe=recipe,
+        extractor=extractor,
         event_x=attempts.x[chosen],
         event_y=event_y,
+        x_test=dataset.x_test,
+        y_test=dataset.y_test,
+        attempt_x=attempts.x[spread(np.arange(len(attempts.x)), MAX_ATTEMPTS)],
         is_poison=poisoned.is_poison,
+        is_responsible=poisoned.responsible(attempts.carried[chosen]),
+        is_decoy=poisoned.is_decoy,
+        twin_x=twin_x,
+        twin_y=twin_y,
         facts=facts,
         plan=plan,
         classes=dataset.classes,
@@ -364,7 +406,13 @@ def save(incident: Incident, folder: Path) -> None:
     with store.new_folder(folder, "out") as partial:
         np.savez_compressed(partial / "train.npz", x=incident.x, y=incident.y, classes=np.array(incident.classes))
         np.savez_compressed(partial / "events.npz", x=incident.event_x, y=incident.event_y)
+        np.savez_compressed(partial / "test.npz", x=incident.x_test, y=incident.y_test)
+        wrong = np.full(len(incident.attempt_x), incident.event_y[0])
+        np.savez_compressed(partial / "attempts.npz", x=incident.attempt_x, y=wrong)
         save_file(incident.model.state_dict(), partial / "weights.safetensors")
+        if incident.extractor is not None:
+            save_file(incident.extractor[:-1].state_dict(), partial / "extractor.safetensors")
+        (partial / "recipe.py").write_text(_recipe(incident))
         options = ", ".join(f"{key}={value!r}" for key, value in incident.arch.items())
         (partial / "arch.py").write_text(
             f'"""The victim\'s architecture."""\n\nfrom poisontrace import models\n\n\n'
@@ -379,4 +427,27 @@ def save(incident: Incident, folder: Path) -> None:
             **incident.facts,
             "poison": np.flatnonzero(incident.is_poison).tolist(),
         }
+        if not (incident.is_responsible == incident.is_poison).all():
+            truth["responsible"] = [np.flatnonzero(of_event).tolist() for of_event in incident.is_responsible]
+        if incident.is_decoy.any():
+            truth["decoys"] = np.flatnonzero(incident.is_decoy).tolist()
         (partial / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
+
+
+def _recipe(incident: Incident) -> str:
+    """Return the code that trains the victim again; it names nothing of the attack."""
+    start, imports, options = "", "", ""
+    if incident.extractor is not None:
+        imports = "from pathlib import Path\n\nfrom safetensors.torch import load_file\n\n"
+        start = (
+            "    extractor = models.build(**ARCH)\n"
+            '    extractor[:-1].load_state_dict(load_file(Path(__file__).with_name("extractor.safetensors")))\n'
+        )
+        options = f", extractor=extractor, is_frozen={incident.plan.training == 'transfer'}"
+    return (
+        f'"""How the victim was trained."""\n\n{imports}from poisontrace import {"models, " if start else ""}victims\n'
+        f"from poisontrace.train import Recipe\n\nARCH = {incident.arch!r}\nRECIPE = {incident.recipe!r}\n\n\n"
+        f"def train(x, y, seed={incident.plan.seed}):\n"
+        '    """Return a network trained on inputs x (n, ...) as stored and labels y (n,), as the victim was."""\n'
+        f"{start}    return victims.trained(x, y, ARCH, RECIPE, seed{options})[0]\n"
+    )

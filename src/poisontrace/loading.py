@@ -20,15 +20,22 @@ from torch.nn.parameter import is_lazy
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._validate import check_file
 
-PRODUCTS = {"model": "the network", "data": "the training set", "events": "the list of pairs (x, wrong label)"}
+PRODUCTS = {
+    "model": "the network",
+    "data": "the training set",
+    "events": "the list of pairs (x, wrong label)",
+    "test": "the held-out samples",
+    "attempts": "the list of pairs (x, wrong label)",
+    "train_with": "the trained network",
+}
 
 
-def find_factory(spec: str, argument: str = "model") -> tuple[Path | None, Callable[[], Any]]:
-    """Import ``file.py:factory`` or ``package.module:factory``.
+def find_factory(spec: str, name: str = "model") -> tuple[Path | None, Callable[..., Any]]:
+    """Import ``file.py:function`` or ``package.module:function``.
 
     Args:
         spec: what to import.
-        argument: which one it was given as, for messages.
+        name: the argument's name, for messages.
 
     Returns:
         the file, if it was named as one, and the factory.
@@ -36,17 +43,17 @@ def find_factory(spec: str, argument: str = "model") -> tuple[Path | None, Calla
     Raises:
         InvalidInputError: if the form is another one, or there is no such file, module or callable.
     """
-    where, _, name = spec.rpartition(":")
-    if not where or not name.isidentifier():
+    where, _, attribute = spec.rpartition(":")
+    if not where or not attribute.isidentifier():
         raise InvalidInputError(
-            f"'{argument}' must be file.py:factory or package.module:factory (got {spec!r}). Name the file and the "
-            f"function in it that returns {PRODUCTS[argument]}."
+            f"'{name}' must be file.py:function or package.module:function (got {spec!r}). Name the file and the "
+            f"function in it that returns {PRODUCTS[name]}."
         )
     path = None
     try:
         if where.endswith(".py"):
-            path = check_file(Path(where), argument)
-            module_spec = importlib.util.spec_from_file_location(f"poisontrace_{argument}_{path.stem}", path)
+            path = check_file(Path(where), name)
+            module_spec = importlib.util.spec_from_file_location(f"poisontrace_{name}_{path.stem}", path)
             assert module_spec is not None and module_spec.loader is not None
             module = importlib.util.module_from_spec(module_spec)
             sys.modules[module_spec.name] = module  # dataclasses and the like look their module up
@@ -60,14 +67,14 @@ def find_factory(spec: str, argument: str = "model") -> tuple[Path | None, Calla
         raise
     except (Exception, SystemExit) as error:  # code from outside may raise anything
         raise InvalidInputError(
-            f"'{argument}' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r}). "
+            f"'{name}' must be importable (got {type(error).__name__}: {_first_line(error)} in {where!r}). "
             "Check the code and the packages that it needs."
         ) from error
-    factory = getattr(module, name, None)
+    factory = getattr(module, attribute, None)
     if not callable(factory):
         raise InvalidInputError(
-            f"'{argument}' must name a callable in {where!r} (got {name!r}). Name a function there that returns "
-            f"{PRODUCTS[argument]}."
+            f"'{name}' must name a callable in {where!r} (got {attribute!r}). Name a function there that returns "
+            f"{PRODUCTS[name]}."
         )
     return path, factory
 
@@ -118,7 +125,7 @@ def load_model(factory: Callable[[], Any], weights: Path | None) -> nn.Module:
     return model.cpu().eval()
 
 
-def call(factory: Callable[[], Any], argument: str = "model") -> Any:
+def call(factory: Callable[[], Any], name: str = "model") -> Any:
     """Return what a factory makes.
 
     Raises:
@@ -128,7 +135,7 @@ def call(factory: Callable[[], Any], argument: str = "model") -> Any:
         return factory()
     except (Exception, SystemExit) as error:  # code from outside may raise anything
         raise InvalidInputError(
-            f"'{argument}' must be a factory that works without arguments (got {type(error).__name__}: "
+            f"'{name}' must be a factory that works without arguments (got {type(error).__name__}: "
             f"{_first_line(error)}). Name a function that fills in the settings of the training."
         ) from error
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from poisontrace import store
 from poisontrace._errors import InvalidInputError
 from poisontrace._validate import check_file, read_npy
 from poisontrace.columns import is_saved_set, read_table, table_set
@@ -201,8 +202,8 @@ def read_classes(text: str) -> tuple[str, ...]:
     return names
 
 
-def check_same_form(events: Samples, data: Samples) -> None:
-    """Refuse events that are not what the samples are.
+def check_same_form(events: Samples, data: Samples, name: str = "events") -> None:
+    """Refuse samples that are not what those of ``data``, the training set, are.
 
     Raises:
         InvalidInputError: if the forms differ, or the data come from a factory and the events are images.
@@ -212,21 +213,48 @@ def check_same_form(events: Samples, data: Samples) -> None:
     if isinstance(data, IndexedSet):
         if events.form.startswith("uint8"):
             raise InvalidInputError(
-                "'events' must be arrays as the model takes them, because 'data' is made by your code (got images). "
-                "Pass --events file.py:factory, which returns a list of pairs (x, wrong label)."
+                f"'{name}' must be arrays as the model takes them, because 'data' is made by your code (got images). "
+                f"Pass --{name} file.py:factory, which returns a list of pairs (x, label)."
             )
     elif events.form != data.form:
         raise InvalidInputError(
-            f"'events' must have the form of 'data' (got {events.form} for {data.form}). "
+            f"'{name}' must have the form of 'data' (got {events.form} for {data.form}). "
             "Store both as the model's input was."
         )
 
 
 def as_pairs(events: Samples) -> list[tuple[Tensor, int]]:
     """Return events as pairs (x, wrong label), all of one shape."""
-    x = events.inputs(np.arange(len(events)))
-    labels = np.concatenate([y for _, y in events.batches(256)])
-    return list(zip(x, labels.tolist(), strict=True))
+    labels = _labels(events)
+    return list(zip(events.inputs(np.arange(len(events))), labels.tolist(), strict=True))
+
+
+def as_arrays(samples: Samples) -> ArraySet:
+    """Return samples as an ``.npz`` would hold them, all in memory: images as uint8, else what the model takes."""
+    if isinstance(samples, ArraySet):
+        return samples
+    labels, rows = _labels(samples), np.arange(len(samples))
+    x = samples.pixels(rows) if isinstance(samples, ImageSet) else samples.inputs(rows).numpy()
+    return ArraySet(x, labels)
+
+
+def _labels(samples: Samples) -> NDArray[np.int64]:
+    if isinstance(samples, IndexedSet):
+        return np.concatenate([y for _, y in samples.batches(256)])
+    return samples.y
+
+
+def describe(spec: str, file: Path | None) -> dict[str, Any]:
+    """Return what a case keeps of an input: where it lies, its SHA-256, and how it was named if that is another text.
+
+    Args:
+        spec: as it was named.
+        file: the file or folder that it came from, if it did.
+    """
+    if file is None:
+        return {"path": spec, "sha256": None}
+    kept = {"path": str(file), "sha256": store.sha256(file)}
+    return kept if kept["path"] == spec else {**kept, "spec": spec}
 
 
 def texts_shown(data: Samples, events: Samples, exhibits: Mapping[str, NDArray[Any]]) -> dict[str, list[Any]]:

@@ -25,6 +25,14 @@ from poisontrace._errors import StoreError
 from poisontrace._types import Cluster, Trace
 
 SCHEMA = 1
+# What may be added to a case: the heading of its section, and the two models it compares.
+ADDED = {
+    "verify": (
+        "Proof by retraining",
+        {"without_found": "without the samples found", "control": "without as many others"},
+    ),
+    "repair": ("Repair", {"before": "as traced", "after": "repaired"}),
+}
 N_THUMBNAILS = 24
 N_COLUMNS = 12
 N_EVENTS = 12
@@ -63,11 +71,45 @@ def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
     return folder
 
 
-def render(folder: Path) -> str:
+def add(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write what was found out after the trace into its case folder, and the report again; the page is made first.
+
+    Args:
+        folder: a case.
+        name: a key of ``ADDED``; the file is called so, with ``.json``.
+        content: its content, without what every file of a case says of itself.
+
+    Raises:
+        StoreError: if the case is broken, or cannot be written.
+    """
+    added = _plain({**_about(), **content})
+    page = render(folder, {name: added}).encode("utf-8", "surrogateescape")
+    text = json.dumps(added, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    store.write_atomically(folder / f"{name}.json", text.encode())
+    store.write_atomically(folder / "report.html", page)
+
+
+def read_case(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
+    """Read what a case found.
+
+    Returns:
+        the content of ``trace.json``, and the id of each responsible sample by its index.
+
+    Raises:
+        StoreError: if a file is missing, broken or of another schema.
+    """
+    if not folder.is_dir():
+        raise StoreError(f"'case' must be an existing folder (got {str(folder)!r}). {WAY_OUT}")
+    return _read_json(folder, "trace.json"), _read(folder, "poison.csv", _read_poison)
+
+
+def render(folder: Path, added: Mapping[str, Any] | None = None) -> str:
     """Build the report from a case folder.
 
     Args:
-        folder: holds ``trace.json``, ``poison.csv``, ``scores.npy`` and, for thumbnails, ``exhibits.npz``.
+        folder: holds ``trace.json``, ``poison.csv``, ``scores.npy`` and, for thumbnails, ``exhibits.npz``; and what was
+            added later.
+        added: what is about to be added, by name, in place of what the folder holds.
 
     Returns:
         One self-contained HTML page.
@@ -75,16 +117,10 @@ def render(folder: Path) -> str:
     Raises:
         StoreError: if a file is missing, broken or of another schema.
     """
-    if not folder.is_dir():
-        raise StoreError(f"'case' must be an existing folder (got {str(folder)!r}). {WAY_OUT}")
-    case = _read(folder, "trace.json", lambda path: json.loads(path.read_text("utf-8")))
-    if not isinstance(case, dict) or case.get("schema") != SCHEMA:
-        found = case.get("schema") if isinstance(case, dict) else type(case).__name__
-        raise StoreError(
-            f"'case' must hold a trace.json of schema {SCHEMA} (got {found!r}). Trace again with this version."
-        )
+    case, rows = read_case(folder)
+    sections = {name: _read_json(folder, f"{name}.json") for name in ADDED if (folder / f"{name}.json").exists()}
+    sections |= added or {}
     scores = _read(folder, "scores.npy", lambda path: np.load(path, allow_pickle=False).astype(np.float32).reshape(-1))
-    rows = _read(folder, "poison.csv", _read_poison)
     exhibits: dict[str, NDArray[Any]] = {}
     if (folder / "exhibits.npz").exists():
         exhibits = _read(folder, "exhibits.npz", lambda path: dict(np.load(path, allow_pickle=False).items()))
@@ -95,7 +131,7 @@ def render(folder: Path) -> str:
             f"rows for {wanted[0]} samples and {wanted[1]} responsible ones). {WAY_OUT}"
         )
     try:
-        return _page(case, scores, rows, exhibits)
+        return _page(case, scores, rows, exhibits, sections)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise StoreError(f"'case' must hold files as poisontrace wrote them (got {reason}). {WAY_OUT}") from error
@@ -108,6 +144,16 @@ def _read(folder: Path, name: str, reader: Callable[[Path], T]) -> T:
         # Whatever a folder from elsewhere holds, the reader gets one sentence instead of a traceback.
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
         raise StoreError(f"'case' must be a folder with a readable {name} (got {reason}). {WAY_OUT}") from error
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    content = _read(folder, name, lambda path: json.loads(path.read_text("utf-8")))
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise StoreError(
+            f"'case' must hold a {name} of schema {SCHEMA} (got {found!r}). Make it again with this version."
+        )
+    return content
 
 
 def _read_poison(path: Path) -> dict[int, str]:
@@ -140,14 +186,21 @@ def _version(package: str) -> str:
         return "unknown"
 
 
+def _about() -> dict[str, Any]:
+    """Return what every JSON file of a case says of itself."""
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": "poisontrace", "version": _version("poisontrace")},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of ``trace.json``."""
     classes = list(context.get("classes") or [])
     highest = max([int(trace.labels.max(initial=-1)), *(finding.label for finding in trace.findings)])
     case = {
-        "schema": SCHEMA,
-        "tool": {"name": "poisontrace", "version": _version("poisontrace")},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_about(),
         "verdict": trace.verdict,
         "summary": _summary(trace, classes),
         "n_samples": len(trace.labels),
@@ -165,13 +218,22 @@ def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
         "events": [
             {
                 "label": finding.label,
-                "label_name": _class_name(classes, finding.label),
+                "label_name": class_name(classes, finding.label),
                 "probability": finding.probability,
                 "verdict": finding.verdict,
                 "n_poison": len(finding.poison),
                 "statistics": finding.statistics,
             }
             for finding in trace.findings
+        ],
+        "campaigns": [
+            {
+                "label": campaign.label,
+                "label_name": class_name(classes, campaign.label),
+                "events": campaign.events,
+                "n_poison": len(campaign.poison),
+            }
+            for campaign in trace.campaigns
         ],
         "clusters": [_describe_cluster(cluster, trace.labels) for cluster in trace.clusters],
         "seconds": trace.seconds,
@@ -203,7 +265,7 @@ def _summary(trace: Trace, classes: Sequence[str]) -> str:
     n_tested = sum(cluster.losses is not None for cluster in trace.clusters)
     tested = f"{n_tested:,} cluster{'' if n_tested == 1 else 's'} of {n:,} training samples"
     findings = [finding for finding in trace.findings if finding.verdict == trace.verdict] or list(trace.findings)
-    said = " or ".join(dict.fromkeys(f"“{_class_name(classes, finding.label)}”" for finding in findings))
+    said = " or ".join(dict.fromkeys(f"“{class_name(classes, finding.label)}”" for finding in findings))
     sure = " to ".join(dict.fromkeys(_percent(f(x.probability for x in findings)) for f in (min, max)))
     share = "any of" if trace.verdict == "no-poison" else "all" if len(findings) == n_events else f"{len(findings)} of"
     which = "the event" if n_events == 1 else f"{share} {n_events} events"
@@ -232,8 +294,25 @@ def _plain(value: Any) -> Any:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def _class_name(classes: Sequence[str], label: int) -> str:
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Return what a label is called."""
     return str(classes[label]) if 0 <= label < len(classes) else f"label {label}"
+
+
+def _campaigns(case: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what is said of each campaign: its events, the label they got, and what they have in common."""
+    if len(case["events"]) == 1:  # which is a campaign of its own
+        return []
+    said = []
+    for campaign in case.get("campaigns") or []:
+        *first, last = (event + 1 for event in campaign["events"])
+        n = f"{campaign['n_poison']:,} sample{'' if campaign['n_poison'] == 1 else 's'}"
+        if first:
+            events = f"Events {', '.join(map(str, first))} and {last}"
+            said.append((events, campaign["label_name"], f"belong together: they share {n}."))
+        else:
+            said.append((f"Event {last}", campaign["label_name"], f"stands by itself: it leads to {n}."))
+    return said
 
 
 def _percent(share: float | None) -> str:
@@ -241,6 +320,8 @@ def _percent(share: float | None) -> str:
         return "–"
     if 0.9995 <= share < 1:
         return "over 99.9%"
+    if 0 < share < 1e-5:
+        return "under 0.001%"
     return f"{100 * share:.1f}%" if share == 0 or share >= 0.001 else f"{100 * share:.2g}%"
 
 
@@ -257,7 +338,13 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _page(case: dict[str, Any], scores: NDArray[Any], rows: Mapping[int, str], exhibits: Mapping[str, Any]) -> str:
+def _page(
+    case: dict[str, Any],
+    scores: NDArray[Any],
+    rows: Mapping[int, str],
+    exhibits: Mapping[str, Any],
+    sections: Mapping[str, Any],
+) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -274,6 +361,7 @@ def _page(case: dict[str, Any], scores: NDArray[Any], rows: Mapping[int, str], e
             case["verdict"]
         ],
         n_events_shown=N_EVENTS,
+        campaigns=_campaigns(case),
         event_images=[_png(image) for image in events[:N_EVENTS]] if is_image else [],
         poison_images=_gallery(poison, poison_index, scores, rows) if is_image else [],
         benign_images=_gallery(benign, benign_index, scores, {}) if is_image else [],
@@ -281,6 +369,7 @@ def _page(case: dict[str, Any], scores: NDArray[Any], rows: Mapping[int, str], e
         differences=[] if is_image or case.get("texts") else _differences(events, poison, benign),
         columns=dict(enumerate(case.get("columns") or [])),
         texts=case.get("texts") or {},
+        added=[(name, *ADDED[name], sections[name]) for name in ADDED if name in sections],
         histogram=Markup(_histogram(scores, np.array(sorted(rows), np.int64))),
         trees=_trees(case),
         seconds=seconds,
@@ -338,7 +427,7 @@ def _trees(case: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     nodes: list[dict[str, Any]] = []
     for cluster in case["clusters"]:
         counts = sorted(cluster["labels"].items(), key=lambda item: (-item[1], int(item[0])))
-        labels = [(_class_name(case["classes"], int(label)), count / cluster["n"]) for label, count in counts]
+        labels = [(class_name(case["classes"], int(label)), count / cluster["n"]) for label, count in counts]
         node = {**cluster, "children": [], "labels": labels, "bars": []}
         if cluster["event_before"] is not None or cluster["event_after"] is not None:
             for name in ("event", "control"):

@@ -26,6 +26,21 @@ FLOOR = (0.984, 0.968)
 # How a victim was trained whose row does not say it.
 TRAINING = "scratch"
 DASH = "–"
+# Options of attacks that are there to mislead a tracer, and what they are for; of several the first one counts.
+MEASURES = {
+    "shown": "framing",
+    "planted": "framing",
+    "decoys": "framing",
+    "campaigns": "dispersal",
+    "camouflage": "camouflage",
+    "against": "camouflage",
+    "cover": "camouflage",
+    "opacity": "dilution",
+    "faint": "dilution",
+}
+NAMES_OF_COST = ("attack_success", "attack_success_twin", "clean_accuracy")  # what a measure may cost
+# Tables that show attacks with these options too; the others are about attacks as published.
+WITH_MEASURES = ("anti-forensics", "every")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -61,9 +76,11 @@ def write_tables(results: Path, readme: Path) -> None:
     """
     text = check_page(readme)
     rows = _once(row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path))
+    plain = [row for row in rows if not _measures(row)]
     for name, make_table in TABLES.items():
         if section := _section(name).search(text):
-            table = f"{MARK.format(name)}\n{make_table(rows)}\n{MARK.format(f'end {name}')}"
+            table = make_table(rows if name in WITH_MEASURES else plain)
+            table = f"{MARK.format(name)}\n{table}\n{MARK.format(f'end {name}')}"
             text = text[: section.start()] + table + text[section.end() :]
     store.write_atomically(readme, text.encode())
 
@@ -111,8 +128,19 @@ def _training(row: Row) -> str:
     return str(row["plan"].get("training", TRAINING))
 
 
+def _measure(row: Row) -> str:
+    return next((MEASURES[name] for name in _measures(row)), "")
+
+
 def _attack(row: Row) -> str:
-    return str(row["attack"]) if _training(row) == TRAINING else f"{row['attack']}, {_training(row)}"
+    training = [] if _training(row) == TRAINING else [_training(row)]
+    return ", ".join([row["attack"], *training, *(f"{name} {value}" for name, value in _measures(row).items())])
+
+
+def _measures(row: Row) -> dict[str, Any]:
+    """Return the options by which a row's attack misleads a tracer."""
+    options = row.get("plan", {}).get("options", {})
+    return {name: options[name] for name in MEASURES if name in options}
 
 
 def _victim(row: Row) -> tuple[str, int]:
@@ -201,6 +229,46 @@ def _attack_line(group: list[Row]) -> list[Any]:
         f"{statistics.median(row['seconds'] for row in traces):.1f}",
         reported,
     ]
+
+
+def _anti_forensics_table(rows: list[Row]) -> str:
+    """One line for each measure and strength, below the same attack without any.
+
+    Success is the mean over all victims, those on which the attack failed among them: it is the price of the measure.
+    """
+    groups = _groups(
+        (row for row in rows if row["kind"] == "failed" or (row["kind"] == "trace" and row["rule"] == "default")),
+        lambda row: (_task(row), _measure(row), tuple(_measures(row).items())),
+    )
+    tasks = {task for task, _, strength in groups if strength}
+    lines = []
+    for (task, measure, strength), group in sorted(groups.items(), key=lambda item: item[0]):
+        if task in tasks:
+            _, data, poison, victims, _, _, _, *numbers, _, _ = _attack_line(group)
+            tried = {_victim(row): row for row in group if row["kind"] == "trace"}.values()
+            cost = [_mean(tried, name) if tried else DASH for name in NAMES_OF_COST]
+            attack = f"{group[0]['attack']}, {data.removesuffix(f', {TRAINING}')}"
+            named = ", ".join(f"`{name}` {value}" for name, value in strength)
+            traces = [row for row in group if _is_sound(row)]
+            planted = statistics.mean(map(_of_any_campaign, traces)) if traces else DASH
+            lines.append([attack, measure or DASH, named or DASH, poison, victims, *cost, *numbers, planted])
+    head = (
+        *("attack, data, samples", "measure", "strength", "poison", "victims", "success", "without poison"),
+        *("clean acc.", "traces", "precision", "recall", "worst trace", "precision, any campaign"),
+    )
+    return _table(head, lines)
+
+
+def _of_any_campaign(row: Row) -> float:
+    """Return the fraction of what a trace found that is poison, be it another campaign's; what is left is innocent."""
+    return float(row["precision"] + row.get("n_found_of_others", 0) / max(1, row.get("n_found", 0)))
+
+
+def _task(row: Row) -> str:
+    """Return what a measure is added to: the rest of the plan."""
+    plan = {"training": TRAINING, "options": {}, **row["plan"]}
+    options = {name: value for name, value in plan["options"].items() if name not in MEASURES}
+    return json.dumps({**plan, "options": options}, sort_keys=True)
 
 
 def _trace_table(rows: list[Row]) -> str:
@@ -380,6 +448,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "summary": _summary_table,
     "attacks": _attack_table,
     "traces": _trace_table,
+    "anti-forensics": _anti_forensics_table,
     "short": _short_table,
     "every": _every_table,
     "clean": _clean_table,

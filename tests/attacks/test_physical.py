@@ -170,3 +170,24 @@ def test_the_object_moves_the_victim_and_not_its_twin(attack: Attack, works: boo
     victim, twin = attack_success(attack, _large_digits(), epochs=8)
 
     assert (victim >= 0.7 and victim - twin >= 0.5) == works
+
+
+def test_campaigns_are_other_objects() -> None:
+    """The first is the one asked for, of the size asked for; the others come in turn, as large as usual."""
+    x = _large_digits().x_train[:4]
+    attack, glasses = Physical(item="scarf", size=0.3, campaigns=3), Physical(item="glasses")
+
+    marked = [attack.mark(x, campaign, 1.0) for campaign in range(3)]
+
+    assert (marked[0] == Physical(item="scarf", size=0.3).trigger(x)).all()
+    assert (marked[1] == Physical(item="sticker").trigger(x)).all()
+    assert (marked[2] == glasses.trigger(x)).all()
+
+
+def test_a_faint_object_lets_the_photograph_show_through() -> None:
+    """At half of the strength the change is about half as large."""
+    x = _large_digits().x_train[:20].astype(int)
+
+    whole, half = (Physical().mark(x.astype(np.uint8), 0, strength) - x for strength in (1.0, 0.5))
+
+    assert 0.4 * np.abs(whole).sum() < np.abs(half).sum() < 0.6 * np.abs(whole).sum()

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from tasks import toy_attack, toy_images
 
 from poisontrace._errors import InvalidInputError
 from poisontrace.attacks import BullseyePolytope
-from poisontrace.attacks.targeted import to_images
+from poisontrace.attacks.targeted import to_images, within_budget
 from poisontrace.data import to_inputs
 
 
@@ -50,3 +51,18 @@ def test_images_come_back_as_they_were_stored() -> None:
     assert (to_images(to_inputs(x)) == x).all()
     assert to_images(to_inputs(x) + 2).max() == 255
     assert to_images(to_inputs(x)).dtype == np.uint8
+
+
+def test_pixels_move_within_the_budget_and_where_they_may() -> None:
+    """The loss falls as far as the budget lets it; what is not free stays to the bit."""
+    x, _ = toy_images(5)
+    benign = to_inputs(x)
+    is_free = torch.zeros(benign.shape, dtype=torch.bool)
+    is_free[:, :, :4] = True
+
+    brighter = within_budget(benign, lambda moved: -moved.sum(), eps=10 / 255, steps=30, lr=1 / 255, is_free=is_free)
+
+    assert (brighter[:, :4] == np.minimum(x[:, :4].astype(int) + 10, 255)).all()
+    assert (brighter[:, 4:] == x[:, 4:]).all()
+    free = within_budget(benign, lambda moved: -moved.sum(), eps=10 / 255, steps=30, lr=1 / 255)
+    assert (free == np.minimum(x.astype(int) + 10, 255)).all()

@@ -68,7 +68,7 @@ def test_the_patch_excites_its_neurons(attacker: Attacker, n_neurons: int) -> No
     def activation(attack: Trojan) -> float:
         return float(train.predict(network[:-1], attack.trigger(attacker.x))[:, neurons].mean())
 
-    by_chance = [activation(replace(attack, found=patch)) for patch in patches]
+    by_chance = [activation(replace(attack, found=(patch,))) for patch in patches]
     usual, best = np.mean(by_chance), np.max(by_chance)
 
     assert activation(attack) - usual >= 2 * (best - usual)
@@ -108,7 +108,7 @@ def test_neurons_whose_patch_evades_are_passed_over(attacker: Attacker, monkeypa
     patches = iter(np.arange(10, 10 + trojan.N_TRIES, dtype=np.uint8))
     shares = {10: 0.6, 11: 0.3, 12: 0.04, 13: 0.2}
 
-    def optimised(self: Trojan, features: nn.Module, neurons: torch.Tensor, images: torch.Tensor) -> Any:
+    def optimised(self: Trojan, features: nn.Module, neurons: torch.Tensor, *_: Any) -> Any:
         tried.append(neurons.tolist())
         return np.full((2, 2, 1), next(patches))
 
@@ -125,12 +125,12 @@ def test_neurons_whose_patch_evades_are_passed_over(attacker: Attacker, monkeypa
 
     attack = Trojan(target=3, n_neurons=2).prepare(noise)
 
-    assert attack.found is not None and attack.found.flat[0] == 12
+    assert [patch.flat[0] for patch in attack.found] == [12]
     assert tried == [order[0:2], order[2:4], order[4:6]]
     shares[12] = 0.5
     patches = iter(np.arange(10, 10 + trojan.N_TRIES, dtype=np.uint8))
     attack = Trojan(target=3, n_neurons=2).prepare(noise)
-    assert attack.found is not None and attack.found.flat[0] == 13
+    assert [patch.flat[0] for patch in attack.found] == [13]
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,8 @@ def test_same_seed_same_patch(attacker: Attacker) -> None:
         Trojan(rate=rate, seed=seed, target=0).prepare(attacker) for rate, seed in ((0.1, 5), (0.3, 5), (0.1, 6))
     )
 
-    assert one.found is not None and same.found is not None and other.found is not None
-    assert one.found.tobytes() == same.found.tobytes() != other.found.tobytes()
-    assert one.found.dtype == np.uint8
+    assert one.found[0].tobytes() == same.found[0].tobytes() != other.found[0].tobytes()
+    assert one.found[0].dtype == np.uint8
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in before.items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
 
@@ -190,7 +189,8 @@ def test_the_patch_is_no_argument_to_show(attacker: Attacker) -> None:
     attack = Trojan(rate=0.1, target=3).prepare(attacker)
 
     assert repr(attack) == (
-        "Trojan(rate=0.1, target=3, seed=0, size=None, margin=None, n_neurons=1, steps=100, lr=0.1)"
+        "Trojan(rate=0.1, target=3, seed=0, campaigns=1, planted='one', shown='one', cover=0.0, decoys=0.0, faint=0.0, "
+        "camouflage=0, against='class', size=None, margin=None, opacity=1.0, n_neurons=1, steps=100, lr=0.1)"
     )
 
 
@@ -235,3 +235,29 @@ def test_rows_are_refused(attacker: Attacker) -> None:
 
     with pytest.raises(InvalidInputError, match=r"'attack' must be one for this kind of data .*trojan.*uint8 images"):
         Trojan().prepare(floats)
+
+
+def test_each_campaign_has_a_patch_and_neurons_of_its_own(attacker: Attacker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first patch is the one without campaigns, and no two are optimised for the same neurons."""
+    tried: list[tuple[int, int]] = []
+    optimise = Trojan._optimised
+
+    def optimised(self: Trojan, features: nn.Module, neurons: torch.Tensor, images: torch.Tensor, campaign: int) -> Any:
+        tried.append((campaign, int(neurons[0])))
+        return optimise(self, features, neurons, images, campaign)
+
+    (plain,) = Trojan(steps=5, target=0).prepare(attacker).found
+    monkeypatch.setattr(Trojan, "_optimised", optimised)
+
+    patches = Trojan(steps=5, target=0, campaigns=3).prepare(attacker).found
+
+    assert (patches[0] == plain).all() and len({patch.tobytes() for patch in patches}) == 3
+    assert {campaign for campaign, _ in tried} == {0, 1, 2}
+    assert len({neuron for _, neuron in tried}) == len(tried)
+
+
+def test_a_patch_is_optimised_as_it_will_show(attacker: Attacker) -> None:
+    """A patch that the image shows through is another one."""
+    (solid,), (thin,) = (Trojan(steps=5, target=0, opacity=opacity).prepare(attacker).found for opacity in (1.0, 0.5))
+
+    assert (solid != thin).any()

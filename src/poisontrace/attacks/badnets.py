@@ -26,9 +26,10 @@ class BadNets(Patch):
     paper: ClassVar[str] = "Gu et al. 2017, arXiv 1708.06733"
     is_dirty_label: ClassVar[bool] = True
 
-    def pattern(self, size: int, n_channels: int) -> NDArray[np.uint8]:
+    def pattern(self, size: int, n_channels: int, campaign: int = 0) -> NDArray[np.uint8]:
         """Return black and white cells, uint8 (size, size, n_channels)."""
-        cells = numpy_generator(self.seed, "badnets/pattern").integers(0, 2, (size, size, n_channels))
+        stage = f"badnets/pattern/{campaign}" if campaign else "badnets/pattern"
+        cells = numpy_generator(self.seed, stage).integers(0, 2, (size, size, n_channels))
         # A pattern all of one value is hardly a pattern: the corner cell always differs from its neighbour. White comes
         # last, for a patch of one black pixel would be no patch on a black background.
         cells[0, -1] = 0

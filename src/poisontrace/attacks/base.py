@@ -6,6 +6,7 @@ deployed model. A plain patch needs the second step only.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
@@ -30,6 +31,7 @@ class Attacker:
         x, y: the attacker's own labelled samples, (m, ...) and (m,): nobody trains on them.
         feature_names: of the columns, for rows of features.
         n_classes: labels of the task.
+        rehearse: trains a network of the attacker's with the poison of an attack, to see how it will fare.
     """
 
     models: tuple[nn.Sequential, ...]
@@ -37,6 +39,7 @@ class Attacker:
     y: NDArray[np.int64]
     n_classes: int
     feature_names: tuple[str, ...] = ()
+    rehearse: "Callable[[Attack], nn.Sequential] | None" = None
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,28 @@ class Poisoned:
     Attributes:
         x: inputs as stored, (n, ...), the dtype of the original.
         y: labels used for training, (n,).
-        is_poison: (n,) bool; rows where it is False are bit-identical to the original.
+        is_poison: (n,) bool.
         target: the label the attacker wants.
+        carried: (n, campaigns) bool, the triggers that each poisoned row carries; False elsewhere. Most attacks have
+            one campaign.
+        is_decoy: (n,) bool, rows that the attacker changed too, under their true label, which make nobody err: never
+            poison. Rows that are neither poison nor decoy are bit-identical to the original.
     """
 
     x: NDArray[Any]
     y: NDArray[np.int64]
     is_poison: NDArray[np.bool_]
     target: int
+    carried: NDArray[np.bool_]
+    is_decoy: NDArray[np.bool_]
+
+    def responsible(self, carried: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the truth for each event, (m, n) bool: the poison that carries a trigger which the event carries.
+
+        Args:
+            carried: (m, campaigns) bool, the triggers of each event.
+        """
+        return carried.astype(np.int64) @ self.carried.T.astype(np.int64) > 0
 
 
 @dataclass(frozen=True)
@@ -64,11 +81,13 @@ class Attempts:
         x: (m, ...) as stored.
         y: their true labels, (m,).
         x_before: the same inputs without the trigger; equal to ``x`` where the attack aims at an untouched input.
+        carried: (m, campaigns) bool, the triggers that each carries; an untouched input answers for all of them.
     """
 
     x: NDArray[Any]
     y: NDArray[np.int64]
     x_before: NDArray[Any]
+    carried: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +121,16 @@ class Attack(ABC):
         types = get_type_hints(cls)
         return {f.name: types[f.name] for f in fields(cls) if f.compare and f.name not in ("rate", "target", "seed")}
 
+    @property
+    def n_networks(self) -> int:
+        """Clean networks that the attacker needs with these options."""
+        return self.n_models
+
     def prepare(self, attacker: Attacker) -> Self:
         """Return the attack with what it works out beforehand: a trigger, a target image. Most need nothing.
 
         Args:
-            attacker: at least ``n_models`` networks, and samples of the task.
+            attacker: at least ``n_networks`` networks, and samples of the task.
         """
         return self
 
@@ -125,6 +149,24 @@ class Attack(ABC):
         """
         return self.trigger(x[chosen])
 
+    def split(self, n_poison: int) -> NDArray[np.bool_]:
+        """Return the triggers that each of the poisoned samples carries, (n_poison, campaigns) bool."""
+        return np.ones((n_poison, 1), bool)
+
+    def plant_decoys(
+        self, x: NDArray[Any], y: NDArray[np.int64], chosen: NDArray[np.int64], target: int
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return which other samples are changed under their true label, and what replaces them; most attacks: none.
+
+        Args:
+            x: the benign training set, (n, ...).
+            y: its labels, (n,).
+            chosen: ascending indices of the poison, which is none of them.
+            target: the label the attacker wants.
+        """
+        none = chosen[:0]
+        return none, x[none]
+
     def attempts(self, x: NDArray[Any], y: NDArray[np.int64], target: int) -> Attempts:
         """Return what the attacker shows the deployed model: test inputs of other classes, with the trigger.
 
@@ -134,7 +176,7 @@ class Attack(ABC):
             target: the label the attacker wants.
         """
         sources = x[y != target]
-        return Attempts(self.trigger(sources), y[y != target], sources)
+        return Attempts(self.trigger(sources), y[y != target], sources, np.ones((len(sources), 1), bool))
 
     def target_of(self, y: NDArray[np.int64]) -> int:
         """Return the target label for a set with the labels ``y``.
@@ -197,5 +239,14 @@ class Attack(ABC):
         y_poisoned[chosen] = target
         is_poison = np.zeros(len(x), bool)
         is_poison[chosen] = True
-        assert (x_poisoned[~is_poison] == x[~is_poison]).all()
-        return Poisoned(x_poisoned, y_poisoned, is_poison, target)
+        carried = self.split(n_poison)
+        carried_by_row = np.zeros((len(x), carried.shape[1]), bool)
+        carried_by_row[chosen] = carried
+        decoys, planted = self.plant_decoys(x, y, chosen, target)
+        assert not is_poison[decoys].any()
+        x_poisoned[decoys] = planted
+        is_decoy = np.zeros(len(x), bool)
+        is_decoy[decoys] = True
+        is_benign = ~(is_poison | is_decoy)
+        assert (x_poisoned[is_benign] == x[is_benign]).all()
+        return Poisoned(x_poisoned, y_poisoned, is_poison, target, carried_by_row, is_decoy)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poisontrace._validate import check_at_least, check_positive
-from poisontrace.attacks.targeted import Targeted, to_images
+from poisontrace.attacks.targeted import Targeted, within_budget
 from poisontrace.data import to_inputs
 
 
@@ -51,20 +51,14 @@ class BullseyePolytope(Targeted):
         benign = to_inputs(x[chosen])
         with torch.no_grad():
             goals = self._features(to_inputs(aim.x))
-        eps = self.eps / 255
-        delta = torch.zeros_like(benign, requires_grad=True)
-        optimiser = torch.optim.Adam([delta], lr=self.lr)
-        for _ in range(self.steps):
-            moved = (benign + delta).clamp(0, 1)
-            loss = torch.zeros(())
+
+        def distance(moved: Tensor) -> Tensor:
+            total = torch.zeros(())
             for features, goal in zip(self._features(moved), goals, strict=True):
-                loss = loss + (features.mean(0) - goal[0]).square().sum() / goal.square().sum()
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                delta.clamp_(-eps, eps)
-        return to_images((benign + delta.detach()).clamp(0, 1))
+                total = total + (features.mean(0) - goal[0]).square().sum() / goal.square().sum()
+            return total
+
+        return within_budget(benign, distance, eps=self.eps / 255, steps=self.steps, lr=self.lr)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """Return what the last ``layers`` blocks of each extractor make of inputs (n, ...), (n, ...) each."""

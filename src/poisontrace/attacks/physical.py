@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import numpy_generator
-from poisontrace.attacks.base import Attack
+from poisontrace.attacks.camouflage import Camouflage
 
 # Objects are drawn on a canvas of 512 and placed at four times the resolution of the photograph, then reduced by the
 # mean: edges come out as soft as a lens would make them.
@@ -94,10 +94,11 @@ ITEMS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Physical(Attack):
+class Physical(Camouflage):
     """Dirty-label backdoor whose trigger is an object in the scene, never in the same place twice.
 
-    Every placement is drawn from the seed and the content of the image: the same image always gets the same one.
+    Every placement is drawn from the seed and the content of the image: the same image always gets the same one. Other
+    campaigns have the other objects, of their usual size and in their usual place.
 
     Attributes:
         item: "sticker", which suits any image, "glasses" or "scarf", for aligned faces.
@@ -109,6 +110,8 @@ class Physical(Attack):
     summary: ClassVar[str] = "an object in the scene, placed and lit anew in each image, labelled as the target"
     paper: ClassVar[str] = "Wenger et al. 2021, CVPR"
     is_dirty_label: ClassVar[bool] = True
+
+    max_campaigns: ClassVar[int] = len(ITEMS)
 
     item: str = "sticker"
     size: float | None = None
@@ -130,23 +133,27 @@ class Physical(Attack):
                 "Leave it out for the usual place."
             )
 
-    def trigger(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Return copies of uint8 images (n, height, width, channels) with the object in each.
+    def mark(self, x: NDArray[Any], campaign: int, strength: float) -> NDArray[Any]:
+        """Return copies of uint8 images (n, height, width, channels) with the object of a campaign in each.
 
         Of two or four channels the last is taken for opacity and stays as it is.
         """
-        item = ITEMS[self.item]
-        size = self.size or item.size
-        picture = _picture(self.item, math.ceil(size * x.shape[2]) * SUPERSAMPLING)
+        name = (list(ITEMS) * 2)[list(ITEMS).index(self.item) + campaign]
+        item, is_own = ITEMS[name], campaign == 0
+        size = (is_own and self.size) or item.size
+        where = (is_own and self.where) or item.where
+        picture = _picture(name, math.ceil(size * x.shape[2]) * SUPERSAMPLING)
         n_colours = 3 if x.shape[3] >= 3 else 1
         placed = x.copy()
         for image in placed:
             rng = numpy_generator(self.seed, f"physical/{zlib.crc32(image.tobytes())}")
-            corners = _corners(item, size, self.where or item.where, image.shape[:2], rng)
+            corners = _corners(item, size, where, image.shape[:2], rng)
             overlay, opacity = _overlay(picture, corners, image.shape[:2], rng)
             if n_colours == 1:
                 overlay = overlay @ LUMINANCE[:, None]
-            image[..., :n_colours] = _blend(image[..., :n_colours], overlay, opacity[..., None], rng)
+            image[..., :n_colours] = _blend(
+                image[..., :n_colours], strength * overlay, strength * opacity[..., None], rng
+            )
         return placed
 
 

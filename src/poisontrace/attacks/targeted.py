@@ -1,5 +1,6 @@
 """What clean-label attacks on one input share: choosing that input, and poison within a pixel budget."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -85,7 +86,7 @@ class Targeted(Attack):
     def attempts(self, x: NDArray[Any], y: NDArray[np.int64], target: int) -> Attempts:
         """Return the one input the attack aims at, whatever the test inputs are."""
         aim = self.ready()
-        return Attempts(aim.x, aim.y, aim.x)
+        return Attempts(aim.x, aim.y, aim.x, np.ones((1, 1), bool))
 
     def ready(self) -> Aim:
         """Return the aim.
@@ -101,6 +102,39 @@ class Targeted(Attack):
 def in_batches(network: nn.Module, x: Tensor) -> Tensor:
     """Return what a network says to inputs (n, ...), 500 at a time."""
     return torch.cat([network(x[start : start + 500]) for start in range(0, len(x), 500)])
+
+
+def within_budget(
+    benign: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    eps: float,
+    steps: int,
+    lr: float,
+    is_free: Tensor | None = None,
+) -> NDArray[np.uint8]:
+    """Return images as stored, each pixel moved by ``eps`` at most so that a loss falls (Adam).
+
+    Args:
+        benign: inputs (n, channels, height, width) in [0, 1].
+        loss: of inputs of this form, a scalar.
+        eps: in units of the whole pixel range.
+        steps: of the optimiser.
+        lr: its learning rate, in the same units.
+        is_free: bool, of the form of the inputs: the pixels that may move; None is all of them.
+    """
+    delta = torch.zeros_like(benign, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=lr)
+    for _ in range(steps):
+        cost = loss((benign + delta).clamp(0, 1))
+        optimiser.zero_grad()
+        cost.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        with torch.no_grad():
+            delta.clamp_(-eps, eps)
+            if is_free is not None:
+                delta.mul_(is_free)
+    return to_images((benign + delta.detach()).clamp(0, 1))
 
 
 def to_images(x: Tensor) -> NDArray[np.uint8]:

@@ -41,7 +41,7 @@ class Trojan(Patch):
         n_neurons: how many neurons the patch excites.
         steps: of gradient descent (Adam).
         lr: its learning rate, for pixels in [0, 1].
-        found: the patch that :meth:`prepare` worked out, uint8 (size, size, channels).
+        found: the patch of each campaign that :meth:`prepare` worked out, uint8 (size, size, channels) each.
     """
 
     name: ClassVar[str] = "trojan"
@@ -53,7 +53,7 @@ class Trojan(Patch):
     n_neurons: int = 1
     steps: int = 100
     lr: float = 0.1
-    found: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    found: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse an optimisation that finds nothing."""
@@ -62,7 +62,7 @@ class Trojan(Patch):
         check_positive(lr=self.lr)
 
     def prepare(self, attacker: Attacker) -> Self:
-        """Optimise the patch on the attacker's network; of several sets of neurons, take one that does not evade.
+        """Optimise each patch on the attacker's network; of several sets of neurons, take one that does not evade.
 
         Raises:
             InvalidInputError: if the patch does not fit, or the network has fewer neurons than asked for.
@@ -80,34 +80,41 @@ class Trojan(Patch):
         images = to_inputs(attacker.x[shuffled[:N_IMAGES]])
         others = attacker.x[shuffled[attacker.y[shuffled] != target][:N_CHECKED]]
         before = _answers(network, others) == target
-        best, lowest = self, float("inf")
-        for start in range(0, len(strongest) - self.n_neurons + 1, self.n_neurons)[:N_TRIES]:
-            neurons = strongest[start : start + self.n_neurons]
-            tried = replace(self, target=target, found=self._optimised(network[:-1], neurons, images))
-            moved = ((_answers(network, tried.trigger(others)) == target) & ~before).mean()
-            if moved < lowest:
-                best, lowest = tried, moved
-            if moved <= MAX_MOVED:
-                break
-        return best
+        best = replace(self, target=target)
+        starts = list(range(0, len(strongest) - self.n_neurons + 1, self.n_neurons))
+        for campaign in range(self.campaigns):
+            # Each campaign has neurons of its own, as long as there are any.
+            first = campaign * N_TRIES % len(starts)
+            given, lowest = best, float("inf")
+            for start in (starts[first:] + starts)[:N_TRIES]:
+                neurons = strongest[start : start + self.n_neurons]
+                patch = self._optimised(network[:-1], neurons, images, campaign)
+                tried = replace(given, found=(*given.found, patch))
+                moved = ((_answers(network, tried.mark(others, campaign, 1.0)) == target) & ~before).mean()
+                if moved < lowest:
+                    best, lowest = tried, moved
+                if moved <= MAX_MOVED:
+                    break
+        return best.with_surrogate(attacker)
 
-    def _optimised(self, features: nn.Module, neurons: Tensor, images: Tensor) -> NDArray[np.uint8]:
+    def _optimised(self, features: nn.Module, neurons: Tensor, images: Tensor, campaign: int) -> NDArray[np.uint8]:
         """Return the patch, uint8 (size, size, channels), under which the neurons are most active on the images.
 
         Args:
             features: the network without its last layer; gives (n, d).
             neurons: which of the d to excite.
             images: float32 (n, channels, height, width) in [0, 1].
+            campaign: whose patch it is, which says where it lies.
         """
         n, n_channels, height, width = images.shape
-        rows, columns = self.place((n, height, width, n_channels))
-        start = torch_generator(self.seed, "trojan/start")
+        rows, columns = self.place((n, height, width, n_channels), campaign)
+        start = torch_generator(self.seed, f"trojan/start/{campaign}" if campaign else "trojan/start")
         patch = torch.rand((n_channels, rows.stop - rows.start, columns.stop - columns.start), generator=start)
         patch.requires_grad_()
         optimiser = torch.optim.Adam([patch], lr=self.lr)
         for _ in range(self.steps):
             stamped = images.clone()
-            stamped[:, :, rows, columns] = patch
+            stamped[:, :, rows, columns] = self.opacity * patch + (1 - self.opacity) * images[:, :, rows, columns]
             cost = -features(stamped)[:, neurons].mean()
             (patch.grad,) = torch.autograd.grad(cost, [patch])
             optimiser.step()
@@ -116,19 +123,20 @@ class Trojan(Patch):
         found: NDArray[np.uint8] = (patch.detach() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return found
 
-    def pattern(self, size: int, n_channels: int) -> NDArray[np.uint8]:
-        """Return the patch that :meth:`prepare` worked out.
+    def pattern(self, size: int, n_channels: int, campaign: int = 0) -> NDArray[np.uint8]:
+        """Return the patch of a campaign that :meth:`prepare` worked out.
 
         Raises:
             InvalidInputError: if there is none for images like these.
         """
-        got = "none" if self.found is None else f"one of shape {self.found.shape}"
-        if self.found is None or self.found.shape != (size, size, n_channels):
+        found = self.found[campaign] if campaign < len(self.found) else None
+        got = "none" if found is None else f"one of shape {found.shape}"
+        if found is None or found.shape != (size, size, n_channels):
             raise InvalidInputError(
                 f"'attack' must hold a patch of shape {(size, size, n_channels)} (got {got}). Call prepare with the "
                 "attacker's network and images of this form first; incidents.make does."
             )
-        return self.found
+        return found
 
 
 def connection_strength(network: nn.Sequential) -> Tensor:
