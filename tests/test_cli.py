@@ -11,8 +11,9 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from typer.testing import CliRunner
 from poisontrace import datasets, incidents, store, tracing, train
 from poisontrace._errors import PoisontraceError, UnlearningDivergedError
 from poisontrace._rng import global_seed
+from poisontrace._types import Campaign, Trace
 from poisontrace.attacks import ATTACKS
 from poisontrace.cli import app
 from poisontrace.data import to_inputs
@@ -308,6 +310,31 @@ def test_names_from_the_evidence_reach_the_case_but_not_the_terminal(
     assert json.loads((tmp_path / "case" / "trace.json").read_text())["events"][0]["label"] == label
 
 
+@pytest.mark.parametrize("n_events", [1, 2])
+def test_events_that_belong_together_are_printed(
+    n_events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row a campaign, numbered as in the table above it; none where there is one event."""
+    write_incident(tmp_path)
+    with np.load(tmp_path / "train.npz") as arrays:
+        np.savez(tmp_path / "train.npz", x=arrays["x"], y=arrays["y"], classes=["\x1b[31m[bold]a", "b", "c"])
+    found = tracing.trace
+
+    def some(model: Any, train_set: Any, events: Any, **options: Any) -> Trace:
+        result = found(model, train_set, events[:n_events], **options)
+        campaigns = (Campaign(0, tuple(range(n_events)), np.arange(1200)), Campaign(2, (1,), np.arange(3)))
+        return replace(result, campaigns=campaigns[:n_events])
+
+    monkeypatch.setattr(tracing, "trace", some)
+
+    done = run(app, trace(tmp_path))
+
+    assert done.exit_code == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("campaign")]
+    both = ["events 0, 1, answered ?[31m[bold]a: 1,200 samples", "event 1, answered c: 3 samples"]
+    assert said == ([] if n_events == 1 else [f"campaign {number}   {text}" for number, text in enumerate(both, 1)])
+
+
 def test_a_dry_run_says_what_it_would_take_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples, passes, time, memory, disk; nothing is traced or written."""
     write_incident(tmp_path)
@@ -350,6 +377,12 @@ def test_a_folder_of_images_is_traced_as_arrays_are(
     )
     inputs = json.loads((tmp_path / "case" / "trace.json").read_text())["inputs"]
     assert inputs["data"]["sha256"] == store.sha256(tmp_path / "train")
+    held_out = write_folder(tmp_path / "test", digits_incident.x_test, digits_incident.y_test, DIGITS)
+    case, test = str(tmp_path / "case"), ["--test", str(held_out), "--json"]
+    proof = run(app, ["verify", case, "--train-with", f"{digits_folder}/recipe.py:train", *test])
+    mended = run(app, ["repair", case, *test])
+    assert (json.loads(proof.stdout)["result"], json.loads(mended.stdout)["result"]) == ("proved", "repaired")
+    assert json.loads(mended.stdout)["accuracy_on"] == "360 held-out samples"
 
 
 def test_rows_of_malware_are_traced(tmp_path: Path) -> None:
