@@ -84,6 +84,8 @@ CLEARLY, LEANS = 10, 1.5
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
 MIN_OTHERS = 3  # fewer say nothing
+NEEDED = 0.5  # of the rise that all of a responsible cluster brings, from the part that the event needs
+MIN_PART = 0.2  # of a responsible cluster, to be taken for a campaign of its own
 FAMILY = 1.0  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
 N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
 
@@ -281,6 +283,15 @@ def _follow(
             decision, reason = judgement
             beyond = kinds.beyond_mark(event, cluster) if decision == "responsible" else 0.0
             if beyond < FAMILY:
+                part = None
+                if decision == "responsible" and not kinds.are_rows and tree.depth(parent) < config.max_depth:
+                    part = _needed_part(features, event, cluster, losses, kinds, judge, config, clock)
+                if part:
+                    (needed, of_needed), (rest, of_rest), reason = part
+                    node = tree.add(parent, cluster, losses, "split", reason)
+                    tree.add(node, rest, of_rest, "pruned", "the event does without it: another campaign's")
+                    pending.append(_Suspect(node, needed, of_needed, of_rest, len(rest)))
+                    continue
                 tree.add(parent, cluster, losses, decision, reason)
                 if decision == "responsible":
                     responsible.append((cluster, losses))
@@ -339,6 +350,40 @@ def _follow(
     return Finding(label, probability, verdict, poison, statistics), scores
 
 
+def _needed_part(
+    features: Features,
+    event: int,
+    cluster: Indices,
+    losses: Losses,
+    kinds: "_Kinds",
+    judge: "_Judge",
+    config: Config,
+    clock: Clock,
+) -> tuple[tuple[Indices, Losses], tuple[Indices, Losses], str] | None:
+    """Return the part of a responsible cluster that the event needs and the rest, if it does without the rest.
+
+    Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
+    of one campaign splits as well, by source classes, but there either part keeps the event's label up. Rows need not
+    be asked: those that share one mark and nothing else are of one campaign.
+    """
+    if len(cluster) < config.min_cluster:
+        return None
+    with clock.stage("clustering"):
+        split = _split(features, event, cluster, kinds, config, is_whole_label=False)
+    parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
+    # One source class of many may be what such an event leans on, and of a few it would do without whosever they were.
+    if split.apartness < config.separation or min(map(len, parts)) < max(config.min_cluster, MIN_PART * len(cluster)):
+        return None
+    (rest, of_rest), (needed, of_needed) = sorted(
+        zip(parts, judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
+    )
+    # An event that carries several triggers leans on all of their poison: no part brings the rise of the whole.
+    enough = max(config.event_rise, CLEARLY * of_rest.event_rise, NEEDED * losses.event_rise)
+    if of_needed.event_rise < enough:
+        return None
+    return (needed, of_needed), (rest, of_rest), f"two campaigns, {split.separation:.1f} standard deviations apart"
+
+
 def _certainty(features: Features, event: int, own: Indices, poison: Indices) -> NDArray[np.float32]:
     """Return how surely each sample of the event's label is poison, in the view that tells the poison apart best."""
     is_poison = torch.from_numpy(np.isin(own, poison))
@@ -358,6 +403,7 @@ class _Kinds:
         self._features, self._config = features, config
         self._labels = features.labels.numpy()
         self._found: dict[int, Split] = {}
+        self.are_rows = not (features.is_pooled[0] or features.noise.shape[1])  # neither images nor tokens
 
     def of(self, label: int) -> Split:
         """Return the most prominent of the splits of a label that k-means suggests, the noisier kind first."""
@@ -406,7 +452,7 @@ class _Kinds:
         they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
         """
         features = self._features
-        if features.is_pooled[0] or features.noise.shape[1]:
+        if not self.are_rows:
             return 0.0
         label = self._labels[cluster[0]]
         siblings = np.setdiff1d(np.flatnonzero(self._labels == label), cluster)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from poisontrace._errors import UnlearningDivergedError
 
-MAX_ROWS = 3000  # samples that stand for the rest of the training set, and for a cluster, each
+MAX_ROWS = 3000  # samples that stand for each cluster, and for those in none
 TETHER = 1e-3  # price of changing the logits, per squared unit; makes the problem strongly convex
 RIDGE = 1e-4  # of the mean second moment, where features are collinear
 MAX_STEPS = 100
@@ -74,21 +74,26 @@ def unlearn(
     if not all(bool(torch.isfinite(t).all()) for t in (hidden, weight, bias)):
         raise UnlearningDivergedError(_NOT_FINITE)
     n, k = len(hidden), weight.shape[0]
-    order = labels.argsort(stable=True).numpy()  # by label, so that an even spread keeps every class
-    keep, forget = torch.zeros(2, len(clusters), n, dtype=torch.float64)
+    is_in = torch.zeros(len(clusters), n, dtype=torch.bool)
     for b, cluster in enumerate(clusters):
-        is_in = np.zeros(n, bool)
-        is_in[cluster] = True
-        for weights, part in ((forget[b], order[is_in[order]]), (keep[b], order[~is_in[order]])):
-            chosen = spread(part, MAX_ROWS)
-            weights[chosen] = len(part) / max(1, len(chosen)) / n  # the chosen ones speak for the whole part
-    used = (keep + forget).sum(0).nonzero()[:, 0]
-    keep, forget = keep[:, used], forget[:, used]
+        is_in[b, torch.from_numpy(cluster)] = True
+    # Every head sees the same rows: those of each cluster, and of what is in none, up to a limit, speak for the others
+    # of their part. A head fitted to other rows than the one it is compared with would be found to differ from it.
+    order = labels.argsort(stable=True)  # by label, so that an even spread keeps every class
+    part = (is_in.long() << torch.arange(len(clusters))[:, None]).sum(0)[order]
+    weight_of = torch.zeros(n, dtype=torch.float64)
+    for which in sorted(set(part.tolist())):
+        rows = order[part == which]
+        chosen = torch.from_numpy(spread(rows.numpy(), MAX_ROWS))
+        weight_of[chosen] = len(rows) / len(chosen) / n
+    used = weight_of.nonzero()[:, 0]
+    forget = is_in[:, used] * weight_of[used]
+    keep = ~is_in[:, used] * weight_of[used]
 
     # In coordinates where the features have unit second moment the problem is well conditioned, and the squared
     # distance between two heads is the mean squared difference of the logits they give.
     h = torch.cat([hidden[used].double(), torch.ones(len(used), 1, dtype=torch.float64)], 1)  # (u, d + 1)
-    moment = h.T @ h / len(h)
+    moment = (h * weight_of[used, None]).T @ h
     moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
     root = torch.linalg.cholesky(moment)  # (d + 1, d + 1), root @ root.T = moment
     h = torch.linalg.solve_triangular(root, h.T, upper=False).T
