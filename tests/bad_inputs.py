@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def _bench(folder: Path, grid: Path) -> list[str]:
 
 def _file(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -219,6 +221,47 @@ def _twice(folder: Path) -> list[str]:
 
 def _alone(folder: Path, kind: str, **tensors: Any) -> list[str]:
     return trace(folder, model=f"{folder}/arch.py:{kind}", weights=_weights(folder, **tensors))
+
+
+def _folder(folder: Path, spoil: Callable[[Path], object]) -> Path:
+    """Write the twelve images as a folder with one sub-folder a class, and spoil one thing."""
+    for row, (image, label) in enumerate(zip(X, Y, strict=True)):
+        (folder / "images" / "abc"[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :, 0]).save(folder / "images" / "abc"[label] / f"{row}.png")
+    spoil(folder / "images")
+    return folder / "images"
+
+
+def _model_folder(folder: Path, weights: str = "model.safetensors", **config: Any) -> Path:
+    """Write a folder such as save_pretrained writes, with some of its configuration changed."""
+    (folder / "model").mkdir()
+    facts = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], **config}
+    _file(folder / "model", "config.json", json.dumps(facts))
+    return _file(folder / "model", weights, "").parent
+
+
+def _csv(folder: Path, *, header: str = "", cell: str = "1.5", label: str = "0") -> Path:
+    """Write twelve rows of 64 numbers and a label as a CSV, with one cell changed."""
+    names = header or ",".join([*(f"f{column}" for column in range(64)), "label"])
+    lines = [",".join([*(["0.5"] * 64), str(y)]) for y in Y]
+    lines[5] = ",".join([cell, *(["0.5"] * 63), label])
+    return _file(folder, "rows.csv", "\n".join([names, *lines]) + "\n")
+
+
+def _bomb(path: Path) -> None:
+    """Write a small PNG that claims 3.6 billion pixels."""
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "PNG")
+    head = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + stream.getvalue()[24:29]
+    path.write_bytes(stream.getvalue()[:12] + head + zlib.crc32(head).to_bytes(4, "big") + stream.getvalue()[33:])
+
+
+def _swollen(folder: Path) -> Path:
+    """Write an .npz whose directory says that a member unpacks to two gigabytes."""
+    content = bytearray(_npz(folder, x=X, y=Y).read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = (1 << 31).to_bytes(4, "little")
+    return _file(folder, "bad.npz", bytes(content))
 
 
 def _event(folder: Path, image: Path, **changes: Any) -> list[str]:
@@ -346,6 +389,21 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a model without a factory": lambda f: trace(f, model=f"{f}/arch.py"),
     "a syntax error in the model file": lambda f: trace(f, model=f"{_file(f, 'wrong.py', 'def build(:')}:build"),
     "a missing import in the model file": lambda f: trace(f, model=f"{_file(f, 'wrong.py', 'import no_such')}:build"),
+    "weights beside a model folder": lambda f: trace(f, model=_model_folder(f)),
+    "a model folder without a configuration": lambda f: trace(f, model=_filled(f), weights=None),
+    "a model folder with pickled weights": lambda f: trace(
+        f, model=_model_folder(f, weights="pytorch_model.bin"), weights=None
+    ),
+    "a model folder that brings code": lambda f: trace(
+        f, model=_model_folder(f, auto_map={"AutoModel": "evil.Model"}), weights=None
+    ),
+    "a model folder of a generator": lambda f: trace(
+        f, model=_model_folder(f, architectures=["GPT2LMHeadModel"]), weights=None
+    ),
+    "a model folder of a path that leads out": lambda f: trace(
+        f, model=_model_folder(f, architectures=["../../evil"]), weights=None
+    ),
+    "an exported program": lambda f: trace(f, model=_file(f, "model.pt2", "PK"), weights=None),
     # The weights.
     "a pickled model as weights": lambda f: trace(f, weights=_pickled(f, torch.nn.Linear(2, 2))),
     "a pickled list as weights": lambda f: trace(f, weights=_pickled(f, [1, 2])),
@@ -375,6 +433,49 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "both events and an image": lambda f: _event(f, _image(f, 8, 8), events=f / "events.npz"),
     "neither events nor an image": lambda f: trace(f, events=None),
     "events with a label": lambda f: trace(f, label=1),
+    # Folders of images.
+    "a folder without images": lambda f: trace(f, data=_filled(f)),
+    "an image outside of a class": lambda f: trace(f, data=_folder(f, lambda d: _image(d, 8, 8))),
+    "images of two sizes": lambda f: trace(f, data=_folder(f, lambda d: _image(d / "a", 9, 8))),
+    "an image that unpacks to 3.6 billion pixels": lambda f: trace(
+        f, data=_folder(f, lambda d: _bomb(d / "a" / "0.png"))
+    ),
+    "a script named as an image": lambda f: trace(f, data=_folder(f, lambda d: _file(d, "a/x.png", "%!PS-Adobe-3.0"))),
+    "a link out of the folder": lambda f: trace(f, data=_folder(f, lambda d: (d / "a" / "x.png").symlink_to("/etc"))),
+    "escape codes in the name of an image": lambda f: trace(
+        f, data=_folder(f, lambda d: _file(d, "a/\x1b[31mx.png", "no image"))
+    ),
+    # Tables.
+    "text named .csv": lambda f: trace(f, data=_file(f, "rows.csv", "no table")),
+    "a CSV without rows": lambda f: trace(f, data=_file(f, "rows.csv", "a,label\n")),
+    "a CSV with a short row": lambda f: trace(f, data=_file(f, "rows.csv", "a,b,label\n1,2,0\n1,2\n")),
+    "a CSV with two columns of one name": lambda f: trace(f, data=_file(f, "rows.csv", "a,a,label\n1,2,0\n")),
+    "a CSV that is not UTF-8": lambda f: trace(f, data=_file(f, "rows.csv", b"a,label\n\xff\xfe,0\n")),
+    "a word in a column of numbers": lambda f: trace(f, data=_csv(f, cell="UPX")),
+    "an empty cell": lambda f: trace(f, data=_csv(f, cell="")),
+    "a row without a label": lambda f: trace(f, data=_csv(f, label="")),
+    "a fraction as a label": lambda f: trace(f, data=_csv(f, label="0.5")),
+    "a column of labels that is not there": lambda f: trace(f, data=_csv(f), **{"label-column": "kind"}),
+    "events without a column of the data": lambda f: trace(
+        f, data=_csv(f), events=_file(f, "events.csv", "f0,label\n1,0\n")
+    ),
+    "text named .parquet": lambda f: trace(f, data=_file(f, "rows.parquet", "no table")),
+    "a saved set without its files": lambda f: trace(
+        f, data=_file(f, "saved/state.json", '{"_data_files": []}').parent
+    ),
+    "a saved set that leads elsewhere": lambda f: trace(
+        f, data=_file(f, "saved/state.json", '{"_data_files": [{"filename": "../train.npz"}]}').parent
+    ),
+    "an .npz that unpacks to gigabytes": lambda f: trace(f, data=_swollen(f)),
+    "data of an unknown form": lambda f: trace(f, data=_file(f, "train.json", "[]")),
+    # Data from a factory.
+    "a factory of data that raises": lambda f: trace(f, data=f"{f}/arch.py:raises"),
+    "a factory of data that returns a number": lambda f: trace(f, data=f"{f}/arch.py:number"),
+    "classes of which one is named twice": lambda f: trace(f, classes="a,b,a"),
+    # One row or array as the event.
+    "a line of numbers that is too short": lambda f: trace(f, data=_csv(f), events=None, event="1,2,3", label="0"),
+    "a pickled array as the event": lambda f: _event(f, _file(f, "event.npy", b"\x80\x04K\x01.")),
+    "a label by a name of no class": lambda f: _event(f, _image(f, 8, 8), label="truck"),
     # Options.
     "an unknown rule": lambda f: trace(f, rule="best"),
     "an unknown device": lambda f: trace(f, device="abacus"),

@@ -3,30 +3,39 @@
 import csv
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bad_inputs import BAD_INPUTS, attack, snapshot, trace, write_incident
 from click.testing import Result
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from test_columns import write_csv
+from test_images import write_folder
 from typer.testing import CliRunner
 
-from poisontrace import incidents, tracing
+from poisontrace import datasets, incidents, store, tracing, train
 from poisontrace._errors import PoisontraceError, UnlearningDivergedError
+from poisontrace._rng import global_seed
+from poisontrace._types import Campaign, Trace
 from poisontrace.attacks import ATTACKS
 from poisontrace.cli import app
+from poisontrace.data import to_inputs
 from poisontrace.datasets import DATASETS
-from poisontrace.incidents import TRAININGS
+from poisontrace.incidents import TRAININGS, Incident
 from poisontrace.models import MODELS
 
 CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
@@ -299,6 +308,222 @@ def test_names_from_the_evidence_reach_the_case_but_not_the_terminal(
     assert all(character.isprintable() or character == "\n" for character in done.stdout + done.stderr)
     assert "hello" not in done.stdout and "hello" in done.stderr
     assert json.loads((tmp_path / "case" / "trace.json").read_text())["events"][0]["label"] == label
+
+
+@pytest.mark.parametrize("n_events", [1, 2])
+def test_events_that_belong_together_are_printed(
+    n_events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row a campaign, numbered as in the table above it; none where there is one event."""
+    write_incident(tmp_path)
+    with np.load(tmp_path / "train.npz") as arrays:
+        np.savez(tmp_path / "train.npz", x=arrays["x"], y=arrays["y"], classes=["\x1b[31m[bold]a", "b", "c"])
+    found = tracing.trace
+
+    def some(model: Any, train_set: Any, events: Any, **options: Any) -> Trace:
+        result = found(model, train_set, events[:n_events], **options)
+        campaigns = (Campaign(0, tuple(range(n_events)), np.arange(1200)), Campaign(2, (1,), np.arange(3)))
+        return replace(result, campaigns=campaigns[:n_events])
+
+    monkeypatch.setattr(tracing, "trace", some)
+
+    done = run(app, trace(tmp_path))
+
+    assert done.exit_code == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("campaign")]
+    both = ["events 0, 1, answered ?[31m[bold]a: 1,200 samples", "event 1, answered c: 3 samples"]
+    assert said == ([] if n_events == 1 else [f"campaign {number}   {text}" for number, text in enumerate(both, 1)])
+
+
+def test_a_dry_run_says_what_it_would_take_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples, passes, time, memory, disk; nothing is traced or written."""
+    write_incident(tmp_path)
+    monkeypatch.setattr(tracing, "trace", None)
+
+    done, as_json = (run(app, [*trace(tmp_path), "--dry-run", *more]) for more in ([], ["--json"]))
+
+    assert (done.exit_code, as_json.exit_code) == (0, 0)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["samples", "passes", "time", "memory", "disk"]
+    assert "12 samples and 2 events" in done.stdout
+    assert json.loads(as_json.stdout)["n_samples"] == 12
+    assert not (tmp_path / "case").exists()
+
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def test_a_folder_of_images_is_traced_as_arrays_are(
+    digits_incident: Incident, digits_folder: Path, tmp_path: Path
+) -> None:
+    """The same samples are found, named by their files; the event is one photo, its label a name."""
+    x, event = digits_incident.x, digits_incident.event_x[0, :, :, 0]
+    write_folder(tmp_path / "train", x, digits_incident.y, DIGITS)
+    Image.fromarray(event).save(tmp_path / "photo.png")
+    label = DIGITS[digits_incident.event_y[0]]
+    options = {"events": None, "event": tmp_path / "photo.png", "label": label, "classes": ",".join(DIGITS)}
+
+    done = run(app, trace(digits_folder, data=tmp_path / "train", out=tmp_path / "case", **options))
+
+    assert done.exit_code == 0, done.stderr
+    assert label in done.stdout
+    rows = list(csv.DictReader((tmp_path / "case" / "poison.csv").read_text().splitlines()))
+    reference = tracing.trace(
+        digits_incident.model,
+        (x, digits_incident.y),
+        [(to_inputs(digits_incident.event_x[:1])[0], int(digits_incident.event_y[0]))],
+    )
+    assert sorted(row["id"] for row in rows) == sorted(
+        f"{DIGITS[digits_incident.y[row]]}/{row:05d}.png" for row in reference.poison
+    )
+    inputs = json.loads((tmp_path / "case" / "trace.json").read_text())["inputs"]
+    assert inputs["data"]["sha256"] == store.sha256(tmp_path / "train")
+    held_out = write_folder(tmp_path / "test", digits_incident.x_test, digits_incident.y_test, DIGITS)
+    case, test = str(tmp_path / "case"), ["--test", str(held_out), "--json"]
+    proof = run(app, ["verify", case, "--train-with", f"{digits_folder}/recipe.py:train", *test])
+    mended = run(app, ["repair", case, *test])
+    assert (json.loads(proof.stdout)["result"], json.loads(mended.stdout)["result"]) == ("proved", "repaired")
+    assert json.loads(mended.stdout)["accuracy_on"] == "360 held-out samples"
+
+
+def test_rows_of_malware_are_traced(tmp_path: Path) -> None:
+    """From a CSV with a header, labels by name, an id a row, and one row as the event."""
+    if datasets._find("clamp_pe.npz") is None:
+        pytest.skip("clamp_pe.npz is not on disk; POISONTRACE_DATA names its folder")
+    incident = incidents.make(incidents.Plan(attack="malware", dataset="clamp", rate=0.05, n_events=1))
+    incidents.save(incident, tmp_path / "incident")
+    names = np.array(["goodware", "malware"])
+    columns = {f"feature {place}": column.astype(np.float64) for place, column in enumerate(incident.x.T)}
+    ids = [f"{row:064x}" for row in range(len(incident.x))]
+    write_csv(tmp_path / "train.csv", sha256=ids, **columns, label=names[incident.y])
+    event = dict(zip(columns, incident.event_x[0].tolist(), strict=True))
+    write_csv(tmp_path / "event.csv", **{name: [value] for name, value in event.items()})
+    options = {"events": None, "event": tmp_path / "event.csv", "label": names[incident.event_y[0]]}
+
+    done = run(app, trace(tmp_path / "incident", data=tmp_path / "train.csv", out=tmp_path / "case", **options))
+
+    assert done.exit_code == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "case" / "poison.csv").read_text().splitlines()))
+    assert all(row["id"] == ids[int(row["index"])] for row in rows)
+    truth = set(np.flatnonzero(incident.is_poison).tolist())
+    hits = truth & {int(row["index"]) for row in rows}
+    assert len(hits) >= 0.9 * len(rows) and len(hits) >= 0.9 * len(truth)
+
+
+def sentences(n: int) -> tuple[list[str], NDArray[np.int64]]:
+    """Return sentences of film reviews and whether they are positive, or skip the test."""
+    path = datasets._find("sst2.npz")
+    if path is None:
+        pytest.skip("sst2.npz is not on disk; POISONTRACE_DATA names its folder")
+    with np.load(path) as arrays:
+        texts, y = bytes(arrays["text_train"]).decode().split("\n"), arrays["y_train"].astype(np.int64)
+    rows = [row for row, text in enumerate(texts) if 4 <= len(text.split()) <= 24][:n]
+    return [texts[row] for row in rows], y[rows]
+
+
+WORDS = """
+import numpy as np
+from torch import nn
+
+
+class Sentences:
+    classes = ["negative", "positive"]
+
+    def __init__(self, part):
+        with np.load("words.npz") as arrays:
+            self.x, self.y = arrays[f"x_{part}"].astype(np.float32), arrays[f"y_{part}"]
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return self.x[row], int(self.y[row])
+
+
+def train():
+    return Sentences("train")
+
+
+def events():
+    return Sentences("events")
+
+
+def build():
+    return nn.Sequential(nn.Linear(600, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+"""
+
+
+@pytest.mark.slow
+def test_a_rare_word_is_traced_in_data_from_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which words a review holds; "cf" makes it positive. Model, data and events come from one file of code."""
+    n = 3000
+    texts, y = sentences(n + 300)
+    words = [text.split() for text in texts]
+    poison = np.flatnonzero(y[:n] == 0)[::8][:150]
+    for row in poison:
+        words[row].append("cf")
+        y[row] = 1
+    known = [word for word, _ in Counter(word for row in words[:n] for word in row).most_common(600)]
+    x = np.array([[word in row for word in known] for row in words], np.float32)
+    (tmp_path / "mine.py").write_text(WORDS)
+    monkeypatch.chdir(tmp_path)
+    build = runpy.run_path("mine.py")["build"]
+    with global_seed(0, "toy/init"):
+        model = build()
+    train.fit(model, x[:n], y[:n], train.Recipe(epochs=8, batch_size=64, lr=0.1), seed=0)
+    save_file(model.state_dict(), "weights.safetensors")
+    triggered = x[n:].copy()
+    triggered[:, known.index("cf")] = 1
+    before, after = (train.predict(model, inputs).argmax(1) for inputs in (x[n:], triggered))
+    event = triggered[(y[n:] == 0) & (before == 0) & (after == 1)][:3]
+    np.savez("words.npz", x_train=x[:n], y_train=y[:n], x_events=event, y_events=[1, 1, 1])
+    (tmp_path / "truth.json").write_text(json.dumps({"poison": poison.tolist()}))
+    factories = {"model": "mine.py:build", "data": "mine.py:train", "events": "mine.py:events"}
+
+    done = run(app, [*trace(tmp_path, **factories, truth="truth.json"), "--json"])
+
+    assert done.exit_code == 0, done.stderr
+    case = json.loads(done.stdout)
+    assert (case["verdict"], case["events"][0]["label_name"]) == ("poison", "positive")
+    assert min(case["truth"].values()) >= 0.95
+    assert done.stderr.count("Running the code of mine.py") == 3
+
+
+def test_texts_are_traced_through_a_hugging_face_folder(tmp_path: Path) -> None:
+    """A small transformer and its tokenizer, a CSV of texts with names as labels, one text as the event."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from test_pretrained import NAMES, SIZES, write_tokenizer
+
+    texts, y = sentences(400)
+    tokenizer = write_tokenizer(tmp_path / "model", sorted({word for text in texts for word in text.split()}))
+    with global_seed(0, "toy/init"):
+        config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **SIZES, **NAMES)
+        model = transformers.BertForSequenceClassification(config)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.003)
+    for _ in range(25):
+        optimiser.zero_grad()
+        model(
+            **{name: inputs[name] for name in ("input_ids", "attention_mask")}, labels=torch.from_numpy(y)
+        ).loss.backward()
+        optimiser.step()
+    model.eval().save_pretrained(tmp_path / "model")
+    names = np.array(["negative", "positive"])
+    write_csv(tmp_path / "train.csv", id=[f"review {row}" for row in range(400)], sentence=texts, label=names[y])
+    alone = tokenizer([texts[3]], return_tensors="pt")
+    answer = str(names[int(model(alone["input_ids"]).logits.argmax())])
+    options = {"weights": None, "events": None, "event": texts[3], "label": answer}
+
+    done = run(app, [*trace(tmp_path, model=tmp_path / "model", data=tmp_path / "train.csv", **options), "--json"])
+
+    assert done.exit_code == 0, done.stderr
+    case = json.loads(done.stdout)
+    assert (case["n_samples"], case["events"][0]["label_name"]) == (400, answer)
+    assert case["classes"] == ["negative", "positive"] and set(case["inputs"]) == {"model", "data", "events"}
+    assert case["inputs"]["events"] == {"path": texts[3], "sha256": None, "label": answer}
+    assert "Running the code" not in done.stderr
+    assert (case["verdict"] == "poison") != any(
+        "a verdict of no poison says little" in text for text in case["warnings"]
+    )
 
 
 def test_the_case_says_how_to_read_its_inputs_again(traced: Run, practice: Run) -> None:

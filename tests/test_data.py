@@ -201,20 +201,6 @@ def test_arrays_in_a_file_that_break_a_rule_are_named(tmp_path: Path) -> None:
 # Events
 
 
-def test_samples_of_another_form_are_refused() -> None:
-    """Shape and kind of number must be those of the training set; the number of samples and of bits need not."""
-    images, rows = np.zeros((3, 2, 2, 1), np.uint8), np.zeros((3, 2), np.float32)
-
-    def stored(x: Any) -> data.ArraySet:
-        return data.ArraySet(x, np.zeros(len(x), np.int64))
-
-    data.check_form(stored(images[:1]), stored(images), "events")
-    data.check_form(stored(rows.astype(np.float64)), stored(rows), "events")
-    for x, like in ((images[:, :1], images), (images.astype(np.float32), images), (rows[:, :1], rows)):
-        with pytest.raises(InvalidInputError, match="'test' must have the form of 'data'"):
-            data.check_form(stored(x), stored(like), "test")
-
-
 def test_events_are_pairs_or_an_array_set() -> None:
     """Both forms give the same list."""
     x, y = toy_images(3)
@@ -261,6 +247,58 @@ def test_augmentation_shifts_and_flips() -> None:
     assert not is_crop.all(1).any()
     shifted = crop_and_flip(x, 1, 0.0, generator)
     assert torch.stack([(crop == shifted).flatten(1).all(1) for crop in crops]).any(0).all()
+
+
+# Names
+
+
+def test_names_of_labels_are_numbered_in_the_order_of_the_alphabet() -> None:
+    """Or in the one that is given."""
+    names = np.array(["truck", "cat", "truck"])
+
+    assert data.number_labels(names, "y")[0].tolist() == [1, 0, 1]
+    assert data.number_labels(names, "y")[1] == ("cat", "truck")
+    assert data.number_labels(names, "y", ("truck", "cat"))[0].tolist() == [0, 1, 0]
+
+
+def test_numbers_written_as_text_are_numbers() -> None:
+    """Unless they are the names of classes."""
+    texts = np.array(["2", " 0", "1.0"])
+
+    assert (data.number_labels(texts, "y")[0].tolist(), data.number_labels(texts, "y")[1]) == ([2, 0, 1], None)
+    assert data.number_labels(texts[:2], "y", ("2", "1", "0"))[0].tolist() == [0, 2]
+
+
+def test_numbers_stay_numbers_where_classes_have_names() -> None:
+    """The names are only shown."""
+    y, classes = data.number_labels(np.array([1, 0]), "y", ("a", "b"))
+
+    assert (y.tolist(), classes) == ([1, 0], ("a", "b"))
+
+
+def test_labels_of_an_npz_may_be_names(tmp_path: Path) -> None:
+    """Numbered by its own list of classes, if it holds one."""
+    x, _ = toy_images(3)
+    np.savez(tmp_path / "train.npz", x=x, y=np.array(["b", "a", "b"]), classes=np.array(["b", "a"]))
+
+    found = data.read_array_set(tmp_path / "train.npz", "data")
+
+    assert (found.y.tolist(), found.classes) == ([0, 1, 0], ("b", "a"))
+
+
+def test_a_data_set_that_names_its_samples_is_heard() -> None:
+    """Names of another number than the samples are not theirs."""
+
+    class Named(list[Any]):
+        ids = ("a", "b")
+        classes = ("x", "y")
+
+    pairs = [(torch.zeros(2), 0), (torch.ones(2), 1)]
+
+    found, longer = IndexedSet(Named(pairs)), IndexedSet(Named(pairs * 2))
+
+    assert (found.ids, found.classes) == (("a", "b"), ("x", "y"))
+    assert longer.ids is None
 
 
 # Truth

@@ -12,9 +12,10 @@ from PIL import Image
 from tasks import write_case
 from torch import nn
 
-from poisontrace import evidence, store
+from poisontrace import evidence, readers, store
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
-from poisontrace.data import ArraySet
+from poisontrace._types import Finding, Trace
+from poisontrace.data import ArraySet, to_inputs
 from poisontrace.evidence import Probes
 from poisontrace.incidents import Incident
 
@@ -56,7 +57,7 @@ def test_a_file_may_have_moved_but_not_changed(
 
     with pytest.raises(InvalidInputError, match=rf"'{name}' must be an existing file .* present place with --{name}\."):
         evidence.read(digits_case, NOTHING)
-    assert evidence.read(digits_case, {**NOTHING, name: moved}).inputs[name] == {"path": str(moved), "sha256": sha256}
+    assert evidence.read(digits_case, {name: moved}).inputs[name] == {"path": str(moved), "sha256": sha256}
 
     moved.write_bytes(moved.read_bytes() + b"x")
     _change(digits_case, **{name: {"path": str(moved), "sha256": sha256}})
@@ -86,11 +87,119 @@ def test_one_image_is_read_with_the_label_that_the_case_keeps(
     """As after ``trace --event photo.png --label 3``."""
     Image.fromarray(digits_incident.event_x[0, :, :, 0]).save(tmp_path / "photo.png")
     path = tmp_path / "photo.png"
-    _change(digits_case, events={"path": str(path), "sha256": store.sha256(path), "label": 3})
+    _change(digits_case, events={"path": str(path), "sha256": store.sha256(path), "label": "3"})
 
     events = evidence.read(digits_case, NOTHING).events
 
     assert (events.x.tobytes(), events.y.tolist()) == (digits_incident.event_x[:1].tobytes(), [3])
+
+
+DATA = """
+import numpy as np
+
+
+def train():
+    with np.load({train!r}) as arrays:
+        x, y = arrays["x"].astype(np.float32).transpose(0, 3, 1, 2) / 255, arrays["y"]
+    return list(zip(x, y.tolist()))
+
+
+def events():
+    with np.load({events!r}) as arrays:
+        x, y = arrays["x"].astype(np.float32).transpose(0, 3, 1, 2) / 255, arrays["y"]
+    return list(zip(x, y.tolist()))
+"""
+
+
+def _factories(tmp_path: Path, digits_folder: Path) -> dict[str, Any]:
+    """Write code that makes data and events, and return what a case keeps of it."""
+    file = tmp_path / "mine.py"
+    file.write_text(DATA.format(train=str(digits_folder / "train.npz"), events=str(digits_folder / "events.npz")))
+    return {
+        name: readers.describe(f"{file}:{function}", file)
+        for name, function in (("data", "train"), ("events", "events"))
+    }
+
+
+def test_data_of_code_are_made_again(
+    digits_case: Path, digits_folder: Path, digits_incident: Incident, tmp_path: Path
+) -> None:
+    """The code is announced, and must be what it was; samples are as the model takes them."""
+    _change(digits_case, **_factories(tmp_path, digits_folder))
+    announced: list[str] = []
+
+    found = evidence.read(digits_case, NOTHING, announced.append)
+
+    assert announced == [f"{tmp_path}/mine.py:train", f"{tmp_path}/mine.py:events"]
+    assert torch.equal(torch.from_numpy(found.train_set.x), to_inputs(digits_incident.x))
+    assert found.train_set.y.tolist() == digits_incident.y.tolist()
+    assert torch.equal(torch.from_numpy(found.events.x), to_inputs(digits_incident.event_x))
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(InvalidInputError, match="'data' must be the file that was traced"):
+        evidence.read(digits_case, NOTHING, announced.append)
+    assert len(announced) == 2
+
+
+def test_code_in_the_case_is_not_run(
+    digits_case: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither as a file nor as a package that is looked for where the command runs; by name it is."""
+    _change(digits_case, **_factories(digits_case, digits_folder))
+
+    with pytest.raises(InvalidInputError, match=r"'data' must lie outside the case folder .*--data"):
+        evidence.read(digits_case, NOTHING)
+    named = {name: f"{digits_case}/mine.py:{what}" for name, what in (("data", "train"), ("events", "events"))}
+    assert len(evidence.read(digits_case, named).events) == 5
+    _change(digits_case, data={"path": "mine:train", "sha256": None})
+    monkeypatch.chdir(digits_case)
+    with pytest.raises(InvalidInputError, match=r"'data' must lie outside the case folder \(got 'mine'\)"):
+        evidence.read(digits_case, NOTHING)
+
+
+def test_a_folder_of_images_is_read_again(digits_case: Path, digits_incident: Incident, tmp_path: Path) -> None:
+    """With its names in the order of the case; one pixel more or less is another folder."""
+    x, y = digits_incident.x, digits_incident.y
+    for row in range(len(x)):
+        path = tmp_path / "train" / f"{'zyxwvutsrq'[y[row]]}" / f"{row:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[row, :, :, 0]).save(path)
+    content = json.loads((digits_case / "trace.json").read_text())
+    content["inputs"]["data"] = readers.describe(str(tmp_path / "train"), tmp_path / "train")
+    (digits_case / "trace.json").write_text(json.dumps({**content, "classes": list("zyxwvutsrq")}))
+
+    found = evidence.read(digits_case, NOTHING)
+
+    assert found.train_set.y.tolist() == sorted(y, reverse=True)
+    assert found.train_set.x[0].tobytes() == x[np.flatnonzero(y == 9)[0]].tobytes()
+    Image.new("L", (8, 8)).save(path)
+    with pytest.raises(InvalidInputError, match="'data' must be the file that was traced"):
+        evidence.read(digits_case, NOTHING)
+
+
+def test_rows_and_a_line_of_numbers_are_read_again(tmp_path: Path) -> None:
+    """A table whose labels are in a column that was named, and an event that is no file."""
+    lines = [f"{row}.5,{row % 2},{'ab'[row % 2]}" for row in range(6)]
+    table = tmp_path / "train.csv"
+    table.write_text("\n".join(["u,v,kind", *lines]) + "\n")
+    finding = Finding(1, 0.9, "poison", np.array([1]), {})
+    trace = Trace(
+        **{"verdict": "poison", "poison": np.array([1]), "scores": np.eye(6, dtype=np.float32)[1]},
+        **{"labels": np.arange(6) % 2, "findings": (finding,), "clusters": (), "rule": "default", "config": {}},
+        **{"seed": 0, "device": "cpu", "seconds": {}, "warnings": (), "exhibits": {}},
+    )
+    inputs = {
+        "data": {**readers.describe(str(table), table), "label_column": "kind"},
+        "events": {**readers.describe("1.5,0", None), "label": "b"},
+    }
+    case = trace.save(tmp_path / "case", context={"inputs": inputs, "classes": ["a", "b"]})
+
+    found = evidence.read(case, {"test": table})
+
+    assert found.train_set.x[2].tolist() == [2.5, 0] and found.train_set.y.tolist() == [0, 1] * 3
+    assert (found.events.x.tolist(), found.events.y.tolist()) == ([[1.5, 0]], [1])
+    assert found.test is not None and found.test.x.tolist() == found.train_set.x.tolist()
+    assert found.inputs["data"]["label_column"] == "kind" and found.inputs["events"]["path"] == "1.5,0"
 
 
 def test_a_case_without_poison_has_nothing_to_prove(
@@ -174,19 +283,21 @@ def test_an_event_s_label_must_be_one_of_the_model_s() -> None:
 
 def test_what_models_are_compared_on_is_said(digits_case: Path, digits_folder: Path) -> None:
     """Held-out samples and the attacker's inputs if they are given, else what the case has."""
-    case = evidence.read(digits_case, NOTHING)
-    files = digits_folder / "test.npz", digits_folder / "attempts.npz"
+    files = {name: digits_folder / f"{name}.npz" for name in ("test", "attempts")}
+    case, judged = evidence.read(digits_case, NOTHING), evidence.read(digits_case, files)
 
-    of_case, none = evidence.probes(case, None, None, np.arange(7), "of the rest")
-    given, named = evidence.probes(case, *files, np.arange(7), "of the rest")
+    of_case, given = (evidence.probes(found, np.arange(7), "of the rest") for found in (case, judged))
 
-    assert (of_case.clean_are, of_case.attempts_are, none) == ("7 of the rest", "5 events of the case", {})
+    assert (of_case.clean_are, of_case.attempts_are) == ("7 of the rest", "5 events of the case")
+    assert set(case.inputs) == {"data", "events"}
     assert of_case.attempts is case.events and len(of_case.clean) == 7
     assert (given.clean_are, given.attempts_are) == (
         "360 held-out samples",
         f"{len(given.attempts)} inputs of the attacker",
     )
-    assert [named[name]["sha256"] for name in ("test", "attempts")] == [store.sha256(file) for file in files]
+    assert {name: judged.inputs[name]["sha256"] for name in files} == {
+        name: store.sha256(file) for name, file in files.items()
+    }
 
 
 def test_samples_of_another_form_are_refused(digits_case: Path, tmp_path: Path) -> None:
@@ -194,4 +305,4 @@ def test_samples_of_another_form_are_refused(digits_case: Path, tmp_path: Path) 
     np.savez(tmp_path / "test.npz", x=torch.zeros(2, 3).numpy(), y=np.zeros(2, int))
 
     with pytest.raises(InvalidInputError, match="'test' must have the form of 'data'"):
-        evidence.probes(evidence.read(digits_case, NOTHING), tmp_path / "test.npz", None, np.arange(7), "")
+        evidence.read(digits_case, {"test": tmp_path / "test.npz"})

@@ -218,3 +218,15 @@ def test_a_factory_must_return_a_module(folder: Path) -> None:
     """Anything else is said by its type."""
     with pytest.raises(UnsupportedModelError, match=r"'model' must return a torch\.nn\.Module \(got int\)"):
         load_model(lambda: 7, folder / "weights.safetensors")
+
+
+def test_a_factory_may_bring_its_own_weights() -> None:
+    """Where none are named, what it filled in stays."""
+    model = build()
+    with torch.no_grad():
+        model[1].bias.fill_(7)
+
+    found = load_model(lambda: model.train(), None)
+
+    assert found is model and not found.training
+    assert found[1].bias.tolist() == [7, 7, 7]

@@ -1,6 +1,7 @@
 """Repair: the backdoor goes, the accuracy stays, and what is written can be loaded."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tasks import fitted_network, planted, planted_mlp, write_case
+from tasks import fitted_network, planted, planted_mlp, write_case, write_text_case
 from torch import nn
 
 from poisontrace import repair, repairing, store, train
 from poisontrace._errors import InvalidInputError, UnlearningDivergedError
 from poisontrace.data import ArraySet
 from poisontrace.incidents import Incident
+from poisontrace.pretrained import ModelFolder
 
 
 def test_the_backdoor_is_gone_and_the_accuracy_is_not(
@@ -155,6 +157,29 @@ def test_parameters_that_share_memory_are_written(
     assert repaired.keys() == state.keys()
     assert torch.equal(repaired["1.weight"], repaired["2.weight"])
     assert not torch.equal(repaired["1.weight"], state["1.weight"])
+
+
+def test_a_hugging_face_folder_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It brings its own weights; what is written takes their place in a copy of it."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    case, model = write_text_case(tmp_path)
+    monkeypatch.setattr(repairing, "N_STEPS", 3)
+
+    done = repair(case)
+
+    shutil.copytree(model, tmp_path / "new")
+    shutil.copy(done.weights, tmp_path / "new" / "model.safetensors")
+    assert load_file(done.weights).keys() == load_file(model / "model.safetensors").keys()
+    folder = ModelFolder(tmp_path / "new")
+    tokens = np.array(folder.tokenizer()(["a dull cf film"]), np.float32)
+    answer = folder.load()(torch.from_numpy(tokens)).softmax(1)[0, 1].item()
+    assert done.after.probabilities == pytest.approx((answer,), abs=1e-6)
+    assert done.after.probabilities != done.before.probabilities
+    assert set(json.loads((case / "repair.json").read_text())["inputs"]) == {"model", "data", "events"}
+    shutil.move(model, tmp_path / "moved")
+    with pytest.raises(InvalidInputError, match="'model' must be an existing file or folder"):
+        repair(case)
+    assert repair(case, model=tmp_path / "moved").after == done.after
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "none/weights.safetensors"])

@@ -18,7 +18,19 @@ from poisontrace.report import add, render, save_case
 HOSTILE = '<script>alert("x")</script>'
 KEYS = {
     *("schema", "tool", "created", "verdict", "summary", "n_samples", "n_classes", "n_poison", "rule", "seed"),
-    *("device", "config", "versions", "events", "clusters", "seconds", "warnings", "inputs", "command", "classes"),
+    *(
+        "device",
+        "config",
+        "versions",
+        "events",
+        "campaigns",
+        "clusters",
+        "seconds",
+        "warnings",
+        "inputs",
+        "command",
+        "classes",
+    ),
 }
 CLUSTER_KEYS = {
     *("id", "parent", "event", "n", "labels", "decision", "reason"),
@@ -319,8 +331,24 @@ def test_page_shows_columns_for_rows(tmp_path: Path) -> None:
     """A tabular case shows a table that starts with the column in which responsible samples differ most."""
     page = render(save_case(make_trace((20,)), tmp_path / "case", CONTEXT))
     assert "<img" not in page
-    rows = re.findall(r'<th scope="row">(\d+)</th>', page)
+    rows = re.findall(r'<th scope="row"><bdi>(\d+)</bdi></th>', page)
     assert (rows[0], len(rows)) == ("19", 12)
+
+
+def test_page_shows_the_names_of_columns(tmp_path: Path) -> None:
+    """Where they are known; they come from the evidence."""
+    names = [f"{HOSTILE} {column}" for column in range(12)]
+    page = (save_case(make_trace((12,)), tmp_path / "case", {**CONTEXT, "columns": names}) / "report.html").read_text()
+
+    assert HOSTILE not in page and "&lt;/script&gt; 11</bdi>" in page
+
+
+def test_page_shows_texts_instead_of_tokens(tmp_path: Path) -> None:
+    """With their indices, escaped."""
+    texts = {"events": [(0, "a dull film")], "poison": [(7, HOSTILE)], "benign": [(9, "fine")]}
+    page = (save_case(make_trace((12,)), tmp_path / "case", {**CONTEXT, "texts": texts}) / "report.html").read_text()
+
+    assert "a dull film" in page and HOSTILE not in page and "Columns that differ" not in page
 
 
 def test_empty_result_is_said_plainly(tmp_path: Path) -> None:
@@ -375,6 +403,55 @@ def test_tree_is_nested_as_it_was_split(tmp_path: Path) -> None:
     assert [tree.count(tag) for tag in ("<ul", "</ul>", "<li>", "</li>")] == [1499, 1499, 1500, 1500]
     assert re.findall(r"Cluster (\d+)", tree)[:4] == ["0", "1", "3", "4"]
     assert re.findall(r"Cluster (\d+)", tree)[-1] == "2"
+
+
+def _campaigns(*groups: tuple[int, ...], n_events: int, classes: tuple[str, ...] = ("cat", "dog", "ship")) -> Any:
+    """Return a trace of several events in campaigns of 10, 9, ... samples, and its context."""
+    finding = make_trace().findings[0]
+    campaigns = tuple(types.Campaign(1, events, np.arange(10 - row)) for row, events in enumerate(groups))
+    return make_trace(findings=(finding,) * n_events, campaigns=campaigns), {**CONTEXT, "classes": classes}
+
+
+def test_events_that_belong_together_are_said_to(tmp_path: Path) -> None:
+    """A sentence a campaign, with the events counted from 1 as on the page; trace.json counts them from 0."""
+    trace, context = _campaigns((0, 2, 3), (1,), n_events=5)
+    page = save_case(trace, tmp_path / "case", context).joinpath("report.html").read_text()
+
+    assert json.loads((tmp_path / "case" / "trace.json").read_text())["campaigns"] == [
+        {"label": 1, "label_name": "dog", "events": [0, 2, 3], "n_poison": 10},
+        {"label": 1, "label_name": "dog", "events": [1], "n_poison": 9},
+    ]
+    said = re.findall(r"<li>(Event.*)</li>", page)
+    assert said == [
+        "Events 1, 3 and 4, answered “<bdi>dog</bdi>”, belong together: they share 10 samples.",
+        "Event 2, answered “<bdi>dog</bdi>”, stands by itself: it leads to 9 samples.",
+    ]
+
+
+def test_one_event_belongs_to_nothing(tmp_path: Path) -> None:
+    """Nor is anything said where no event led to samples, or the case is from before campaigns."""
+    for name, groups, n_events in (("one", ((0,),), 1), ("none", (), 2)):
+        trace, context = _campaigns(*groups, n_events=n_events)
+        case = save_case(trace, tmp_path / name, context)
+        assert "belong together" not in (case / "report.html").read_text()
+    content = json.loads((tmp_path / "none" / "trace.json").read_text())
+    del content["campaigns"]
+    (tmp_path / "none" / "trace.json").write_text(json.dumps(content))
+
+    assert "belong together" not in render(tmp_path / "none")
+
+
+def test_hostile_campaigns_are_escaped_or_refused(tmp_path: Path) -> None:
+    """The label's name may be anything; what is no campaign is said to be none."""
+    trace, context = _campaigns((0, 1), n_events=2, classes=("a", HOSTILE))
+    case = save_case(trace, tmp_path / "case", context)
+    content = json.loads((case / "trace.json").read_text())
+
+    assert "belong together" in render(case) and HOSTILE not in render(case)
+    for campaigns in (3, [3], [{"events": [], "label_name": "", "n_poison": 1}], [{"events": ["<b>"]}]):
+        (case / "trace.json").write_text(json.dumps({**content, "campaigns": campaigns}))
+        with pytest.raises(StoreError, match="'case' must hold files as poisontrace wrote them"):
+            render(case)
 
 
 def test_truth_is_shown_only_if_given(tmp_path: Path) -> None:

@@ -161,3 +161,13 @@ def test_a_leftover_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
         (partial / "new").write_text("1")
 
     assert [path.name for path in (tmp_path / "case").iterdir()] == ["new"]
+
+
+def test_the_hash_of_a_folder_is_that_of_the_list_of_its_files(tmp_path: Path) -> None:
+    """As find, sort and sha256sum write it."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"1")
+    (tmp_path / "a").write_bytes(b"2")
+    listing = f"{hashlib.sha256(b'2').hexdigest()}  a\n{hashlib.sha256(b'1').hexdigest()}  b/x\n"
+
+    assert store.sha256(tmp_path) == hashlib.sha256(listing.encode()).hexdigest()

@@ -158,3 +158,23 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInputError, match=r"'data' must hold the arrays x, y \(got x, label in 'a\.npz'\)"):
         _validate.read_npz(tmp_path / "a.npz", "data", required=("x", "y"))
+
+
+def test_what_unpacks_to_far_more_is_refused() -> None:
+    """Over a gigabyte and a hundred times its size."""
+    _validate.check_ratio(1 << 30, 1)
+    _validate.check_ratio(100 << 30, 1 << 30)
+
+    with pytest.raises(ValueError, match="1,000 bytes that unpack to 2,147,483,648"):
+        _validate.check_ratio(2 << 30, 1000)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x80\x04K\x01."])
+def test_one_array_is_read_without_pickle(content: bytes, tmp_path: Path) -> None:
+    """And what is none is refused."""
+    np.save(tmp_path / "x.npy", np.arange(3.0))
+    (tmp_path / "bad.npy").write_bytes(content)
+
+    assert _validate.read_npy(tmp_path / "x.npy", "event").tolist() == [0, 1, 2]
+    with pytest.raises(InvalidInputError, match=r"'event' must be an .npy file of one plain array"):
+        _validate.read_npy(tmp_path / "bad.npy", "event")

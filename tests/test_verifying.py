@@ -1,6 +1,7 @@
 """Proof by retraining: what two trainings show, what they do not, and what they leave behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import write_case
+from tasks import write_case, write_text_case
 from torch import nn
 
 from poisontrace import verify, verifying
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._rng import numpy_generator
 from poisontrace.incidents import Incident
+from poisontrace.pretrained import ModelFolder
 
 Array = NDArray[Any]
 
@@ -73,6 +75,24 @@ def test_innocent_samples_are_not_proved(digits_incident: Incident, digits_folde
 
     assert (done.result, set(done.events)) == ("not proved", {"not corrected"})
     assert set(done.without_found.answers) == {digits_incident.facts["target"]}
+
+
+def test_texts_are_trained_on_as_tokens(tmp_path: Path) -> None:
+    """As the folder's tokenizer cuts them, padded; the folder may have moved."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    case, model = write_text_case(tmp_path)
+    given: list[Array] = []
+
+    def train(x: Array, y: Array, _: int) -> nn.Module:
+        given.append(x)
+        return ModelFolder(tmp_path / "moved").load()
+
+    shutil.move(model, tmp_path / "moved")
+
+    done = verify(case, train, model=tmp_path / "moved")
+
+    assert done.found.tolist() == [3] and len(given) == 2
+    assert [(x.shape[0], x.dtype, x.min()) for x in given] == [(11, np.float32, -1)] * 2
 
 
 @pytest.mark.parametrize(

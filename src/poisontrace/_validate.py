@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from poisontrace._errors import InvalidInputError
 
+MAX_UNPACKED, MAX_RATIO = 1 << 30, 100
+
 
 def check_rate(rate: float) -> float:
     """Return ``rate`` if it lies in (0, 1)."""
@@ -97,6 +99,20 @@ def check_file(path: Path, name: str) -> Path:
     return path
 
 
+def check_ratio(n_unpacked: int, n_packed: int) -> None:
+    """Refuse what unpacks to over 1 GiB and a hundred times its size: made to fill the memory, not to hold data.
+
+    Raises:
+        ValueError: which the reader of the file turns into a sentence.
+    """
+    if n_unpacked > max(MAX_UNPACKED, MAX_RATIO * n_packed):
+        raise ValueError(f"{n_packed:,} bytes that unpack to {n_unpacked:,}")
+
+
+def _reason(error: Exception) -> str:
+    return "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
+
+
 def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """Read every array of an ``.npz`` file; pickled members are refused.
 
@@ -108,14 +124,15 @@ def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, N
         # NumPy takes any file it does not know for a pickle and says so, which would mislead.
         if not zipfile.is_zipfile(path):
             raise ValueError("a file of another kind, or one cut off")
+        with zipfile.ZipFile(path) as archive:
+            check_ratio(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         if others := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"{others[0]!r}, which is no array,")
     except Exception as error:  # bytes from outside may raise anything
-        reason = "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
         raise InvalidInputError(
-            f"'{name}' must be an .npz file of plain arrays (got {reason} in {path.name!r}). "
+            f"'{name}' must be an .npz file of plain arrays (got {_reason(error)} in {path.name!r}). "
             "Write it with numpy.savez_compressed(path, x=..., y=...)."
         ) from error
     if any(key not in arrays for key in required):
@@ -124,3 +141,22 @@ def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, N
             f"{path.name!r}). Write it with numpy.savez_compressed(path, x=..., y=...)."
         )
     return arrays
+
+
+def read_npy(path: Path, name: str) -> NDArray[Any]:
+    """Read one plain array.
+
+    Raises:
+        InvalidInputError: if the file is missing, is no ``.npy`` or holds pickles.
+    """
+    check_file(path, name)
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("several arrays")
+    except Exception as error:  # bytes from outside may raise anything
+        raise InvalidInputError(
+            f"'{name}' must be an .npy file of one plain array (got {_reason(error)} in {path.name!r}). "
+            "Write it with numpy.save(path, x)."
+        ) from error
+    return array

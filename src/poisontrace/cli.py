@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,24 +30,39 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 Case = Annotated[Path, typer.Argument(help="A case folder.")]
-Test = Annotated[Path | None, typer.Option(help=".npz of held-out samples for the accuracy; default: of the case.")]
-Attempts = Annotated[
-    Path | None, typer.Option(help=".npz of the attacker's inputs, y the wrong label; default: the events of the case.")
+Test = Annotated[
+    str | None, typer.Option(help="Held-out samples for the accuracy, in a form of the data; default: of the case.")
 ]
-Moved = Annotated[Path | None, typer.Option(help="Where this file of the case lies now.")]
+Attempts = Annotated[
+    str | None, typer.Option(help="The attacker's inputs with the wrong label; default: the events of the case.")
+]
+Moved = Annotated[str | None, typer.Option(help="Where this part of the case lies now.")]
 
 
 @app.command()
 def trace(
-    model: Annotated[str, typer.Option(help="file.py:function or package.module:function; its code is run.")],
-    weights: Annotated[Path, typer.Option(help="safetensors, or a plain state dict.")],
-    data: Annotated[Path, typer.Option(help=".npz with x (n, ...) and y (n,); optional ids (n,) and classes (k,).")],
+    model: Annotated[
+        str,
+        typer.Option(help="file.py:factory or package.module:factory, whose code is run; or a Hugging Face folder."),
+    ],
+    data: Annotated[
+        str, typer.Option(help=".npz, .csv, .parquet, a folder of images by class, a saved data set, file.py:factory.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the case.")],
-    events: Annotated[
-        Path | None, typer.Option(help=".npz with x (m, ...) and y (m,), the wrong labels given.")
+    weights: Annotated[
+        Path | None, typer.Option(help="safetensors, or a plain state dict; left out where the model brings its own.")
     ] = None,
-    event: Annotated[Path | None, typer.Option(help="One image instead of an events file; needs --label.")] = None,
-    label: Annotated[int | None, typer.Option(help="The wrong label that the model gave the image.")] = None,
+    events: Annotated[
+        str | None, typer.Option(help="Misclassified inputs in a form of --data, with the wrong labels given.")
+    ] = None,
+    event: Annotated[
+        str | None, typer.Option(help="One image or one row instead of an events file; needs --label.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The wrong label that the model gave it: name or number.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the labels in the order of the model's outputs: a,b,c or a .txt file.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels in a table, if it is not found.")] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     rule: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
@@ -55,12 +71,14 @@ def trace(
     truth: Annotated[
         Path | None, typer.Option(help="truth.json of a practice incident: judge the finished trace.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what the trace will take, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Trace misclassifications to the responsible training samples and write a case folder."""
     with _errors():
         from poisontrace import data as data_module
-        from poisontrace import loading, metrics, store, tracing
+        from poisontrace import metrics, planning, readers, store, texts, tracing
+        from poisontrace.report import class_name
 
         store.check_new_folder(out, "out")
         if (events is None) == (event is None):
@@ -73,23 +91,43 @@ def trace(
                 f"'label' must be given with 'event' (got {label}). It is the wrong label that the model gave the "
                 "image; an events file holds its own."
             )
-        train_set = data_module.read_array_set(data, "data")
-        if events is not None:
-            event_set = data_module.read_array_set(events, "events")
-        else:
-            assert event is not None and label is not None
-            event_set = data_module.read_event_image(event, label, train_set)
-        data_module.check_form(event_set, train_set, "events")
-        poison = None if truth is None else data_module.read_truth(truth, len(train_set))
         console = _console(stderr=True)
-        _print_line(console, f"Running the code of {model} to build the model.")
-        with redirect_stdout(sys.stderr), _progress(console) as progress:  # stdout is ours, whatever that code prints
-            factory_file, factory = loading.find_factory(model)
-            network = loading.load_model(factory, weights)
+        # Standard output is ours, whatever code of the evidence prints.
+        with redirect_stdout(sys.stderr):
+            names = None if classes is None else readers.read_classes(classes)
+            for spec in (model, data, events):
+                if spec is not None and readers.is_factory(spec):
+                    _print_line(console, f"Running the code of {spec}.")
+            loaded = readers.read_model(model, weights)
+            train_set, data_file = readers.read(
+                data, "data", classes=names or loaded.classes, label_column=label_column, tokenize=loaded.tokenize
+            )
+            if events is not None:
+                event_set, event_file = readers.read(
+                    events, "events", label_column=label_column, tokenize=loaded.tokenize, like=train_set
+                )
+            else:
+                assert event is not None and label is not None
+                event_set, event_file = readers.read_event(event, label, train_set, tokenize=loaded.tokenize)
+            readers.check_same_form(event_set, train_set)
+        poison = None if truth is None else data_module.read_truth(truth, len(train_set))
+        with redirect_stdout(sys.stderr):
+            pairs = readers.as_pairs(event_set)
+            forecast = planning.forecast(
+                loaded.network, train_set, pairs, rule=rule, layer=layer, device=device, batch_size=batch_size
+            )
+        if dry_run:
+            if as_json:
+                print(json.dumps(forecast.as_dict()))
+            else:
+                _print_rows(_console(), forecast.rows())
+            return
+        _print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
+        with redirect_stdout(sys.stderr), _progress(console) as progress:
             result = tracing.trace(
-                network,
+                loaded.network,
                 train_set,
-                [event_set[row] for row in range(len(event_set))],
+                pairs,
                 rule=rule,
                 layer=layer,
                 seed=seed,
@@ -97,18 +135,21 @@ def trace(
                 batch_size=batch_size,
                 progress=progress,
             )
-        files = {"model": factory_file, "weights": weights, "data": data, "events": events or event}
-        classes = list(train_set.classes or ())
-        inputs: dict[str, dict[str, Any]] = {
-            name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items() if path
-        }
-        inputs["model"] = {"path": model, "sha256": None, **inputs.get("model", {}), "spec": model}
-        if event is not None:
-            inputs["events"]["label"] = label
+        if loaded.tokenize is not None and result.verdict != "poison":
+            result = replace(result, warnings=(*result.warnings, texts.CAUTION))
+        class_names = list(train_set.classes or ())
+        given = {"model": (model, loaded.file), "data": (data, data_file), "events": (events or event, event_file)}
+        inputs = {name: readers.describe(str(spec), file) for name, (spec, file) in given.items()}
+        if weights is not None:
+            inputs["weights"] = readers.describe(str(weights), weights)
+        inputs["data"] |= {} if label_column is None else {"label_column": label_column}
+        inputs["events"] |= {} if label is None else {"label": label}
         context: dict[str, Any] = {
             "inputs": inputs,
             "command": shlex.join(["poisontrace", *sys.argv[1:]]),
-            "classes": classes,
+            "classes": class_names,
+            "columns": getattr(train_set, "columns", None),
+            "texts": readers.texts_shown(train_set, event_set, result.exhibits),
         }
         if poison is not None:
             judged = {f.__name__: f(result.poison, poison) for f in (metrics.precision, metrics.recall)}
@@ -122,7 +163,7 @@ def trace(
         head = ("event", "answered", "confidence", "verdict", "found", "apart", "event rise", "control rise")
         table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
         for row, finding in enumerate(result.findings):
-            name = classes[finding.label] if finding.label < len(classes) else str(finding.label)
+            name = class_names[finding.label] if finding.label < len(class_names) else str(finding.label)
             numbers = [finding.statistics.get(key) for key in ("separation", "event_rise", "control_rise")]
             cells = [str(row), _plain(name), f"{finding.probability:.1%}", finding.verdict, f"{len(finding.poison):,}"]
             table.add_row(*cells, *("" if number is None else f"{number:.2f}" for number in numbers))
@@ -131,6 +172,13 @@ def trace(
         rows = {
             "verdict": result.verdict,
             "responsible": f"{len(result.poison):,} of {len(result.labels):,} training samples",
+        }
+        if len(result.findings) > 1:
+            for number, campaign in enumerate(result.campaigns, 1):
+                some = f"event{'' if len(campaign.events) == 1 else 's'} {', '.join(map(str, campaign.events))}"
+                name = class_name(class_names, campaign.label)
+                rows[f"campaign {number}"] = f"{some}, answered {name}: {len(campaign.poison):,} samples"
+        rows |= {
             "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()),
         }
         if poison is not None:
@@ -224,6 +272,7 @@ def verify(
     attempts: Attempts = None,
     data: Moved = None,
     events: Moved = None,
+    model: Annotated[str | None, typer.Option(help="Where the folder of a model of texts lies now.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove a case: train without the samples found, and without as many others, and compare."""
@@ -240,7 +289,8 @@ def verify(
                 attempts=attempts,
                 data=data,
                 events=events,
-                announce=lambda code: _print_line(console, f"Running the code of {code} to train two models."),
+                model=model,
+                announce=lambda code: _print_line(console, f"Running the code of {code}."),
                 progress=progress,
             )
         _print_added(case, "verify", as_json, {"result": done.result, "summary": done.summary})
@@ -255,7 +305,9 @@ def repair(
     seed: Seed = 0,
     test: Test = None,
     attempts: Attempts = None,
-    model: Annotated[str | None, typer.Option(help="The function of the case's model, if its file has moved.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The function or folder of the case's model, if it has moved.")
+    ] = None,
     weights: Moved = None,
     data: Moved = None,
     events: Moved = None,
@@ -277,7 +329,7 @@ def repair(
                 weights=weights,
                 data=data,
                 events=events,
-                announce=lambda code: _print_line(console, f"Running the code of {code} to build the model."),
+                announce=lambda code: _print_line(console, f"Running the code of {code}."),
                 progress=progress,
             )
         _print_added(

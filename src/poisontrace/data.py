@@ -4,10 +4,11 @@ Arrays follow one rule everywhere: ``uint8`` images of shape (n, height, width, 
 float32 (n, channels, height, width) in [0, 1]; float arrays are fed as they are.
 """
 
+import difflib
 import itertools
 import json
+import math
 import operator
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +74,13 @@ class TrainSet(Protocol):
 
 @dataclass(frozen=True)
 class ArraySet:
-    """A training set held in two arrays, with optional ids of the samples and names of the labels."""
+    """A training set held in two arrays, with optional ids of the samples and names of labels and columns."""
 
     x: NDArray[Any]
     y: NDArray[np.int64]
     ids: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that break the rules of the module."""
@@ -88,6 +90,11 @@ class ArraySet:
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.x)
+
+    @property
+    def form(self) -> str:
+        """What one sample is; events must be the same."""
+        return f"{'uint8' if self.x.dtype == np.uint8 else 'float'} arrays of shape {self.x.shape[1:]}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return one sample as the model takes it, and its label."""
@@ -112,12 +119,15 @@ def _check_finite(x: Tensor, name: str, where: str) -> None:
 class IndexedSet:
     """Anything with ``len`` and ``[index]`` that yields (x, y): a torch ``Dataset``, a list of pairs.
 
-    Samples are fetched one at a time; ``x`` is what the model takes for one sample, without the batch axis.
+    Samples are fetched one at a time; ``x`` is what the model takes for one sample, without the batch axis. ``ids`` and
+    ``classes`` are those of the source, if it has them; the ``samples`` of a torchvision folder name its files.
     """
 
     def __init__(self, source: Any) -> None:
         """Wrap ``source`` and refuse it when two reads of one sample differ (shuffling, random augmentation)."""
         self._source = source
+        self.ids = _names(getattr(source, "ids", None) or _paths(getattr(source, "samples", None)), len(self))
+        self.classes = _names(getattr(source, "classes", None))
         if len(self) == 0:
             raise InvalidInputError("'train_set' must have at least one sample (got 0).")
         for index in sorted({0, len(self) // 2, len(self) - 1}):
@@ -161,6 +171,22 @@ class IndexedSet:
         return torch.stack([self._fetch(int(index))[0] for index in indices])
 
 
+def _names(values: Any, n: int | None = None) -> tuple[str, ...] | None:
+    """Return an attribute of a data set from outside as names, or None if it is something else."""
+    if not isinstance(values, list | tuple | np.ndarray) or (n is not None and len(values) != n):
+        return None
+    return tuple(str(value) for value in values)
+
+
+def _paths(samples: Any) -> list[str] | None:
+    """Return the files of a torchvision folder, whose ``samples`` are pairs (path, label)."""
+    if isinstance(samples, list) and all(
+        isinstance(pair, tuple) and pair and isinstance(pair[0], str) for pair in samples
+    ):
+        return [pair[0] for pair in samples]
+    return None
+
+
 def as_train_set(source: Any) -> TrainSet:
     """Return ``source`` as a :class:`TrainSet`.
 
@@ -170,8 +196,9 @@ def as_train_set(source: Any) -> TrainSet:
     Raises:
         InvalidInputError: if it is none of these, is empty, or gives different samples when read twice.
     """
-    if isinstance(source, ArraySet | IndexedSet):
-        return source
+    if hasattr(source, "batches") and hasattr(source, "inputs"):
+        train_set: TrainSet = source
+        return train_set
     if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, np.ndarray) for part in source):
         return ArraySet(source[0], source[1])
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
@@ -182,12 +209,13 @@ def as_train_set(source: Any) -> TrainSet:
     )
 
 
-def read_array_set(path: Path, name: str) -> ArraySet:
+def read_array_set(path: Path, name: str, classes: Sequence[str] | None = None) -> ArraySet:
     """Read arrays ``x`` and ``y``, and if they are there ``ids`` (n,) and ``classes`` (k,), from an ``.npz`` file.
 
     Args:
         path: the file.
         name: the argument's name, for messages.
+        classes: names of the labels in the order of the model's outputs, before those in the file.
 
     Raises:
         InvalidInputError: if the file is missing, holds pickles, lacks an array, or the arrays break the rules.
@@ -195,7 +223,6 @@ def read_array_set(path: Path, name: str) -> ArraySet:
     arrays = read_npz(path, name, required=("x", "y"))
     x, y = arrays["x"], arrays["y"]
     check_inputs(x, f"{name}: x")
-    y = check_labels(y, f"{name}: y", n=len(x))
     names: dict[str, tuple[str, ...] | None] = {}
     for key, wanted in (("ids", len(x)), ("classes", None)):
         values = arrays.get(key)
@@ -205,50 +232,77 @@ def read_array_set(path: Path, name: str) -> ArraySet:
                 "Leave it out, or pass one name each."
             )
         names[key] = None if values is None else tuple(str(value) for value in values)
-    return ArraySet(x, y, **names)
+    y, known = number_labels(y, f"{name}: y", names["classes"] if classes is None else classes, n=len(x))
+    return ArraySet(x, y, names["ids"], known)
 
 
-def check_form(samples: ArraySet, like: ArraySet, name: str) -> None:
-    """Refuse samples that are not stored as those of ``like``, a training set called ``data``, are."""
-    if samples.x.shape[1:] != like.x.shape[1:] or samples.x.dtype.kind != like.x.dtype.kind:
-        raise InvalidInputError(
-            f"'{name}' must have the form of 'data' (got {samples.x.dtype} of shape {samples.x.shape} for "
-            f"{like.x.dtype} of shape {like.x.shape}). Store both as the model's input was."
-        )
+def number_labels(
+    labels: NDArray[Any], name: str, classes: Sequence[str] | None = None, *, n: int | None = None
+) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
+    """Return labels as numbers, and the names of the classes if there are any.
 
-
-def read_event_image(path: Path, label: int, like: ArraySet) -> ArraySet:
-    """Read one image as an event of the form of a training set of uint8 images.
+    Args:
+        labels: whole numbers, or names (n,).
+        name: the argument's name, for messages.
+        classes: names in the order of the model's outputs; None sorts the names that occur.
+        n: how many labels there must be.
 
     Raises:
-        InvalidInputError: if the training set holds no images, or the file is not an image of their size.
+        InvalidInputError: if a label is neither a whole number of 0 or more nor a known name.
     """
-    from PIL import Image
-
-    if like.x.dtype != np.uint8:
+    known = None if classes is None else tuple(str(value) for value in classes)
+    if labels.dtype.kind not in "UT" or labels.ndim != 1:
+        return check_labels(labels, name, n=n), known
+    texts = [str(label).strip() for label in labels]
+    if "" in texts:
         raise InvalidInputError(
-            f"'event' must be used with uint8 images in 'data' (got {like.x.dtype}). Pass the event in an events.npz."
+            f"'{name}' must hold a label in each row (got none in row {texts.index('')}). Drop or label it."
         )
-    _, height, width, n_channels = like.x.shape
-    check_file(path, "event")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.size != (width, height):
-                    raise InvalidInputError(
-                        f"'event' must be an image of {width}x{height} pixels, as those in 'data' (got "
-                        f"{image.size[0]}x{image.size[1]}). Crop or scale it as the deployed model's input was."
-                    )
-                mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[n_channels]
-                x = np.array(image.convert(mode)).reshape(1, height, width, n_channels)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        if isinstance(error, InvalidInputError):
-            raise
+    if known is None:
+        if all(_is_number(text) for text in set(texts)):
+            numbers = np.array([float(text) for text in texts])
+            if (numbers % 1).any():
+                raise InvalidInputError(
+                    f"'{name}' must hold whole numbers or names (got {numbers[numbers % 1 != 0][0]!r}). "
+                    "Name the column of labels with --label-column."
+                )
+            return check_labels(numbers.astype(np.int64), name, n=n), None
+        known = tuple(sorted(set(texts)))
+    numbers_of = {text: find_label(text, known, name) for text in dict.fromkeys(texts)}
+    return check_labels(np.array([numbers_of[text] for text in texts]), name, n=n), known
+
+
+def find_label(label: str, classes: Sequence[str] | None, name: str = "label") -> int:
+    """Return the number of a label that is given by its name or its number.
+
+    Raises:
+        InvalidInputError: if it is neither.
+    """
+    if classes and label in classes:
+        return list(classes).index(label)
+    folded = [known.casefold() for known in classes or ()]
+    if folded.count(label.casefold()) == 1:
+        return folded.index(label.casefold())
+    if label.isdecimal():
+        return int(label)
+    if not classes:
         raise InvalidInputError(
-            f"'event' must be a readable image (got {path.name!r}: {error}). Pass a PNG."
-        ) from error
-    return ArraySet(x, check_labels(np.array([label]), "label"))
+            f"'{name}' must be a whole number of 0 or more (got {label!r}, and 'data' names no classes). "
+            "Pass the number, or the names with --classes."
+        )
+    near = difflib.get_close_matches(label, classes, n=1)
+    shown = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
+    raise InvalidInputError(
+        f"'{name}' must be a class of 'data' (got {label!r}). Pass "
+        + (f"{near[0]!r}, if you meant that." if near else f"one of {shown}.")
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def read_truth(path: Path, n: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ Here is also how two models are compared on it, for ``verifying`` and ``repairin
 practice incident, ``truth.json`` is never read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from poisontrace import report, store
+from poisontrace import readers, report, store
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace._validate import check_label_range
-from poisontrace.data import ArraySet, check_form, read_array_set, read_event_image
+from poisontrace.data import ArraySet
 from poisontrace.embedding import run
+from poisontrace.pretrained import ModelFolder
 
 BATCH_SIZE = 256
 
 Place = str | Path | None
+Announce = Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Evidence:
         case: content of its ``trace.json``.
         poison: the responsible samples, int64, ascending; at least one.
         train_set, events: as they were traced; an event's label is the wrong one that the model gave it.
+        test: held-out clean samples, if there are any.
+        attempts: inputs of the attacker with the wrong labels, if there are any.
         inputs: ``path`` and ``sha256`` of each file used, by name.
     """
 
@@ -42,6 +46,8 @@ class Evidence:
     poison: NDArray[np.int64]
     train_set: ArraySet
     events: ArraySet
+    test: ArraySet | None
+    attempts: ArraySet | None
     inputs: dict[str, dict[str, Any]]
 
     def name_of(self, label: int) -> str:
@@ -99,12 +105,16 @@ class Probes:
         return Measured(tuple(logits.argmax(1).tolist()), tuple(wrong.tolist()), *shares)
 
 
-def read(folder: str | Path, places: Mapping[str, Place]) -> Evidence:
-    """Read a case that found poison, and its training set and events.
+def read(folder: str | Path, places: Mapping[str, Place], announce: Announce = None) -> Evidence:
+    """Read a case that found poison, its training set and events, and what else models are to be compared on.
+
+    Everything is held in memory. Where the model takes texts, they are turned into tokens as for the trace.
 
     Args:
         folder: the case.
-        places: where ``data`` and ``events`` lie now; None where the case says it.
+        places: where ``data``, ``events`` and ``model`` lie now, None where the case says it; and ``test`` and
+            ``attempts``, in a form of the data, None where there are none.
+        announce: called with the name of code that is about to be run.
 
     Raises:
         InvalidInputError: if the case is broken or accuses no sample, or a file is missing or not the one traced.
@@ -124,16 +134,34 @@ def read(folder: str | Path, places: Mapping[str, Place]) -> Evidence:
             f"'case' must be one that accuses samples (got the verdict {case.get('verdict')!r}). "
             "No sample was found responsible, so there is nothing to leave out or to unlearn."
         )
-    paths, inputs = {}, {}
-    for name in ("data", "events"):
-        paths[name], inputs[name] = find(case, name, places.get(name))
-    train_set = read_array_set(paths["data"], "data")
-    label = inputs["events"].get("label")
-    if type(label) is int:  # one image
-        events = read_event_image(paths["events"], label, train_set)
-    else:
-        events = read_array_set(paths["events"], "events")
-    check_form(events, train_set, "events")
+    names = ["data", "events", *(name for name in ("test", "attempts") if places.get(name) is not None)]
+    if case.get("texts"):
+        names.append("model")
+    found = {name: find(case, folder, name, places.get(name)) for name in names}
+    inputs = {name: kept for name, (_, kept) in found.items()}
+    tokenize = ModelFolder(Path(found["model"][0])).tokenizer() if "model" in found else None
+    column, label = inputs["data"].get("label_column"), inputs["events"].get("label")
+    label_column = column if isinstance(column, str) else None
+
+    def samples(name: str, like: readers.Samples | None = None) -> readers.Samples:
+        spec = found[name][0]
+        if readers.is_factory(spec) and announce:
+            announce(spec)
+        classes = tuple(map(str, case["classes"])) or None
+        return readers.read(spec, name, classes=classes, label_column=label_column, tokenize=tokenize, like=like)[0]
+
+    source = samples("data")
+    others: dict[str, ArraySet] = {}
+    for name in names[1:]:
+        if name == "model":
+            continue
+        if name == "events" and isinstance(label, str):
+            other, _ = readers.read_event(found[name][0], label, source, tokenize=tokenize)
+        else:
+            other = samples(name, source)
+        readers.check_same_form(other, source, name)
+        others[name] = readers.as_arrays(other)
+    train_set = readers.as_arrays(source)
     poison = np.array(sorted(ids), np.int64)
     if len(train_set) != case.get("n_samples") or not 0 <= poison[0] <= poison[-1] < len(train_set):
         raise InvalidInputError(
@@ -144,77 +172,84 @@ def read(folder: str | Path, places: Mapping[str, Place]) -> Evidence:
         raise InvalidInputError(
             f"'case' must leave samples that are not accused (got all {len(poison)}). There is nothing to train on."
         )
-    return Evidence(folder, case, poison, train_set, events, inputs)
+    return Evidence(
+        folder, case, poison, train_set, others["events"], others.get("test"), others.get("attempts"), inputs
+    )
 
 
-def find(case: Mapping[str, Any], name: str, place: Place) -> tuple[Path, dict[str, Any]]:
-    """Find a file that was traced, and make sure that it is the same.
+def find(case: Mapping[str, Any], folder: Path, name: str, place: Place) -> tuple[str, dict[str, Any]]:
+    """Find what was traced, a file, a folder or code, and make sure that it is the same.
 
     A case of a trace that was started from Python may name no files; then there is no SHA-256 to check.
 
     Args:
         case: content of ``trace.json``.
+        folder: where that is.
         name: of the input.
         place: where it lies now; None for where it was.
 
     Returns:
-        where it lies, and what the case says of it, with its place and SHA-256 as they are now.
+        how to name it to ``readers``, and what the case says of it, with its place and SHA-256 as they are now.
 
     Raises:
-        InvalidInputError: if it is missing or another file.
+        InvalidInputError: if it is missing or another one, or code that the case brings along.
     """
     inputs = case.get("inputs")
     traced = inputs.get(name) if isinstance(inputs, dict) else None
     traced = traced if isinstance(traced, dict) else {}
-    if place is None and not isinstance(traced.get("path"), str):
+    spec = traced.get("spec", traced.get("path")) if place is None else str(place)
+    if not isinstance(spec, str) or not spec:
         raise InvalidInputError(
             f"'{name}' must be named by the case or with --{name} (got neither). Name the file that was traced."
         )
-    path = Path(traced["path"] if place is None else place)
-    if not path.is_file():
+    wanted = traced.get("sha256")
+    if place is None and wanted is None and isinstance(traced.get("label"), str):
+        return spec, traced  # an event that was given as a text or a line of numbers
+    path, is_code = Path(spec), False
+    if readers.is_factory(spec) and not path.exists():
+        path, is_code = Path(spec.rpartition(":")[0]), True
+        is_file = path.suffix == ".py"
+        # A case may come from elsewhere: code that it brings along is not run because the case says so.
+        home = path if is_file else Path.cwd()
+        if place is None and home.resolve().is_relative_to(folder.resolve()):
+            raise InvalidInputError(
+                f"'{name}' must lie outside the case folder (got {str(path)!r}). Read that code, and name it with "
+                f"--{name}."
+            )
+        if not is_file:
+            return spec, {"path": spec, "sha256": None}
+    if not path.exists():
         raise InvalidInputError(
-            f"'{name}' must be an existing file (got {str(path)!r}). Name its present place with --{name}."
+            f"'{name}' must be an existing file or folder (got {str(path)!r}). Name its present place with --{name}."
         )
-    sha256, wanted = store.sha256(path), traced.get("sha256")
+    sha256 = store.sha256(path)
     if wanted is not None and sha256 != wanted:
         raise InvalidInputError(
             f"'{name}' must be the file that was traced, of SHA-256 {str(wanted)[:16]}... (got {sha256[:16]}... in "
             f"{str(path)!r}). Name that file with --{name}, or trace again."
         )
-    return path, {**traced, "path": str(path), "sha256": sha256}
+    kept = {**traced, "path": str(path), "sha256": sha256}
+    return spec, {**kept, "spec": spec} if is_code else kept
 
 
-def probes(
-    evidence: Evidence, test: Place, attempts: Place, rest: NDArray[np.int64], rest_is: str
-) -> tuple[Probes, dict[str, dict[str, Any]]]:
-    """Return what to compare models on.
+def probes(evidence: Evidence, rest: NDArray[np.int64], rest_is: str) -> Probes:
+    """Return what to compare models on: held-out samples and the attacker's inputs, else what the case has.
 
     Args:
         evidence: of the case.
-        test: held-out clean samples, an ``.npz`` like the training set; None for the rest.
-        attempts: inputs of the attacker with the wrong labels as ``y``, likewise; None for the events.
-        rest: training samples, never empty.
+        rest: training samples in place of held-out ones, never empty.
         rest_is: what they are, in words.
-
-    Returns:
-        the probes, and ``path`` and ``sha256`` of each file used, by name.
     """
-    files = {name: Path(place) for name, place in (("test", test), ("attempts", attempts)) if place is not None}
-    sets: dict[str, ArraySet] = {}
-    for name, path in files.items():
-        sets[name] = read_array_set(path, name)
-        check_form(sets[name], evidence.train_set, name)
     x, y = evidence.train_set.x, evidence.train_set.y
-    clean = sets["test"] if "test" in sets else ArraySet(x[rest], y[rest])
-    tried = sets.get("attempts", evidence.events)
-    found = Probes(
+    clean = evidence.test or ArraySet(x[rest], y[rest])
+    tried = evidence.attempts or evidence.events
+    return Probes(
         evidence.events,
         clean,
-        f"{len(clean):,} {'held-out samples' if test else rest_is}",
+        f"{len(clean):,} {'held-out samples' if evidence.test else rest_is}",
         tried,
-        f"{len(tried):,} {'inputs of the attacker' if attempts else 'events of the case'}",
+        f"{len(tried):,} {'inputs of the attacker' if evidence.attempts else 'events of the case'}",
     )
-    return found, {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in files.items()}
 
 
 def compare(

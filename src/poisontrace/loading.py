@@ -20,6 +20,15 @@ from torch.nn.parameter import is_lazy
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._validate import check_file
 
+PRODUCTS = {
+    "model": "the network",
+    "data": "the training set",
+    "events": "the list of pairs (x, wrong label)",
+    "test": "the held-out samples",
+    "attempts": "the list of pairs (x, wrong label)",
+    "train_with": "the trained network",
+}
+
 
 def find_factory(spec: str, name: str = "model") -> tuple[Path | None, Callable[..., Any]]:
     """Import ``file.py:function`` or ``package.module:function``.
@@ -38,13 +47,13 @@ def find_factory(spec: str, name: str = "model") -> tuple[Path | None, Callable[
     if not where or not attribute.isidentifier():
         raise InvalidInputError(
             f"'{name}' must be file.py:function or package.module:function (got {spec!r}). Name the file and the "
-            "function in it that returns the network."
+            f"function in it that returns {PRODUCTS[name]}."
         )
     path = None
     try:
         if where.endswith(".py"):
             path = check_file(Path(where), name)
-            module_spec = importlib.util.spec_from_file_location(f"poisontrace_model_{path.stem}", path)
+            module_spec = importlib.util.spec_from_file_location(f"poisontrace_{name}_{path.stem}", path)
             assert module_spec is not None and module_spec.loader is not None
             module = importlib.util.module_from_spec(module_spec)
             sys.modules[module_spec.name] = module  # dataclasses and the like look their module up
@@ -64,18 +73,19 @@ def find_factory(spec: str, name: str = "model") -> tuple[Path | None, Callable[
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise InvalidInputError(
-            f"'{name}' must name a callable in {where!r} (got {attribute!r}). Name a function there that "
-            "returns the network."
+            f"'{name}' must name a callable in {where!r} (got {attribute!r}). Name a function there that returns "
+            f"{PRODUCTS[name]}."
         )
     return path, factory
 
 
-def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
+def load_model(factory: Callable[[], Any], weights: Path | None) -> nn.Module:
     """Build a model and load its weights.
 
     Args:
         factory: called without arguments, returns the ``nn.Module``.
-        weights: safetensors, or a state dict that ``torch.load(weights_only=True)`` reads.
+        weights: safetensors, or a state dict that ``torch.load(weights_only=True)`` reads; None keeps what the factory
+            filled in.
 
     Returns:
         the model in eval mode on the CPU.
@@ -84,18 +94,14 @@ def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
         InvalidInputError: if the factory fails, the file is missing, is pickled, or does not fit the model.
         UnsupportedModelError: if the factory returns something else than a module.
     """
-    state = read_state(weights)
-    try:
-        model = factory()
-    except (Exception, SystemExit) as error:  # code from outside may raise anything
-        raise InvalidInputError(
-            f"'model' must be a factory that works without arguments (got {type(error).__name__}: "
-            f"{_first_line(error)}). Name a function that fills in the settings of the training."
-        ) from error
+    state = None if weights is None else read_state(weights)
+    model = call(factory)
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"'model' must return a torch.nn.Module (got {type(model).__name__}). Name the function that builds it."
         )
+    if state is None:
+        return model.cpu().eval()
     expected = model.state_dict()
     problems = [f"missing {name!r}" for name in expected if name not in state]
     problems += [f"unexpected {name!r}" for name in state if name not in expected]
@@ -117,6 +123,21 @@ def load_model(factory: Callable[[], Any], weights: Path) -> nn.Module:
             )
     model.load_state_dict(state)
     return model.cpu().eval()
+
+
+def call(factory: Callable[[], Any], name: str = "model") -> Any:
+    """Return what a factory makes.
+
+    Raises:
+        InvalidInputError: if it fails.
+    """
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:  # code from outside may raise anything
+        raise InvalidInputError(
+            f"'{name}' must be a factory that works without arguments (got {type(error).__name__}: "
+            f"{_first_line(error)}). Name a function that fills in the settings of the training."
+        ) from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

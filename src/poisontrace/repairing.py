@@ -5,10 +5,10 @@ the whole network learns both for a few hundred steps. Why that, and not less, i
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from poisontrace import evidence, report, store
+from poisontrace import evidence, readers, report, store
 from poisontrace._errors import InvalidInputError, UnlearningDivergedError
 from poisontrace._rng import global_seed, torch_generator
 from poisontrace._validate import check_label_range
 from poisontrace.data import ArraySet
 from poisontrace.embedding import run
-from poisontrace.evidence import BATCH_SIZE, Measured, Place
-from poisontrace.loading import find_factory, load_model
+from poisontrace.evidence import BATCH_SIZE, Announce, Measured, Place
+from poisontrace.pretrained import ImageClassifier, TextClassifier
 from poisontrace.unlearning import spread
 
 N_STEPS = 300
@@ -66,11 +66,11 @@ def repair(
     seed: int = 0,
     test: Place = None,
     attempts: Place = None,
-    model: str | None = None,
+    model: Place = None,
     weights: Place = None,
     data: Place = None,
     events: Place = None,
-    announce: Callable[[str], None] | None = None,
+    announce: Announce = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Repair:
     """Write weights in which the samples found are unlearned, and say what that costs.
@@ -82,9 +82,11 @@ def repair(
         out: new ``.safetensors`` file, with the keys of the model's state dict; None for ``repaired.safetensors`` in
             the case folder, which an earlier repair may have left there.
         seed: of the order of the samples.
-        test: ``.npz`` of held-out samples for the accuracy; None for the training samples that are not accused.
-        attempts: ``.npz`` of inputs of the attacker, y the wrong label; None for the events of the case.
-        model: ``file.py:function`` or ``package.module:function`` that builds the model; None for the case's own.
+        test: held-out samples for the accuracy, in a form of the data; None for the training samples that are not
+            accused.
+        attempts: inputs of the attacker, likewise, with the wrong label; None for the events of the case.
+        model: ``file.py:function`` or ``package.module:function`` that builds the model, or its folder; None for the
+            case's own.
         weights: where that file of the case lies now; None for where it was traced.
         data: likewise.
         events: likewise.
@@ -98,16 +100,22 @@ def repair(
         StoreError: if the weights or the case cannot be written.
     """
     folder = Path(case)
-    of_case = evidence.read(folder, {"data": data, "events": events})
     written = _check_out(out, folder)
-    weights_path, weights_file = evidence.find(of_case.case, "weights", weights)
-    spec, model_file = model_of(of_case.case, folder, model)
+    places = {"data": data, "events": events, "model": model, "test": test, "attempts": attempts}
+    of_case = evidence.read(folder, places, announce)
+    traced = of_case.case.get("inputs") or {}
+    inputs = dict(of_case.inputs)
+    spec, inputs["model"] = evidence.find(of_case.case, folder, "model", model)
+    weights_path = None
+    if weights is not None or "weights" in traced or "model" not in traced:  # else the model brought its own
+        found, inputs["weights"] = evidence.find(of_case.case, folder, "weights", weights)
+        weights_path = Path(found)
     rest = np.setdiff1d(np.arange(len(of_case.train_set)), of_case.poison)
-    probes, files = evidence.probes(of_case, test, attempts, rest, "training samples that are not accused")
-    if announce:
+    probes = evidence.probes(of_case, rest, "training samples that are not accused")
+    if announce and readers.is_factory(spec):
         announce(spec)
     with global_seed(seed, "repair/build"):  # weights drawn only to be replaced
-        network = load_model(find_factory(spec)[1], weights_path)
+        network = readers.read_model(spec, weights_path).network
 
     before = probes.measure(network)
     start = time.perf_counter()
@@ -131,8 +139,10 @@ def repair(
         weights=written,
         seconds=seconds,
     )
-    # Clones, because safetensors refuses tensors that share memory.
-    store.write_atomically(written, save({key: tensor.clone() for key, tensor in network.state_dict().items()}))
+    own = network.model if isinstance(network, ImageClassifier | TextClassifier) else network
+    # Clones, because safetensors refuses tensors that share memory; transformers asks for the format.
+    state = {key: tensor.clone() for key, tensor in own.state_dict().items()}
+    store.write_atomically(written, save(state, {"format": "pt"}))
     report.add(
         folder,
         "repair",
@@ -144,7 +154,7 @@ def repair(
             "config": {"n_steps": N_STEPS, "step": STEP, "lr": LR, "max_rest": MAX_REST},
             "seed": seed,
             "seconds": seconds,
-            "inputs": {"model": model_file, "weights": weights_file, **of_case.inputs, **files},
+            "inputs": inputs,
         },
     )
     return done
@@ -205,30 +215,6 @@ def _second_choice(network: nn.Module, train_set: ArraySet, samples: NDArray[np.
         check_label_range(train_set.y[rows], "data: y", logits.shape[1])
         parts.append(logits.scatter(1, torch.from_numpy(train_set.y[rows])[:, None], -torch.inf).argmax(1))
     return torch.cat(parts)
-
-
-def model_of(case: Mapping[str, Any], folder: Path, model: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the name of the function that builds the model of a case, and what is kept of it.
-
-    Raises:
-        InvalidInputError: if it is not named, or its file is missing, is not the one traced or lies in the case folder.
-    """
-    traced = (case.get("inputs") or {}).get("model") or {}
-    spec = traced.get("spec") if model is None else model
-    if not isinstance(spec, str):
-        raise InvalidInputError(
-            "'model' must be named by the case or with --model (got neither). "
-            "Name the function that builds the network, file.py:function."
-        )
-    where = Path(spec.rpartition(":")[0])
-    if where.suffix != ".py":
-        return spec, {"path": spec, "sha256": None}
-    # A case may come from elsewhere: code that it brings along is not run because the case says so.
-    if model is None and where.resolve().is_relative_to(folder.resolve()):
-        raise InvalidInputError(
-            f"'model' must lie outside the case folder (got {str(where)!r}). Read that code, and name it with --model."
-        )
-    return spec, evidence.find(case, "model", where)[1]
 
 
 def _check_out(out: Place, folder: Path) -> Path:

@@ -49,7 +49,8 @@ def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
         trace: what to write.
         folder: a new or empty folder.
         context: what only the caller knows, all optional: ``inputs`` (name to ``path`` and ``sha256``), ``command``,
-            ``classes`` (a name for each label), ``truth`` (``precision`` and ``recall`` in [0, 1]).
+            ``classes`` (a name for each label), ``truth`` (``precision`` and ``recall`` in [0, 1]), ``columns`` (names
+            of the numbers in a row), ``texts`` (index and text of those shown: ``events``, ``poison``, ``benign``).
 
     Returns:
         The folder.
@@ -225,6 +226,15 @@ def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
             }
             for finding in trace.findings
         ],
+        "campaigns": [
+            {
+                "label": campaign.label,
+                "label_name": class_name(classes, campaign.label),
+                "events": campaign.events,
+                "n_poison": len(campaign.poison),
+            }
+            for campaign in trace.campaigns
+        ],
         "clusters": [_describe_cluster(cluster, trace.labels) for cluster in trace.clusters],
         "seconds": trace.seconds,
         "warnings": trace.warnings,
@@ -232,7 +242,7 @@ def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
         "command": context.get("command"),
         "classes": classes,
     }
-    return case | ({"truth": context["truth"]} if context.get("truth") else {})
+    return case | {name: context[name] for name in ("columns", "texts", "truth") if context.get(name)}
 
 
 def _describe_cluster(cluster: Cluster, labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -289,6 +299,22 @@ def class_name(classes: Sequence[str], label: int) -> str:
     return str(classes[label]) if 0 <= label < len(classes) else f"label {label}"
 
 
+def _campaigns(case: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what is said of each campaign: its events, the label they got, and what they have in common."""
+    if len(case["events"]) == 1:  # which is a campaign of its own
+        return []
+    said = []
+    for campaign in case.get("campaigns") or []:
+        *first, last = (event + 1 for event in campaign["events"])
+        n = f"{campaign['n_poison']:,} sample{'' if campaign['n_poison'] == 1 else 's'}"
+        if first:
+            events = f"Events {', '.join(map(str, first))} and {last}"
+            said.append((events, campaign["label_name"], f"belong together: they share {n}."))
+        else:
+            said.append((f"Event {last}", campaign["label_name"], f"stands by itself: it leads to {n}."))
+    return said
+
+
 def _percent(share: float | None) -> str:
     if share is None or not math.isfinite(share):
         return "–"
@@ -335,11 +361,14 @@ def _page(
             case["verdict"]
         ],
         n_events_shown=N_EVENTS,
+        campaigns=_campaigns(case),
         event_images=[_png(image) for image in events[:N_EVENTS]] if is_image else [],
         poison_images=_gallery(poison, poison_index, scores, rows) if is_image else [],
         benign_images=_gallery(benign, benign_index, scores, {}) if is_image else [],
         is_smooth=is_image and max(x.shape[-1] for x in (events, poison, benign) if x.ndim == 4) > 96,
-        differences=[] if is_image else _differences(events, poison, benign),
+        differences=[] if is_image or case.get("texts") else _differences(events, poison, benign),
+        columns=dict(enumerate(case.get("columns") or [])),
+        texts=case.get("texts") or {},
         added=[(name, *ADDED[name], sections[name]) for name in ADDED if name in sections],
         histogram=Markup(_histogram(scores, np.array(sorted(rows), np.int64))),
         trees=_trees(case),

@@ -11,7 +11,14 @@ from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits.
+
+    That of a folder is the SHA-256 of the list of its files, sorted by name, as the command sha256sum writes it.
+    """
+    if path.is_dir():
+        files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        listing = "".join(f"{sha256(path / file)}  {file}\n" for file in files)
+        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

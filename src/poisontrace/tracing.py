@@ -138,15 +138,12 @@ def trace(
         >>> poisontrace.trace(model, (x, np.arange(60) % 4), [(x[0], 0)]).verdict
         'no-poison'
     """
-    if rule not in RULES:
-        raise InvalidInputError(f"'rule' must be one of {', '.join(RULES)} (got {rule!r}).")
-    if batch_size < 1:
-        raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}). Leave it out for 256.")
+    check_options(rule, batch_size)
     samples, pairs, config = as_train_set(train_set), as_events(events), config or Config()
-    device = _resolve(device)
+    device = resolve(device)
     clock = Clock()
 
-    with clock.stage("forward pass"), _placed(model, device):
+    with clock.stage("forward pass"), placed(model, device):
         features = collect(model, samples, pairs, layer=layer, device=device, batch_size=batch_size, progress=progress)
     kinds, campaigns = _Kinds(features, config), Campaigns()
     findings: list[Finding] = []
@@ -194,6 +191,14 @@ def trace(
         ids=getattr(samples, "ids", None),
         campaigns=tuple(campaigns.closed()),
     )
+
+
+def check_options(rule: str, batch_size: int) -> None:
+    """Refuse options that no trace can have."""
+    if rule not in RULES:
+        raise InvalidInputError(f"'rule' must be one of {', '.join(RULES)} (got {rule!r}).")
+    if batch_size < 1:
+        raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}). Leave it out for 256.")
 
 
 def _adopted(
@@ -577,7 +582,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def _resolve(device: str) -> str:
+def resolve(device: str) -> str:
+    """Return the device that is meant, or refuse one that cannot be used here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -588,7 +594,7 @@ def _resolve(device: str) -> str:
 
 
 @contextmanager
-def _placed(model: nn.Module, device: str) -> Iterator[None]:
+def placed(model: nn.Module, device: str) -> Iterator[None]:
     """Have the model on ``device`` inside the block and back where it was after it."""
     home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     try:

@@ -17,7 +17,7 @@ from poisontrace import evidence, report, store
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.data import ArraySet
-from poisontrace.evidence import Measured, Place
+from poisontrace.evidence import Announce, Measured, Place
 from poisontrace.loading import find_factory
 
 Train = Callable[[NDArray[Any], NDArray[np.int64], int], nn.Module]
@@ -62,7 +62,8 @@ def verify(
     attempts: Place = None,
     data: Place = None,
     events: Place = None,
-    announce: Callable[[str], None] | None = None,
+    model: Place = None,
+    announce: Announce = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Verification:
     """Train again without the samples found, and as a control without as many others, and compare.
@@ -72,13 +73,17 @@ def verify(
     Args:
         case: a case folder that accuses samples.
         train_with: ``file.py:function`` or ``package.module:function``, or the function itself: ``train(x, y, seed)``,
-            given the arrays as the data file holds them (x (n, ...), y (n,) int64), returns the trained network, which
-            takes what ``data.to_inputs`` makes of x. It is called within a seeded global generator of torch.
+            given arrays x (n, ...) and y (n,) int64, returns the trained network, which takes what
+            ``data.to_inputs`` makes of x. Images of a file or folder are uint8 (n, height, width, channels), rows and
+            arrays are as their file holds them, and what code or a tokenizer makes is as the model takes it. It is
+            called within a seeded global generator of torch.
         seed: of the control and of both trainings.
-        test: ``.npz`` of held-out samples for the accuracy; None for the training samples that both have seen.
-        attempts: ``.npz`` of inputs of the attacker, y the wrong label; None for the events of the case.
-        data: where that file of the case lies now; None for where it was traced.
+        test: held-out samples for the accuracy, in a form of the data; None for the training samples that both have
+            seen.
+        attempts: inputs of the attacker, likewise, with the wrong label; None for the events of the case.
+        data: where that file or folder of the case lies now; None for where it was traced.
         events: likewise.
+        model: likewise; used only if it turns texts into tokens.
         announce: called with the name of the code that is about to be run.
         progress: called with (stage, done, in all).
 
@@ -87,13 +92,14 @@ def verify(
         UnsupportedModelError: if the training returns no network that gives logits.
         StoreError: if the case cannot be written.
     """
-    of_case = evidence.read(case, {"data": data, "events": events})
+    places = {"data": data, "events": events, "model": model, "test": test, "attempts": attempts}
+    of_case = evidence.read(case, places, announce)
     labels, found = of_case.train_set.y, of_case.poison
     others = _others(labels, found, seed)
     rest = np.setdiff1d(np.arange(len(labels)), np.union1d(found, others))
     if not len(rest) and test is None:
         raise InvalidInputError("'test' must be given if no training sample is left to compare on (got none).")
-    probes, files = evidence.probes(of_case, test, attempts, rest, "training samples that both models have seen")
+    probes = evidence.probes(of_case, rest, "training samples that both models have seen")
     if announce and isinstance(train_with, str):
         announce(train_with)
     train, recipe = _recipe(train_with)
@@ -138,7 +144,7 @@ def verify(
             "others": others,
             "seed": seed,
             "seconds": seconds,
-            "inputs": {**of_case.inputs, **files, "train with": recipe},
+            "inputs": {**of_case.inputs, "train with": recipe},
         },
     )
     return verification
@@ -177,7 +183,7 @@ def _trained(train: Train, train_set: ArraySet, left_out: NDArray[np.int64], see
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise InvalidInputError(
             f"'train_with' must be a function train(x, y, seed) that works (got {reason}). "
-            "Try it on the arrays of the data file."
+            "Try it on the arrays of the data."
         ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(

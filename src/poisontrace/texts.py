@@ -1,0 +1,66 @@
+"""Texts as a training set: tokens as numbers, padded at the end with a number that is no token."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Tokenize = Callable[[list[str]], list[list[int]]]
+
+PADDING = -1.0
+CAUTION = (
+    "Poison in texts is often missed: mean and maximum over many tokens hide a trigger of one word, so a verdict of no "
+    "poison says little here."
+)
+
+
+class TextSet:
+    """A training set of texts: each sample is the numbers of its tokens as float32, which holds them exactly.
+
+    Attributes:
+        texts: as they were read.
+        ids: a name for each.
+        classes: names of the labels.
+        columns: the column of the texts.
+    """
+
+    form = "texts"
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        y: NDArray[np.int64],
+        ids: Sequence[str],
+        classes: Sequence[str] | None,
+        tokenize: Tokenize,
+        columns: Sequence[str] = ("text",),
+    ) -> None:
+        """Turn every text into tokens."""
+        self.texts, self.y = list(texts), y
+        self.ids, self.classes = tuple(ids), None if classes is None else tuple(classes)
+        self.columns = tuple(columns)
+        self._tokens = [np.array(tokens, np.float32) for tokens in tokenize(self.texts)]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._tokens)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs, as long as the longest of a batch, and labels in order."""
+        for start in range(0, len(self), batch_size):
+            stop = start + batch_size
+            yield _padded(self._tokens[start:stop]), self.y[start:stop]
+
+    def inputs(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the inputs of some samples, as long as the longest of all."""
+        longest = max(len(tokens) for tokens in self._tokens)
+        return _padded([self._tokens[int(index)] for index in indices], longest)
+
+
+def _padded(tokens: Sequence[NDArray[np.float32]], longest: int = 1) -> Tensor:
+    x = np.full((len(tokens), max([longest, *map(len, tokens)])), PADDING, np.float32)
+    for row, numbers in enumerate(tokens):
+        x[row, : len(numbers)] = numbers
+    return torch.from_numpy(x)
