@@ -65,7 +65,7 @@ class Config:
 
     separation: float = TWO_KINDS
     weak_separation: float = ONE_KIND
-    event_rise: float = 0.1
+    event_rise: float = 0.05
     faint_rise: float = 0.01
     control_share: float = 0.1
     min_cluster: int = 20
