@@ -118,6 +118,24 @@ def test_principal_finds_the_same_directions_from_either_side() -> None:
         torch.testing.assert_close(principal(x).x.abs().double(), expected, rtol=1e-2, atol=2e-2)
 
 
+def test_principal_goes_on_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where single precision does not converge: the same coordinates up to sign."""
+    x = _noise(300, 200) * torch.linspace(0.1, 5, 200)
+    expected, eigh = principal(x).x, torch.linalg.eigh
+
+    def stubborn(gram: Tensor) -> tuple[Tensor, Tensor]:
+        if gram.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("did not converge")
+        return eigh(gram)
+
+    monkeypatch.setattr(torch.linalg, "eigh", stubborn)
+
+    got = principal(x).x
+
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.abs(), expected.abs(), rtol=1e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize(("n", "n_first"), [(40, 5), (61, 30), (61, 50)])
 def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
     """Sums over folds give what a refit of each fold with an explicit covariance gives."""

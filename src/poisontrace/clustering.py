@@ -188,11 +188,20 @@ def principal(x: Tensor) -> Space:
     if d <= MAX_DIRECTIONS:
         return Space(x)
     if d <= n:
-        _, vectors = torch.linalg.eigh(x.T @ x)  # ascending
+        _, vectors = _eigh(x.T @ x)
         return Space(x @ vectors[:, -MAX_DIRECTIONS:])
-    values, vectors = torch.linalg.eigh(x @ x.T)  # the smaller side: (n, n)
+    values, vectors = _eigh(x @ x.T)  # the smaller side: (n, n)
     kept = min(n, MAX_DIRECTIONS)
     return Space(vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt())
+
+
+def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, ascending, and eigenvectors of a symmetric matrix (d, d)."""
+    try:
+        values, vectors = torch.linalg.eigh(gram)
+    except torch.linalg.LinAlgError:  # many rows alike: single precision does not always converge
+        values, vectors = (part.to(gram.dtype) for part in torch.linalg.eigh(gram.double()))
+    return values, vectors
 
 
 def separate(space: Space, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split:
