@@ -199,7 +199,7 @@ def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues, ascending, and eigenvectors of a symmetric matrix (d, d)."""
     try:
         values, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:  # many rows alike: single precision does not always converge
+    except RuntimeError:  # LinAlgError; many rows alike: single precision does not always converge
         values, vectors = (part.to(gram.dtype) for part in torch.linalg.eigh(gram.double()))
     return values, vectors
 
