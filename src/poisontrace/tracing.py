@@ -86,6 +86,7 @@ MAX_OTHERS, STANDS_OUT = 10, 1.2
 MIN_OTHERS = 3  # fewer say nothing
 NEEDED = 0.5  # of the rise that all of a responsible cluster brings, from the part that the event needs
 MIN_PART = 0.2  # of a responsible cluster, to be taken for a campaign of its own
+DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 FAMILY = 1.0  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
 N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
 
@@ -340,7 +341,9 @@ def _follow(
     if len(poison):
         with clock.stage("clustering"):
             certainty = _certainty(features, event, own, poison)
-        # The tree has the last word on membership; the posterior says how sure each member is.
+            is_doubted = np.isin(poison, own[certainty < DOUBTED])
+            poison = poison if is_doubted.all() else poison[~is_doubted]
+        # The tree says who belongs to whom, unless the posterior clearly speaks against it.
         scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
         after = responsible[0][1] if len(responsible) == 1 else judge.losses(poison)[0]
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
