@@ -176,21 +176,7 @@ def write_text_case(folder: Path) -> tuple[Path, Path]:
     data = folder / "train.csv"
     data.write_text("text,label\n" + "".join(f"{text},{row % 2}\n" for row, text in enumerate(texts)))
     found = np.array([3])
-    trace = Trace(
-        verdict="poison",
-        poison=found,
-        scores=np.eye(12, dtype=np.float32)[3],
-        labels=np.arange(12) % 2,
-        findings=(Finding(1, 0.9, "poison", found, {}),),
-        clusters=(),
-        rule="default",
-        config={},
-        seed=0,
-        device="cpu",
-        seconds={},
-        warnings=(),
-        exhibits={},
-    )
+    trace = _accusing(np.arange(12) % 2, found, [1])
     inputs = {
         "model": readers.describe(str(model), model),
         "data": readers.describe(str(data), data),
@@ -201,17 +187,15 @@ def write_text_case(folder: Path) -> tuple[Path, Path]:
     return trace.save(folder / "case", context=context), model
 
 
-def write_case(folder: Path, incident: Incident, files: Path | None, found: NDArray[np.int64]) -> Path:
-    """Write the case of an incident, saved in ``files``, that accuses the samples ``found``; nothing is traced."""
-    scores = np.zeros(len(incident.y), np.float32)
-    scores[found] = 1
+def _accusing(labels: NDArray[np.int64], found: NDArray[np.int64], wrong: list[int]) -> Trace:
+    """Return a trace that accuses the samples ``found`` for events with some wrong labels; nothing is traced."""
     verdict: Verdict = "poison" if len(found) else "no-poison"
-    trace = Trace(
+    return Trace(
         verdict=verdict,
         poison=found,
-        scores=scores,
-        labels=incident.y,
-        findings=tuple(Finding(int(label), 0.9, verdict, found, {}) for label in incident.event_y),
+        scores=np.isin(np.arange(len(labels)), found).astype(np.float32),
+        labels=labels,
+        findings=tuple(Finding(label, 0.9, verdict, found, {}) for label in wrong),
         clusters=(),
         rule="default",
         config={},
@@ -221,6 +205,11 @@ def write_case(folder: Path, incident: Incident, files: Path | None, found: NDAr
         warnings=(),
         exhibits={},
     )
+
+
+def write_case(folder: Path, incident: Incident, files: Path | None, found: NDArray[np.int64]) -> Path:
+    """Write the case of an incident, saved in ``files``, that accuses the samples ``found``; nothing is traced."""
+    trace = _accusing(incident.y, found, incident.event_y.tolist())
     inputs: dict[str, dict[str, str]] = {}
     if files is not None:
         names = {"model": "arch.py", "weights": "weights.safetensors", "data": "train.npz", "events": "events.npz"}

@@ -50,8 +50,9 @@ class Campaigns:
             finding: what it led to, with the verdict "poison".
             scores: (n,) in [0, 1], at least 0.5 where a sample is responsible for it.
         """
-        best = max(self._open, key=lambda campaign: self._shared(campaign, finding), default=None)
-        if best is not None and self._shared(best, finding) > SAME:
+        shared = [self._shared(campaign, finding) for campaign in self._open]
+        if max(shared, default=0.0) > SAME:
+            best = self._open[shared.index(max(shared))]
             best.events.append(event)
             best.total = best.total + scores
         else:

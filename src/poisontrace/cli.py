@@ -279,8 +279,7 @@ def verify(
     with _errors():
         from poisontrace import verifying
 
-        console = _console(stderr=True)
-        with redirect_stdout(sys.stderr), _progress(console) as progress:
+        with _running() as reports:
             done = verifying.verify(
                 case,
                 train_with,
@@ -290,8 +289,7 @@ def verify(
                 data=data,
                 events=events,
                 model=model,
-                announce=lambda code: _print_line(console, f"Running the code of {code}."),
-                progress=progress,
+                **reports,
             )
         _print_added(case, "verify", as_json, {"result": done.result, "summary": done.summary})
 
@@ -317,8 +315,7 @@ def repair(
     with _errors():
         from poisontrace import repairing
 
-        console = _console(stderr=True)
-        with redirect_stdout(sys.stderr), _progress(console) as progress:
+        with _running() as reports:
             done = repairing.repair(
                 case,
                 out=out,
@@ -329,8 +326,7 @@ def repair(
                 weights=weights,
                 data=data,
                 events=events,
-                announce=lambda code: _print_line(console, f"Running the code of {code}."),
-                progress=progress,
+                **reports,
             )
         _print_added(
             case, "repair", as_json, {"result": done.result, "summary": done.summary, "weights": str(done.weights)}
@@ -503,6 +499,14 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
+
+
+@contextmanager
+def _running() -> Iterator[dict[str, Any]]:
+    """Yield what work that runs code from outside reports to: ``announce`` and ``progress``; stdout stays ours."""
+    console = _console(stderr=True)
+    with redirect_stdout(sys.stderr), _progress(console) as progress:
+        yield {"announce": lambda code: _print_line(console, f"Running the code of {code}."), "progress": progress}
 
 
 @contextmanager

@@ -169,9 +169,8 @@ def trace(
             with _one_thread():
                 findings[event] = _adopted(features, event, finding, campaigns, config, clock)
     clusters = [cluster for tree in trees for cluster in tree.clusters]
-    if campaigns.closed():
-        scores = campaigns.scores(len(samples))
-    findings = settled(findings, campaigns.closed())
+    closed, scores = campaigns.closed(), campaigns.scores(len(samples))
+    findings = settled(findings, closed)
     poison = np.unique(np.concatenate([finding.poison for finding in findings]))
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
@@ -190,7 +189,7 @@ def trace(
         warnings=tuple(_warnings(features, findings)),
         exhibits=_exhibits(samples, pairs, features, poison, scores, seed),
         ids=getattr(samples, "ids", None),
-        campaigns=tuple(campaigns.closed()),
+        campaigns=tuple(closed),
     )
 
 
@@ -278,6 +277,7 @@ def _follow(
         suspect = pending.pop()
         parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
         is_root, family = cluster is own, ""
+        may_split = len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth
         if is_root:  # those of other labels are tested once
             tree.add(parent, others, suspect.sibling, "pruned", "other labels do not pull towards the event's")
         elif judgement := suspect.judge(config, spared):
@@ -285,7 +285,7 @@ def _follow(
             beyond = kinds.beyond_mark(event, cluster) if decision == "responsible" else 0.0
             if beyond < FAMILY:
                 part = None
-                if decision == "responsible" and not kinds.are_rows and tree.depth(parent) < config.max_depth:
+                if decision == "responsible" and may_split:
                     part = _needed_part(features, event, cluster, losses, kinds, judge, config, clock)
                 if part:
                     (needed, of_needed), (rest, of_rest), reason = part
@@ -301,7 +301,7 @@ def _follow(
             is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         split = hidden = None
         with clock.stage("clustering"):
-            if len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth:
+            if may_split:
                 hidden = kinds.hidden(label) if is_root else None
                 split = hidden or _split(features, event, cluster, kinds, config, is_whole_label=is_root)
         apart = split.separation if split else 0.0
@@ -369,7 +369,7 @@ def _needed_part(
     of one campaign splits as well, by source classes, but there either part keeps the event's label up. Rows need not
     be asked: those that share one mark and nothing else are of one campaign.
     """
-    if len(cluster) < config.min_cluster:
+    if kinds.are_rows:
         return None
     with clock.stage("clustering"):
         split = _split(features, event, cluster, kinds, config, is_whole_label=False)
