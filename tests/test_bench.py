@@ -29,6 +29,7 @@ TRACE_KEYS = {
         "precision",
         "recall",
         "statistics",
+        "score_bins",
         "n_tests",
         "seconds",
         "stages",

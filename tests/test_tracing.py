@@ -20,6 +20,7 @@ from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Losses
+from poisontrace.clustering import Split
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
@@ -357,9 +358,23 @@ def test_what_unlearning_says_of_a_cluster(
     """A hundred samples, with the controls' loss to rise by no more than 0.1."""
     losses, sibling = Losses(0, rise, 0, control_rise), Losses(0, of_sibling, 0, control_of_sibling)
 
-    judgement = _Suspect(0, np.arange(100), losses, sibling, n_sibling).judge(Config(), 0.1)
+    suspect = _Suspect(0, np.arange(100), losses, sibling, n_sibling)
+    judgement = suspect.judge(Config(), 0.1)
 
     assert (judgement[0] if judgement else None) == decision
+    # One number says the same, for a whole label.
+    assert (suspect.margin(Config(), 0.1) >= 1) == (decision == "responsible")
+
+
+def test_the_margin_is_that_of_the_condition_met_least() -> None:
+    """How far apart, how much the event is moved, what is spared, and, among rows, what is left without the mark."""
+    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.arange(300) < 100, torch.zeros(300), 15.0, gap=1.5)
+    suspect = _Suspect(0, np.arange(100), losses, Losses(0, 0.0, 0, 5.0), 200, split)
+
+    assert suspect.margin(Config(), 0.1) == suspect.apart(Config()) == 1.5
+    assert suspect.margin(Config(), 0.1, beyond=0.8) == pytest.approx(0.5)
+    leaning_on_both = dataclasses.replace(suspect, sibling=Losses(0, 30.0, 0, 5.0))
+    assert leaning_on_both.margin(Config(), 0.1) == pytest.approx(5 / 30 / 1.5)
 
 
 @pytest.mark.parametrize(("first", "second"), [("kind", "rest"), ("rest", "kind")])

@@ -78,6 +78,17 @@ class Finding:
     poison: NDArray[np.int64] = field(repr=False)
     statistics: Mapping[str, float]
 
+    @property
+    def error(self) -> float | None:
+        """Probability that the verdict is wrong, in [0, 1]; None if it is "inconclusive" or not known.
+
+        Poison and no poison are taken as equally likely beforehand (decision 0014).
+        """
+        p_poison = self.statistics.get("p_poison")
+        if p_poison is None or self.verdict == "inconclusive":
+            return None
+        return 1 - p_poison if self.verdict == "poison" else p_poison
+
 
 @dataclass(frozen=True)
 class Campaign:

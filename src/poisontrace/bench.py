@@ -41,6 +41,7 @@ Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and 
 Want = tuple[str, str, int]  # kind, rule and event of a row
 
 DEVICES = ("cpu", "cuda")
+N_BINS = 10  # of scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +270,15 @@ def _rows(plan: Plan, wanted: list[Want], device: str, progress: Progress | None
             yield {**about, **subject.facts(), "kind": kind, "rule": rule, "event": event, **measured}
 
 
+def _score_bins(scores: NDArray[np.float32], is_poison: NDArray[np.bool_]) -> dict[str, list[int]]:
+    """Return how many samples, poison and others, have a score in [0, 0.1), [0.1, 0.2), ..., [0.9, 1]."""
+    bins = (scores * N_BINS).astype(np.int64).clip(max=N_BINS - 1)
+    return {
+        name: np.bincount(bins[chosen], minlength=N_BINS).tolist()
+        for name, chosen in (("poison", is_poison), ("others", ~is_poison))
+    }
+
+
 def _surroundings(device: str) -> Row:
     """Return what a row says about where it was measured."""
     machine = [platform.machine()] + ([torch.cuda.get_device_name()] if device == "cuda" else [])
@@ -312,6 +322,7 @@ class _Subject:
             "precision": metrics.precision(trace.poison, poison),
             "recall": metrics.recall(trace.poison, poison),
             "statistics": dict(trace.findings[0].statistics),
+            "score_bins": _score_bins(trace.scores, self.incident.is_poison),
             "n_tests": sum(cluster.losses is not None for cluster in trace.clusters),
             "seconds": seconds,
             "stages": dict(trace.seconds),

@@ -72,13 +72,18 @@ class Split:
         """
         return self.gap * self.standing
 
-    def is_at_least(self, threshold: float) -> bool:
-        """Whether the clusters lie ``threshold`` apart, and the event is of the first kind.
+    def margin(self, threshold: float) -> float:
+        """Return how well two conditions are met, the less of them counts: at least 1 is enough.
 
-        A gap beyond what it takes makes up for less distance, its cube root: five samples never lie far apart for sure.
+        The clusters lie ``threshold`` apart, and the event is of the first kind. A gap beyond what it takes makes up
+        for less distance, its cube root: five samples never lie far apart for sure.
         """
         beyond = max(1.0, min(self.gap, self.evidence))
-        return self.evidence >= 1 and self.apartness * math.cbrt(beyond) >= threshold
+        return min(self.evidence, self.apartness * math.cbrt(beyond) / threshold)
+
+    def is_at_least(self, threshold: float) -> bool:
+        """Whether the clusters lie ``threshold`` apart, and the event is of the first kind."""
+        return self.margin(threshold) >= 1
 
     @property
     def prominence(self) -> float:

@@ -6,9 +6,11 @@ against them: by how far it lies apart, by its noise, or, among rows, by having 
 """
 
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from poisontrace._record import Indices
 from poisontrace._statistics import standardised_difference
@@ -29,6 +31,7 @@ class Kinds:
         """Look at nothing yet; for the thresholds see ``tracing.Config``."""
         self._features, self._separation, self._min_cluster = features, separation, min_cluster
         self._labels = features.labels.numpy()
+        self._sizes = np.bincount(self._labels, minlength=features.logits.shape[1])
         self._found: dict[int, Split] = {}
         self.are_rows = not (features.is_pooled[0] or features.noise.shape[1])  # neither images nor tokens
 
@@ -43,10 +46,18 @@ class Kinds:
 
     def natural(self, label: int) -> list[Split]:
         """Return the kinds of the largest other labels: what natural ones come to in this training set."""
-        sizes = np.bincount(self._labels)
-        sizes[label] = 0
-        largest = (-sizes).argsort(kind="stable")[:MAX_OTHERS].tolist()
-        return [self.of(other) for other in largest if sizes[other] >= self._min_cluster]
+        return [self.of(other) for other in self._others(label, -self._sizes)[:MAX_OTHERS]]
+
+    def nearest(self, label: int) -> list[int]:
+        """Return the other labels that can be split, the most like a label in size first.
+
+        A few samples, and a few tracks of a film, always look further apart than many.
+        """
+        return self._others(label, np.abs(np.log(np.maximum(self._sizes, 1) / max(1, self._sizes[label]))))
+
+    def _others(self, label: int, order: NDArray[Any]) -> list[int]:
+        splittable = self._sizes >= self._min_cluster
+        return [other for other in order.argsort(kind="stable").tolist() if other != label and splittable[other]]
 
     def hidden(self, label: int) -> Split | None:
         """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.

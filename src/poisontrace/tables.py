@@ -8,12 +8,14 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from poisontrace import store
 from poisontrace._errors import InvalidInputError
 from poisontrace._validate import check_file
+from poisontrace.calibration import p_poison
 
 Row = dict[str, Any]
 Groups = dict[tuple[Any, ...], list[Row]]
@@ -38,6 +40,7 @@ MEASURES = {
     "opacity": "dilution",
     "faint": "dilution",
 }
+EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison
 NAMES_OF_COST = ("attack_success", "attack_success_twin", "clean_accuracy")  # what a measure may cost
 # Tables that show attacks with these options too; the others are about attacks as published.
 WITH_MEASURES = ("anti-forensics", "every")
@@ -160,6 +163,23 @@ def _once(rows: Iterable[Row]) -> list[Row]:
 def _is_sound(row: Row) -> bool:
     """Tell whether a row is a trace of a victim on which the attack succeeded; no other counts in a mean."""
     return bool(row["kind"] == "trace" and row["succeeded"])
+
+
+def _is_judged(row: Row) -> bool:
+    """Whether a row says how well the conditions of an accusation were met, and the truth is beyond dispute."""
+    if row["kind"] not in ("clean", "trace") or row["rule"] != "default" or "margin" not in row.get("statistics", {}):
+        return False
+    return row["kind"] == "clean" or (row["succeeded"] and not _measures(row))
+
+
+def judged(rows: Iterable[Row]) -> tuple[list[float], list[bool]]:
+    """Return the margin of each event that the default rule traced, and whether it was due to poison.
+
+    Natural mistakes of networks trained without poison, and events of attacks that worked, without measures against
+    tracing; rows of before there were margins are left out.
+    """
+    chosen = [row for row in _once(rows) if _is_judged(row)]
+    return [row["statistics"]["margin"] for row in chosen], [row["kind"] == "trace" for row in chosen]
 
 
 def _mean(rows: Iterable[Row], name: str) -> float:
@@ -444,6 +464,70 @@ def _bad_input_table(rows: list[Row]) -> str:
     return _table(("bad input", "exit code", "standard error"), lines)
 
 
+def _verdict_table(rows: list[Row]) -> str:
+    """One line for each kind of event: what became of it."""
+    groups = _groups(
+        (row for row in rows if _is_judged(row)),
+        lambda row: (row["kind"] != "clean", row["dataset"]),
+    )
+    lines = [
+        [
+            "poison" if is_poison else "natural mistake",
+            dataset,
+            len({(row["attack"], row["rate"], row["seed"]) for row in group}),
+            len(group),
+            *(sum(row["verdict"] == verdict for row in group) for verdict in ("no-poison", "inconclusive", "poison")),
+            f"{min(row['statistics']['margin'] for row in group):.2f} to "
+            f"{max(row['statistics']['margin'] for row in group):.2f}",
+        ]
+        for (is_poison, dataset), group in sorted(groups.items())
+    ]
+    head = ("event", "data", "networks", "events", "no-poison", "inconclusive", "poison", "margins")
+    return _table(head, lines)
+
+
+def _error_table(rows: list[Row]) -> str:
+    """One line for each range of the probability of poison: how often it was."""
+    margins, is_poison = judged(rows)
+    probabilities = [p_poison(margin) for margin in margins]
+    n_poison = sum(is_poison)
+    lines = []
+    for low, high in pairwise(EDGES):
+        inside = [
+            (probability, truth)
+            for probability, truth in zip(probabilities, is_poison, strict=True)
+            if low <= probability < high or probability == high == 1
+        ]
+        of_poison = sum(truth for _, truth in inside)
+        of_natural = len(inside) - of_poison
+        # As if there were as many natural mistakes as events of poison.
+        share = of_poison / max(1, n_poison)
+        share_of_all = share + of_natural / max(1, len(is_poison) - n_poison)
+        lines.append(
+            [
+                f"{low:.2f} to {high:.2f}",
+                of_natural,
+                of_poison,
+                f"{statistics.mean(probability for probability, _ in inside):.3f}" if inside else DASH,
+                f"{share / share_of_all:.3f}" if inside else DASH,
+            ]
+        )
+    head = ("probability of poison", "natural mistakes", "events of poison", "stated, mean", "was poison, evened")
+    return _table(head, lines)
+
+
+def _score_table(rows: list[Row]) -> str:
+    """One line for each range of the score: how many samples were poison."""
+    bins = [row["score_bins"] for row in rows if _is_sound(row) and row["rule"] == "default" and "score_bins" in row]
+    lines = []
+    for position in range(len(bins[0]["poison"]) if bins else 0):
+        poison, others = (sum(row[name][position] for row in bins) for name in ("poison", "others"))
+        low = position / len(bins[0]["poison"])
+        share = f"{poison / (poison + others):.3f}" if poison + others else DASH
+        lines.append([f"{low:.1f} to {low + 0.1:.1f}", f"{poison + others:,}", f"{poison:,}", share])
+    return _table(("score", "samples", "poison", "share"), lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "summary": _summary_table,
     "attacks": _attack_table,
@@ -452,6 +536,9 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "short": _short_table,
     "every": _every_table,
     "clean": _clean_table,
+    "verdicts": _verdict_table,
+    "errors": _error_table,
+    "scores": _score_table,
     "speed": _speed_table,
     "start": _start_table,
     "bad-input": _bad_input_table,

@@ -21,6 +21,7 @@ from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
 from poisontrace._types import Decision, Finding, Losses, Trace, Verdict
+from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import (
     HINT,
@@ -38,7 +39,7 @@ from poisontrace.clustering import (
 )
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
-from poisontrace.kinds import N_GUESSES, Kinds
+from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds
 from poisontrace.scoring import Unconditioned, condition
 from poisontrace.unlearning import Heads, spread, unlearn
 
@@ -82,9 +83,16 @@ RULES = ("default", "paper")
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
 NEEDED = 0.5  # of the rise that all of a responsible cluster brings, from the part that the event needs
+# An accusation with a smaller margin than this must exceed what the same search finds in so many other labels.
+DOUBTFUL, N_NATURAL = 2.0, 8
+TINY = 1e-9
+FAR = 2.0  # times the separation of two kinds: the features alone nearly say it
+WHISPER = 0.002  # nats that the event must rise by even so
+# Random sets of other samples, as many, that say what chance comes to, and how many times that is more than chance.
+N_BY_CHANCE, BEYOND_CHANCE = 4, 5
 MIN_PART = 0.2  # of a responsible cluster, to be taken for a campaign of its own
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
-FAMILY = 1.0  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
+FAMILY = 0.4  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
 
 
 @torch.inference_mode(False)  # the caller may be in it, and gradients do not work there
@@ -217,13 +225,38 @@ def _adopted(
 
 @dataclass(frozen=True)
 class _Suspect:
-    """A cluster to be judged, with what unlearning it did and what unlearning its sibling did."""
+    """A cluster to be judged, with what unlearning it did, and its sibling, and the split that they come from."""
 
     parent: int
     cluster: Indices
     losses: Losses
     sibling: Losses
     n_sibling: int
+    split: Split | None = None
+
+    def margin(self, config: Config, spared: float, beyond: float = 0.0) -> float:
+        """Return how well the conditions of an accusation are met, the least of them counts: at least 1 accuses.
+
+        Args:
+            config: the thresholds.
+            spared: by how much the loss of controls may rise.
+            beyond: standard deviations from others, mark apart.
+        """
+        rise, of_sibling = self.losses.event_rise, max(self.sibling.event_rise, TINY)
+        is_moved = max(rise / config.event_rise, min(rise / config.faint_rise, rise / (CLEARLY * of_sibling)))
+        leans = max(rise / of_sibling / LEANS, rise / of_sibling * self.n_sibling / len(self.cluster) / CLEARLY)
+        spares, is_marked = spared / max(self.losses.control_rise, TINY), FAMILY / max(beyond, TINY)
+        return max(0.0, min(self.apart(config), is_moved, leans, spares, is_marked))
+
+    def apart(self, config: Config) -> float:
+        """Return the margin of the split which set the cluster apart; 1 if it is a whole label."""
+        return self.split.margin(config.separation) if self.split else 1.0
+
+    def is_far(self, config: Config) -> bool:
+        """Whether the cluster is the smaller one of two that lie very far apart."""
+        if self.split is None or len(self.cluster) >= self.n_sibling:
+            return False
+        return self.split.is_at_least(config.separation) and self.split.apartness >= FAR * config.separation
 
     def judge(self, config: Config, spared: float) -> tuple[Decision, str] | None:
         """Return what the test of unlearning says of the cluster, and why; None if it is guilty but not pure.
@@ -258,10 +291,14 @@ def _follow(
     own, others = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
     judge = _Judge(features, event, own, clock)
     spared = config.control_share * log(features.logits.shape[1])  # of the controls' loss
-    statistics: dict[str, float] = {"separation": 0.0}
+    statistics: dict[str, float] = {"separation": 0.0, "margin": 0.0}
     is_weak = False
     responsible: list[tuple[Indices, Losses]] = []
-    noisy: tuple[int, Indices, Losses] | None = None  # parent, cluster, its losses
+    margins: list[float] = []  # of the responsible
+    accused: list[int] = []  # their nodes
+    others_margins = [0.0]  # of what was looked at and let go
+    noisy: _Suspect | None = None
+    whispers: list[tuple[int, _Suspect]] = []  # pruned clusters that lie too far apart not to ask once more
     pending: list[_Suspect] = []
     if len(own):
         root = tree.add(None, everything, None, "split", "the whole training set, by label")
@@ -287,13 +324,21 @@ def _follow(
                     (needed, of_needed), (rest, of_rest), reason = part
                     node = tree.add(parent, cluster, losses, "split", reason)
                     tree.add(node, rest, of_rest, "pruned", "the event does without it: another campaign's")
-                    pending.append(_Suspect(node, needed, of_needed, of_rest, len(rest)))
+                    pending.append(_Suspect(node, needed, of_needed, of_rest, len(rest), suspect.split))
                     continue
-                tree.add(parent, cluster, losses, decision, reason)
+                node = tree.add(parent, cluster, losses, decision, reason)
+                margin = suspect.margin(config, spared, beyond)
                 if decision == "responsible":
                     responsible.append((cluster, losses))
+                    margins.append(margin)
+                    accused.append(node)
+                else:
+                    others_margins.append(margin)
+                    if suspect.is_far(config):
+                        whispers.append((node, suspect))
                 continue
             # Or several marks, of which the event carries one.
+            others_margins.append(suspect.margin(config, spared, beyond))
             is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         split = hidden = None
         with clock.stage("clustering"):
@@ -307,6 +352,8 @@ def _follow(
         if not split or not split.is_at_least(config.separation):
             reason = family or f"one kind, ordinary samples among them (separation {apart:.1f})"
             tree.add(parent, cluster, losses, "pruned", reason)
+            if is_root and split:
+                others_margins.append(split.margin(config.separation))
             continue
         first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
         if hidden:
@@ -314,22 +361,43 @@ def _follow(
             node = tree.add(parent, cluster, losses, "split", reason)
             judge.take_controls(second)
             of_first, of_second = judge.losses(first, second)
-            noisy = (node, first, of_first)
+            noisy = _Suspect(node, first, of_first, of_second, len(second), split)
         else:
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
             standing = partial(kinds.standing, cluster, split)
             of_first, of_second = judge.compare(first, second, standing)
-            pending.append(_Suspect(node, first, of_first, of_second, len(second)))
-        pending.append(_Suspect(node, second, of_second, of_first, len(first)))
+            pending.append(_Suspect(node, first, of_first, of_second, len(second), split))
+        pending.append(_Suspect(node, second, of_second, of_first, len(first), split))
 
     if noisy is not None:
-        parent, cluster, losses = noisy
+        parent, cluster, losses = noisy.parent, noisy.cluster, noisy.losses
         if responsible or losses.control_rise > spared:
             tree.add(parent, cluster, losses, "pruned", "noisy images, but the event leans on others")
         else:
             # The last layer alone may not tell: it can be the weights below that such poison moves.
             tree.add(parent, cluster, losses, "responsible", "no other label holds noisy images so far from the rest")
             responsible.append((cluster, losses))
+            margins.append(noisy.apart(config))
+    for node, suspect in whispers:
+        if responsible or kinds.beyond_mark(event, suspect.cluster) >= FAMILY:
+            break
+        losses, by_chance = judge.beside_chance(suspect.cluster, own)
+        if losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance)) and losses.control_rise <= spared:
+            reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
+            tree.decide(node, "responsible", reason)
+            responsible.append((suspect.cluster, losses))
+            margins.append(suspect.apart(config))
+            accused.append(node)
+
+    if responsible and not noisy and min(margins) < DOUBTFUL:
+        with clock.stage("clustering"):
+            natural = _natural_margin(features, event, kinds, config, enough=min(margins))
+        statistics["natural_margin"] = natural
+        margins.append(min(margins) / max(natural, TINY))
+        if min(margins) <= 1:
+            for node in accused:
+                tree.decide(node, "pruned", "the same search finds as much in a label that the event was not given")
+            is_weak, responsible = True, []
 
     poison = np.sort(np.concatenate([cluster for cluster, _ in responsible] or [np.array([], np.int64)]))
     scores = np.zeros(len(labels), np.float32)
@@ -345,6 +413,8 @@ def _follow(
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
     elif is_weak:
         verdict = "inconclusive"
+    statistics["margin"] = min(margins) if margins else max(others_margins)
+    statistics["p_poison"] = p_poison(statistics["margin"])
     probability = float(features.event_logits[event].softmax(0)[label])
     return Finding(label, probability, verdict, poison, statistics), scores
 
@@ -430,6 +500,32 @@ def _split(
     return replace(best, standing=best.standing * max(1.0, kinds.standing(cluster, best)))
 
 
+def _natural_margin(features: Features, event: int, kinds: Kinds, config: Config, *, enough: float) -> float:
+    """Return the largest margin that the same search, for the same event, finds in labels that the event was not given.
+
+    What it finds there cannot be why the model erred, so an accusation must exceed it. Asked are the labels nearest in
+    size; too few say nothing: 0.
+
+    Args:
+        features: of the training set.
+        event: row of the event.
+        kinds: of each label.
+        config: the thresholds.
+        enough: the search ends with the first label that reaches this.
+    """
+    labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
+    others = kinds.nearest(label)[:N_NATURAL]
+    largest = 0.0
+    for other in others if len(others) >= MIN_OTHERS else []:
+        own = np.flatnonzero(labels == other)
+        largest = max(
+            largest, _split(features, event, own, kinds, config, is_whole_label=True).margin(config.separation)
+        )
+        if largest >= enough:
+            break
+    return largest
+
+
 class _Judge:
     """Unlearns clusters and measures what becomes of one event and of its controls."""
 
@@ -455,6 +551,21 @@ class _Judge:
     def losses(self, *clusters: Indices) -> list[Losses]:
         """Unlearn each cluster; the comparison is the same layer refitted with nothing to forget."""
         return self._losses(self._unlearn(*clusters))
+
+    def beside_chance(self, cluster: Indices, own: Indices) -> tuple[Losses, list[float]]:
+        """Unlearn a cluster and, one by one, random other samples of its label, as many; take controls from those.
+
+        Returns:
+            the losses of the cluster, and the event's rise for each of the random sets.
+        """
+        rest = np.setdiff1d(own, cluster)
+        self.take_controls(rest)
+        size = min(len(cluster), len(rest) // N_BY_CHANCE)
+        drawn = numpy_generator(0, "unlearning/chance").permutation(rest)[: size * N_BY_CHANCE]
+        sets = [np.sort(part) for part in drawn.reshape(N_BY_CHANCE, size)]
+        # The rest is unlearned as well, so that it is represented as well as when the cluster was compared with it.
+        of_cluster, _, *of_sets = self.losses(cluster, rest, *sets)
+        return of_cluster, [losses.event_rise for losses in of_sets]
 
     def compare(self, first: Indices, second: Indices, standing: Callable[[], float]) -> list[Losses]:
         """Unlearn two kinds; controls are taken from the one that the event needs less.

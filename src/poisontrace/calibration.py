@@ -1,0 +1,36 @@
+"""How likely poison is, given how well the conditions of an accusation are met (decision 0014).
+
+The null are natural mistakes of networks trained without poison; against them stand events of attacks that worked. Both
+are rows of the benchmarks, and ``fit`` is all that was done to them.
+"""
+
+import math
+from collections.abc import Sequence
+
+INTERCEPT, SLOPE = 0.0, 4.0
+RANGE = (0.1, 10.0)  # a margin beyond says no more
+
+
+def p_poison(margin: float) -> float:
+    """Return the probability that an event is due to poison, if that is as likely as not beforehand.
+
+    Args:
+        margin: of the accusation, or of the one that came nearest to it; 1 is what it takes to accuse.
+    """
+    return 1 / (1 + math.exp(-(INTERCEPT + SLOPE * _log(margin))))
+
+
+def fit(margins: Sequence[float], is_poison: Sequence[bool]) -> tuple[float, float]:
+    """Return intercept and slope of a logistic regression on the logarithm of the margin.
+
+    Natural mistakes weigh as much as poison, however many there are of each. The usual penalty of scikit-learn keeps
+    the slope finite where hardly a margin is on the wrong side.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(class_weight="balanced").fit([[_log(margin)] for margin in margins], is_poison)
+    return float(model.intercept_[0]), float(model.coef_[0, 0])
+
+
+def _log(margin: float) -> float:
+    return math.log(min(max(margin, RANGE[0]), RANGE[1]))

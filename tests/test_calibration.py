@@ -1,0 +1,31 @@
+"""From a margin to a probability: it grows, and a fit finds the odds that made the data."""
+
+import numpy as np
+import pytest
+
+from poisontrace import calibration
+from poisontrace._rng import numpy_generator
+
+
+def test_the_probability_grows_with_the_margin() -> None:
+    """And stays between 0 and 1, for margins that no accusation has as well."""
+    margins = [0.0, 1e-9, 0.1, 0.5, 0.9, 1.0, 1.2, 2.0, 10.0, 1e9, np.inf]
+    found = [calibration.p_poison(margin) for margin in margins]
+
+    assert found == sorted(found)
+    assert 0 < found[0] == found[2] < 0.1
+    assert 0.9 < found[-1] == found[-3] < 1
+
+
+def test_a_fit_finds_the_odds_that_made_the_data() -> None:
+    """Of 4,000 margins on both sides of 1; three times as many natural mistakes change nothing."""
+    rng = numpy_generator(0, "toy/margins")
+    margins = np.exp(rng.normal(0, 0.7, 4000))
+    is_poison = rng.random(4000) < 1 / (1 + np.exp(-4 * np.log(margins)))
+    few = np.flatnonzero(is_poison | (np.arange(4000) % 3 == 0))
+
+    for chosen in (np.arange(4000), few):
+        intercept, slope = calibration.fit(margins[chosen].tolist(), is_poison[chosen].tolist())
+
+        assert intercept == pytest.approx(0, abs=0.2)
+        assert slope == pytest.approx(4, rel=0.1)
