@@ -63,6 +63,9 @@ def trace(
         str | None, typer.Option(help="Names of the labels in the order of the model's outputs: a,b,c or a .txt file.")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels in a table, if it is not found.")] = None,
+    source_column: Annotated[
+        str | None, typer.Option(help="Column that says where each row came from, such as the uploader.")
+    ] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     rule: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
@@ -100,7 +103,12 @@ def trace(
                     _print_line(console, f"Running the code of {spec}.")
             loaded = readers.read_model(model, weights)
             train_set, data_file = readers.read(
-                data, "data", classes=names or loaded.classes, label_column=label_column, tokenize=loaded.tokenize
+                data,
+                "data",
+                classes=names or loaded.classes,
+                label_column=label_column,
+                source_column=source_column,
+                tokenize=loaded.tokenize,
             )
             if events is not None:
                 event_set, event_file = readers.read(
@@ -142,7 +150,8 @@ def trace(
         inputs = {name: readers.describe(str(spec), file) for name, (spec, file) in given.items()}
         if weights is not None:
             inputs["weights"] = readers.describe(str(weights), weights)
-        inputs["data"] |= {} if label_column is None else {"label_column": label_column}
+        columns = {"label_column": label_column, "source_column": source_column}
+        inputs["data"] |= {name: column for name, column in columns.items() if column is not None}
         inputs["events"] |= {} if label is None else {"label": label}
         context: dict[str, Any] = {
             "inputs": inputs,
