@@ -38,7 +38,7 @@ from poisontrace.datasets import DATASETS
 from poisontrace.incidents import TRAININGS, Incident
 from poisontrace.models import MODELS
 
-CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
+CASE_FILES = ["coordinates.npz", "exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
 COMMANDS = ["trace", "attack", "verify", "repair", "report", "list", "bench"]
 
 run = CliRunner().invoke

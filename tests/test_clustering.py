@@ -361,7 +361,7 @@ def test_a_plane_shows_two_kinds_apart() -> None:
 @pytest.mark.parametrize("n_first", [0, 2, 400])
 def test_a_plane_of_too_few_is_their_membership(n_first: int) -> None:
     """As is the posterior."""
-    x, is_planted = _planted()
+    x, _ = _planted()
     is_first = _first(torch.ones(400, dtype=torch.bool), n_first)
 
     assert torch.equal(Space(x).plane(is_first)[:, 0], is_first.float())

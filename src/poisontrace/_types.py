@@ -156,7 +156,7 @@ class Trace:
     sources: tuple[str, ...] | None = field(default=None, repr=False)
 
     def save(self, folder: str | Path, *, context: Mapping[str, Any] | None = None) -> Path:
-        """Write the case folder: ``trace.json``, ``poison.csv``, ``scores.npy``, ``report.html`` and what it is made of.
+        """Write the case folder: ``trace.json``, ``poison.csv``, ``scores.npy``, ``report.html`` and what that needs.
 
         Args:
             folder: a new or empty folder.

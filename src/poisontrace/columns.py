@@ -183,9 +183,9 @@ def _label_column(table: Table, label_column: str | None, inputs: Sequence[str])
 def _source_column(table: Table, source_column: str | None) -> str | None:
     if source_column is None:
         found = table.find(SOURCES)
-        column = None if found is None else table.columns[found]
         # A number is a measurement, and what is different in each row a name of the row.
-        return found if _is_text(column) and len(set(column)) < len(column) else None
+        is_source = found is not None and _is_text(words := table.columns[found]) and len(set(words)) < len(words)
+        return found if is_source else None
     column = table.columns.get(source_column)
     if not isinstance(column, np.ndarray):
         raise InvalidInputError(
