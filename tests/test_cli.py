@@ -39,7 +39,7 @@ from poisontrace.incidents import TRAININGS, Incident
 from poisontrace.models import MODELS
 
 CASE_FILES = ["coordinates.npz", "exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
-COMMANDS = ["trace", "attack", "verify", "repair", "report", "list", "bench"]
+COMMANDS = ["trace", "attack", "verify", "repair", "review", "export", "report", "list", "bench"]
 
 run = CliRunner().invoke
 
@@ -569,6 +569,33 @@ def test_repair_writes_weights_that_undo_the_events(traced: Run, practice: Run, 
     assert again.exit_code == 2 and "but the model answers" in again.stderr
     assert f"Running the code of {practice.folder}/arch.py:build" in " ".join(done.stderr.split("\n"))
     assert not (case / "repaired.safetensors").exists()
+
+
+def test_a_review_is_merged_and_the_rest_exported(traced: Run, practice: Run, tmp_path: Path) -> None:
+    """Decisions change the case; what it does not accuse is written in the form that the data came in."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    content = json.loads((case / "trace.json").read_text())
+    poison = json.loads(traced.done.stdout)["poison"]
+    made = [{"index": poison[0], "decision": "cleared"}, {"index": poison[1], "decision": "confirmed"}]
+    (tmp_path / "d.json").write_text(json.dumps({"case": {"created": content["created"]}, "decisions": made}))
+
+    done = run(app, ["review", str(case), "--decisions", str(tmp_path / "d.json")])
+    as_json = run(app, ["review", str(case), "--decisions", str(tmp_path / "d.json"), "--json"])
+    out = tmp_path / "clean.npz"
+    exported = run(app, ["export", str(case), "--what", "cleaned-data", "--out", str(out)])
+
+    assert (done.exit_code, as_json.exit_code, exported.exit_code) == (0, 0, 0), exported.stderr
+    rows = dict(re.findall(r"^(verdict|summary|report)  +(.+)$", done.stdout, re.MULTILINE))
+    assert (rows["verdict"], rows["report"]) == ("poison", str(case / "report.html"))
+    assert rows["summary"].startswith("1 confirmed, 1 cleared; 0 more are let go.")
+    assert json.loads(as_json.stdout)["poison"] == poison[1:]
+    kept = np.setdiff1d(np.arange(content["n_samples"]), poison[1:])
+    assert (np.load(out)["x"] == np.load(practice.folder / "train.npz")["x"][kept]).all()
+    assert re.search(rf"^left out +{len(poison) - 1} samples$", exported.stdout, re.MULTILINE)
+    facts = {"out": str(tmp_path / "i.txt"), "n_kept": len(kept), "n_left_out": len(poison) - 1}
+    again = run(app, ["export", str(case), "--what", "clean-index", "--out", facts["out"], "--json"])
+    assert json.loads(again.stdout) == facts
+    assert Path(facts["out"]).read_text().split() == [str(index) for index in kept]
 
 
 def test_report_writes_the_same_page_again(traced: Run) -> None:

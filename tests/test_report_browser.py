@@ -84,7 +84,9 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 def shown(page: Any) -> list[int]:
     """Return the indices of the samples listed, in order."""
-    return [int(index) for index in page.eval_on_selector_all("#list [data-index]", "all => all.map(n => n.dataset.index)")]
+    return [
+        int(index) for index in page.eval_on_selector_all("#list [data-index]", "all => all.map(n => n.dataset.index)")
+    ]
 
 
 def test_samples_are_sorted_and_paged(opened: Any) -> None:

@@ -343,6 +343,51 @@ def repair(
 
 
 @app.command()
+def review(
+    case: Case,
+    decisions: Annotated[Path, typer.Option(help="The file that the report downloads.")],
+    as_json: AsJson = False,
+) -> None:
+    """Merge what people decided in the report, score the other samples anew and write the case again."""
+    with _errors():
+        from poisontrace import reviewing
+
+        done = reviewing.review(case, decisions)
+        if as_json:
+            lists = {name: getattr(done, name).tolist() for name in ("confirmed", "cleared", "let_go", "poison")}
+            print(json.dumps({"verdict": done.verdict, "summary": done.summary, **lists, "case": str(case)}))
+            return
+        _print_rows(
+            _console(),
+            {"verdict": done.verdict, "summary": done.summary, "report": str(case / "report.html")},
+        )
+
+
+@app.command()
+def export(
+    case: Case,
+    what: Annotated[str, typer.Option(help="clean-index, poison-list, filelist or cleaned-data.")],
+    out: Annotated[Path, typer.Option(help="New file; for a folder of data, a new folder.")],
+    data: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what a case accuses, or the training set without it, in the form that the data came in."""
+    with _errors():
+        from poisontrace import exporting
+
+        done = exporting.export(case, what, out, data=data)
+        if as_json:
+            print(json.dumps({"out": str(done.out), "n_kept": done.n_kept, "n_left_out": done.n_left_out}))
+            return
+        rows = {
+            "kept": f"{done.n_kept:,} samples",
+            "left out": f"{done.n_left_out:,} samples",
+            "written": str(done.out),
+        }
+        _print_rows(_console(), rows)
+
+
+@app.command()
 def report(case: Case) -> None:
     """Write the report of a case folder again."""
     with _errors():

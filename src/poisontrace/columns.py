@@ -266,8 +266,7 @@ def _read_csv(path: Path, name: str, given: tuple[str | None, str | None]) -> Ta
     check_file(path, name)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            first = stream.readline()
-            delimiter = max(",;\t", key=first.count)
+            delimiter = delimiter_of(stream.readline())
             stream.seek(0)
             rows = csv.reader(stream, delimiter=delimiter, strict=True)
             header = next(rows, [])
@@ -279,6 +278,11 @@ def _read_csv(path: Path, name: str, given: tuple[str | None, str | None]) -> Ta
             f"'{name}' must be a CSV with a header, in UTF-8 (got {error} in {path.name!r}). Write it again with "
             "pandas.DataFrame.to_csv(path, index=False)."
         ) from error
+
+
+def delimiter_of(header: str) -> str:
+    """Return what stands between the cells of a CSV."""
+    return max(",;\t", key=header.count)
 
 
 def _typed(
@@ -325,7 +329,6 @@ def _numbers(cells: Any) -> NDArray[np.float64]:
 def _read_arrow(path: Path, name: str) -> Table:
     """Read Parquet, or the Arrow files of a set that ``datasets`` saved to disk, without making a cache."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise InvalidInputError(
@@ -334,7 +337,7 @@ def _read_arrow(path: Path, name: str) -> Table:
         ) from error
     try:
         if path.is_dir():
-            table = pyarrow.concat_tables([_stream(file) for file in _arrow_files(path)])
+            table = read_saved_set(path)
         else:
             check_file(path, name)
             facts = parquet.ParquetFile(path).metadata
@@ -354,6 +357,13 @@ def _read_arrow(path: Path, name: str) -> Table:
             f"'{name}' must be a Parquet file or a set written by datasets' save_to_disk (got {error} in "
             f"{path.name!r}). Write it again with DataFrame.to_parquet(path)."
         ) from error
+
+
+def read_saved_set(folder: Path) -> Any:
+    """Return a set that ``datasets`` saved, or its split ``train``, as an Arrow table; its files are trusted."""
+    import pyarrow
+
+    return pyarrow.concat_tables([_stream(file) for file in _arrow_files(folder)])
 
 
 def is_saved_set(folder: Path) -> bool:

@@ -152,6 +152,18 @@ def read_folder(
     Raises:
         InvalidInputError: if there is no image, an image outside of a class, or a link.
     """
+    files, names = list_images(folder, name)
+    labels = np.array([file.split("/")[0] for file in files])
+    y, known = number_labels(labels, name, classes or names)
+    return ImageSet([folder / file for file in files], y, files, known, name, n_channels, folders_at(files, 1))
+
+
+def list_images(folder: Path, name: str) -> tuple[list[str], list[str]]:
+    """Return the images of a folder with one sub-folder a class, as paths in it, and the classes; both sorted.
+
+    Raises:
+        InvalidInputError: if there is no image, an image outside of a class, or a link.
+    """
     files: list[str] = []
     names: set[str] = set()
     for where, folders, inside in os.walk(folder):
@@ -179,9 +191,7 @@ def read_folder(
             f"{f'{stray!r} outside of a class' if stray else f'no image in {str(folder)!r}'}). Put photo.png "
             "with label truck into truck/photo.png."
         )
-    labels = np.array([file.split("/")[0] for file in files])
-    y, known = number_labels(labels, name, classes or sorted(names))
-    return ImageSet([folder / file for file in files], y, files, known, name, n_channels, folders_at(files, 1))
+    return files, sorted(names)
 
 
 def read_image(path: Path, label: int, like: Any) -> ArraySet:

@@ -41,7 +41,9 @@ def plane(points: NDArray[Any], is_poison: NDArray[np.bool_]) -> str:
             (is_poison, RESPONSIBLE, "D", "responsible"),  # another shape, for eyes and prints without colours
         ):
             rows = np.flatnonzero(kind)
-            rows = rows[np.linspace(0, len(rows) - 1, MAX_POINTS).round().astype(int)] if len(rows) > MAX_POINTS else rows
+            rows = (
+                rows[np.linspace(0, len(rows) - 1, MAX_POINTS).round().astype(int)] if len(rows) > MAX_POINTS else rows
+            )
             axes.plot(*points[rows].T, marker, color=colour, label=label, markersize=2.6, alpha=0.6, markeredgewidth=0)
         axes.set(xlabel="from other samples, at 0, to responsible ones, at 1", ylabel="what else varies most")
         axes.margins(0.04, 0.06)

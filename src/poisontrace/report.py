@@ -86,7 +86,8 @@ def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
         kinds = {name: np.int64 if name.endswith("_index") else np.float32 for name in trace.exhibits}
         arrays: dict[str, Any] = {name: np.asarray(trace.exhibits[name], kind) for name, kind in kinds.items()}
         np.savez_compressed(partial / "exhibits.npz", **arrays)
-        np.savez_compressed(partial / "coordinates.npz", **_coordinates(trace))
+        arrays = _coordinates(trace)
+        np.savez_compressed(partial / "coordinates.npz", **arrays)
         store.write_atomically(partial / "report.html", render(partial).encode())
     return folder
 
@@ -120,6 +121,15 @@ def read_case(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
     if not folder.is_dir():
         raise StoreError(f"'case' must be an existing folder (got {str(folder)!r}). {WAY_OUT}")
     return _read_json(folder, "trace.json"), _read(folder, "poison.csv", _read_poison)
+
+
+def read_sections(folder: Path) -> dict[str, Any]:
+    """Read what was added to a case, by a key of ``ADDED``.
+
+    Raises:
+        StoreError: if a file is broken or of another schema.
+    """
+    return {name: _read_json(folder, f"{name}.json") for name in ADDED if (folder / f"{name}.json").exists()}
 
 
 def read_arrays(folder: Path, name: str) -> dict[str, NDArray[Any]]:
@@ -157,8 +167,7 @@ def render(folder: Path, added: Mapping[str, Any] | None = None) -> str:
         StoreError: if a file is missing, broken or of another schema.
     """
     case, rows = read_case(folder)
-    sections = {name: _read_json(folder, f"{name}.json") for name in ADDED if (folder / f"{name}.json").exists()}
-    sections |= added or {}
+    sections = {**read_sections(folder), **(added or {})}
     scores = read_scores(folder)
     arrays = read_arrays(folder, "exhibits.npz"), read_arrays(folder, "coordinates.npz")
     wanted, got = (case.get("n_samples"), case.get("n_poison")), (len(scores), len(rows))
@@ -221,9 +230,9 @@ def poison_csv(rows: Mapping[int, Row], scores: NDArray[np.float32]) -> bytes:
     return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
 
 
-def _coordinates(trace: Trace) -> dict[str, NDArray[Any]]:
+def _coordinates(trace: Trace) -> dict[str, Any]:
     """Return the content of ``coordinates.npz``: what each campaign led to, and where the samples of its label lie."""
-    arrays: dict[str, NDArray[Any]] = {"scores": np.asarray(trace.scores, np.float32)}
+    arrays: dict[str, Any] = {"scores": np.asarray(trace.scores, np.float32)}
     for place, campaign in enumerate(trace.campaigns):
         arrays[f"found_{place}"] = campaign.poison
     for place, seen in enumerate(trace.coordinates):
@@ -484,8 +493,8 @@ def page(
         ],
         shown_columns=names,
         event_values=[[float(event.reshape(-1)[column]) for column in shown] for event in events],
-        poison_images=_gallery(poison, poison_index, scores, rows) if is_image else [],
-        benign_images=_gallery(benign, benign_index, scores, {}) if is_image else [],
+        poison_images=_gallery(poison, poison_index.tolist(), scores, rows) if is_image else [],
+        benign_images=_gallery(benign, benign_index.tolist(), scores, {}) if is_image else [],
         is_smooth=is_image and max(x.shape[-1] for x in (events, poison, benign) if x.ndim == 4) > 96,
         differences=differences,
         columns=columns,
@@ -495,7 +504,10 @@ def page(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         added=[(name, *ADDED[name], sections[name]) for name in ADDED if name in sections],
         outdated={
-            name for name in sections for review in case.get("reviews", []) if sections[name]["created"] < review["when"]
+            name
+            for name in sections
+            for review in case.get("reviews", [])
+            if sections[name]["created"] < review["when"]
         },
         histogram=Markup(plots.histogram(scores, np.array(sorted(rows), np.int64))),
         maps=[
@@ -599,7 +611,7 @@ def _png(image: NDArray[Any], size: int) -> str:
 def _gallery(
     images: NDArray[Any], indices: Sequence[int], scores: NDArray[Any], rows: Mapping[int, Row]
 ) -> list[dict[str, Any]]:
-    pairs = sorted(zip(images, map(int, indices), strict=True), key=lambda pair: -float(scores[pair[1]]))
+    pairs = sorted(zip(images, indices, strict=True), key=lambda pair: -float(scores[pair[1]]))
     return [
         {
             "src": _png(image, THUMBNAIL),
