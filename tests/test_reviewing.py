@@ -106,13 +106,14 @@ def test_what_is_not_decided_on_moves_as_the_posterior_does(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.delete(after, 3), np.delete(before, 3))
 
 
-def test_samples_cleared_at_random_take_no_others_along(tmp_path: Path) -> None:
-    """They are no kind; each counts for itself."""
+@pytest.mark.parametrize("cleared", [range(0, 30, 4), range(0, 20, 3), range(20, 24)], ids=str)
+def test_samples_cleared_here_and_there_take_no_others_along(cleared: range, tmp_path: Path) -> None:
+    """They are no kind, or too few of one to speak for it; each counts for itself."""
     case = write_case(tmp_path / "case")
 
-    done = review(case, decide(case, cleared=range(0, 20, 3)))
+    done = review(case, decide(case, cleared=cleared))
 
-    assert len(done.let_go) == 0 and len(done.poison) == 23
+    assert len(done.let_go) == 0 and len(done.poison) == 30 - len(cleared)
 
 
 def test_later_decisions_win_and_the_order_of_files_does_not_matter(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 A decision is about one sample and final until another one is made: a confirmed sample is responsible, with score 1, a
 cleared one is not, with score 0. The others of their campaign are judged by what the decisions teach: the posterior of
 belonging to the responsible ones is worked out with the sides as traced and with the sides as decided, in the
-coordinates that the case keeps, and a score moves by the difference. If the cleared samples are a kind of their own
-among those found, as the clustering understands it, others of that kind change sides with them. A sample is let go if
-the posterior now clearly speaks against it. A review accuses nobody: whom the trace did not, only a person can confirm.
+coordinates that the case keeps, and a score moves by the difference. If the cleared samples are most of a kind of
+their own among those found, as the clustering understands it, the others of that kind change sides with them. A sample
+is let go if the posterior now clearly speaks against it. A review accuses nobody: whom the trace did not, only a person
+can confirm.
 """
 
 import json
@@ -27,6 +28,8 @@ from poisontrace.report import Row
 from poisontrace.tracing import DOUBTED
 
 DECISIONS = ("confirmed", "cleared")
+# Of a kind that was cleared, so that its others go too; and of the cleared samples, so that they are of this kind.
+MOST, NEARLY_ALL = 0.5, 0.9
 MAX_BYTES = 1 << 28
 WAY_OUT = "Download the decisions from the report of this case."
 
@@ -100,8 +103,11 @@ class _Campaign:
         is_cleared = torch.from_numpy(~is_decided[is_found])
         if is_found.sum() >= 2 * N_FOLDS:
             split = separate(Space(torch.from_numpy(self.x[is_found])), is_cleared)
-            # Cleared at random they would fall among the others again, and say nothing about them.
-            if split.apartness >= TWO_KINDS and bool(split.is_first[is_cleared].float().mean() > 0.5):
+            # Cleared here and there they are no kind, and a few of a kind say little about it.
+            n_both, n_kind, n_cleared = (
+                int(side.sum()) for side in (split.is_first & is_cleared, split.is_first, is_cleared)
+            )
+            if split.apartness >= TWO_KINDS and n_both >= MOST * n_kind and n_both >= NEARLY_ALL * n_cleared:
                 is_like[is_found] = split.is_first.numpy()
         return is_like
 
