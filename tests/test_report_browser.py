@@ -196,6 +196,24 @@ def test_hostile_names_stay_text(opened: Any) -> None:
         assert HOSTILE in page.inner_text("#list")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("n_events", [1, 3])
+def test_nothing_overlaps_or_leaves_the_page(opened: Any, width: int, n_events: int) -> None:
+    """Pictures stay in their places, on a desk and on a telephone, beside one event and several."""
+    trace = suspicious()
+    exhibits = {**trace.exhibits, "events": np.repeat(trace.exhibits["events"], n_events, 0)}
+    exhibits["nearest_index"] = np.tile(np.arange(6), (n_events, 1))
+    clusters = tuple(replace(cluster, event=0) for cluster in trace.clusters)
+    page = opened(replace(trace, findings=trace.findings * n_events, exhibits=exhibits, clusters=clusters))
+    page.set_viewport_size({"width": width, "height": 800})
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(
+        "[...document.querySelectorAll('.gallery img')].every(n => n.clientWidth <= n.parentElement.clientWidth)"
+    )
+    assert page.evaluate("[...document.querySelectorAll('.event h3')].every(n => n.clientWidth >= 100)")
+
+
 def test_thousands_of_samples_are_no_burden(opened: Any) -> None:
     """A page of them is in the document, all are in the list."""
     n = 20_000
