@@ -13,15 +13,30 @@ BESIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-PAGES = ["index.md", "your-own.md", "report.md", "proof.md", "hand-over.md", "method.md", "attacks.md", "glossary.md"]
+PAGES = {
+    "index.md": "Start",
+    "your-own.md": "Your own",
+    "report.md": "Report",
+    "proof.md": "Proof",
+    "hand-over.md": "Hand-over",
+    "method.md": "Method",
+    "attacks.md": "Attacks",
+    "glossary.md": "Glossary",
+}
 LINK = re.compile(r"\[([^\]\n]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def on_config(config: Any) -> Any:
-    """Set the order of the pages."""
+    """Set the order of the pages; one that has no place yet comes after the others."""
     decisions = [f"decisions/{path.name}" for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+    rest = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in PAGES]
     more = {"Benchmarks": "benchmarks.md", "Contributing": "contributing.md", "Changelog": "changelog.md"}
-    config.nav = [*PAGES, {"Decisions": ["decisions/index.md", *decisions]}, *({name: page} for name, page in more.items())]
+    config.nav = [
+        *({title: page} for page, title in PAGES.items()),
+        *rest,
+        {"Decisions": [{"Overview": "decisions/index.md"}, *decisions]},
+        {"More": [{title: page} for title, page in more.items()]},
+    ]
     return config
 
 
