@@ -212,7 +212,7 @@ def test_every_link_between_files_leads_somewhere(page: Path) -> None:
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    """mkdocs in strict mode; the first page is the walk, with its pictures, and asks for nothing from elsewhere."""
+    """In strict mode; the first page is the walk, with its pictures, and asks for nothing from elsewhere."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
 

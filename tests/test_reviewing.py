@@ -167,14 +167,19 @@ def test_campaigns_are_judged_each_on_its_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.load(case / "scores.npy")[10:20], 0.8)
 
 
-def test_a_case_without_coordinates_is_changed_where_it_is_decided(tmp_path: Path) -> None:
-    """As after the published rule, or where too few were found to say what they have in common."""
-    case = report.save_case(make_trace(campaigns=(types.Campaign(1, (0,), np.arange(10)),)), tmp_path / "case", CONTEXT)
+@pytest.mark.parametrize("campaigns", [(), (types.Campaign(1, (0,), np.arange(10)),)], ids=["none", "one"])
+def test_a_case_without_coordinates_is_changed_where_it_is_decided(campaigns: Any, tmp_path: Path) -> None:
+    """As after the published rule, or of an earlier version; and decisions are taken back there too."""
+    case = report.save_case(make_trace(campaigns=campaigns), tmp_path / "case", CONTEXT)
+    if not campaigns:
+        (case / "coordinates.npz").unlink()
 
     done = review(case, decide(case, confirmed=[1], cleared=[2]))
 
     assert done.poison.tolist() == [0, 1, *range(3, 10)] and len(done.let_go) == 0
     assert np.load(case / "scores.npy")[:3].tolist() == [np.float32(0.95), 1, 0]
+    assert json.loads((case / "trace.json").read_text())["events"][0]["n_poison"] == 9
+    assert review(case, decide(case, confirmed=[2])).poison.tolist() == list(range(10))
 
 
 def test_what_was_added_before_is_said_to_be_outdated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

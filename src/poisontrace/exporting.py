@@ -5,14 +5,13 @@ are not looked into. What is written goes to one new file or folder; links are n
 """
 
 import csv
-import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,10 +142,7 @@ def _cleaned_npz(source: Path, kept: Indices, n: int) -> bytes:
     _check_length(len(arrays["x"]), n)
     # The names of the classes are as many as there are labels, which may be n.
     is_per_sample = {name: array.shape[:1] == (n,) and name != "classes" for name, array in arrays.items()}
-    stream = io.BytesIO()
-    cleaned: dict[str, Any] = {name: array[kept] if is_per_sample[name] else array for name, array in arrays.items()}
-    np.savez_compressed(stream, **cleaned)
-    return stream.getvalue()
+    return store.npz({name: array[kept] if is_per_sample[name] else array for name, array in arrays.items()})
 
 
 def _cleaned_csv(source: Path, kept: Indices, n: int) -> bytes:

@@ -84,10 +84,9 @@ def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
         store.write_atomically(partial / "poison.csv", poison_csv(rows, trace.scores))
         np.save(partial / "scores.npy", np.asarray(trace.scores, np.float32))
         kinds = {name: np.int64 if name.endswith("_index") else np.float32 for name in trace.exhibits}
-        arrays: dict[str, Any] = {name: np.asarray(trace.exhibits[name], kind) for name, kind in kinds.items()}
-        np.savez_compressed(partial / "exhibits.npz", **arrays)
-        arrays = _coordinates(trace)
-        np.savez_compressed(partial / "coordinates.npz", **arrays)
+        arrays = {name: np.asarray(trace.exhibits[name], kind) for name, kind in kinds.items()}
+        store.write_atomically(partial / "exhibits.npz", store.npz(arrays))
+        store.write_atomically(partial / "coordinates.npz", store.npz(_coordinates(trace)))
         store.write_atomically(partial / "report.html", render(partial).encode())
     return folder
 

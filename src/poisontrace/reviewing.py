@@ -135,6 +135,8 @@ def review(case: str | Path, decisions: str | Path) -> Review:
     except StoreError as error:
         raise InvalidInputError(str(error)) from error  # the folder named is at fault
     try:
+        if rows and "found_0" not in arrays:
+            content, arrays = _by_label(content, rows, report.read_scores(folder))
         campaigns = _campaigns(content, rows, arrays)
         scores = np.array(arrays["scores"], np.float32) if "scores" in arrays else report.read_scores(folder)
         kept = {int(mark["index"]): mark for mark in content.get("decisions", [])}
@@ -194,6 +196,7 @@ def review(case: str | Path, decisions: str | Path) -> Review:
     store.write_together(
         folder,
         {
+            "coordinates.npz": store.npz(arrays),
             "scores.npy": store.npy(scores),
             "poison.csv": report.poison_csv(new_rows, scores),
             "trace.json": text,
@@ -201,6 +204,21 @@ def review(case: str | Path, decisions: str | Path) -> Review:
         },
     )
     return Review(summary, content["verdict"], confirmed, cleared, let_go, poison)
+
+
+def _by_label(
+    content: Mapping[str, Any], rows: Mapping[int, Row], scores: NDArray[np.float32]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return a case that does not say which campaign its samples belong to with one campaign for each label."""
+    campaigns, arrays = [], {"scores": scores}
+    for place, label in enumerate(sorted({row.label for row in rows.values()})):
+        arrays[f"found_{place}"] = np.array(
+            sorted(index for index, row in rows.items() if row.label == label), np.int64
+        )
+        events = [number for number, event in enumerate(content["events"]) if event["label"] == label]
+        name = report.class_name(content["classes"], label)
+        campaigns.append({"label": label, "label_name": name, "events": events, "n_poison": len(rows)})
+    return {**content, "campaigns": campaigns}, arrays
 
 
 def _campaigns(

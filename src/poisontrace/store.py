@@ -60,6 +60,13 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
+def npz(arrays: Mapping[str, Any]) -> bytes:
+    """Return arrays as the content of an ``.npz`` file."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
 def npy(array: NDArray[Any]) -> bytes:
     """Return an array as the content of an ``.npy`` file."""
     stream = io.BytesIO()
