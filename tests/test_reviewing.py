@@ -20,11 +20,11 @@ N = 120
 
 
 def write_case(folder: Path, **changes: Any) -> Path:
-    """Write a case that accuses 0..29, of which 20..29 differ from the rest in another way than 0..19 do."""
+    """Write a case that accuses 0..29, of which 20..29 lie much nearer to the others than 0..19 do."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((N, 4)).astype(np.float32) * 0.5
-    x[:30, 0] += 6
-    x[20:30, 1] += 8
+    x[:20, 0] += 8
+    x[20:30, 0] += 1.5
     found = np.arange(30)
     scores = np.where(np.arange(N) < 30, 0.9, 0.1).astype(np.float32)
     trace = make_trace(
@@ -64,7 +64,7 @@ def indices(case: Path) -> list[int]:
 
 
 def test_decisions_are_final_and_teach(tmp_path: Path) -> None:
-    """Clearing some of a kind lets the others of it go; the rest stay, and every file of the case says so."""
+    """Clearing most of those that do not fit lets the others go; the rest stay, and every file of the case says so."""
     case = write_case(tmp_path / "case")
     decisions = decide(case, confirmed=[0, 50], cleared=range(20, 26))
 
@@ -106,23 +106,33 @@ def test_what_is_not_decided_on_moves_as_the_posterior_does(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.delete(after, 3), np.delete(before, 3))
 
 
-@pytest.mark.parametrize("cleared", [range(0, 30, 4), range(0, 20, 3), range(20, 24)], ids=str)
+@pytest.mark.parametrize("cleared", [range(0, 20, 3), range(20, 24)], ids=str)
 def test_samples_cleared_here_and_there_take_no_others_along(cleared: range, tmp_path: Path) -> None:
-    """They are no kind, or too few of one to speak for it; each counts for itself."""
+    """Poison stays where the decisions are wrong, and four of them teach less than five."""
     case = write_case(tmp_path / "case")
 
     done = review(case, decide(case, cleared=cleared))
 
-    assert len(done.let_go) == 0 and len(done.poison) == 30 - len(cleared)
+    assert set(range(20)) - set(cleared) <= set(done.poison.tolist())
+    assert len(cleared) > 4 or len(done.let_go) < 6
+
+
+def test_confirmed_samples_stay_whatever_lies_near_them(tmp_path: Path) -> None:
+    """Also if all of their neighbours were cleared."""
+    case = write_case(tmp_path / "case")
+
+    done = review(case, decide(case, confirmed=[29, 60], cleared=range(20, 27)))
+
+    assert done.let_go.tolist() == [27, 28] and done.poison.tolist() == [*range(20), 29, 60]
 
 
 def test_later_decisions_win_and_the_order_of_files_does_not_matter(tmp_path: Path) -> None:
     """A mistake is taken back by another decision; the case is then as if it had never been made."""
     cases = [write_case(tmp_path / name) for name in "ab"]
-    first, second = decide(cases[0], cleared=range(20, 26)), decide(cases[0], cleared=[1], confirmed=range(20, 26))
+    first, second = decide(cases[0], cleared=range(20, 26)), decide(cases[0], cleared=[1], confirmed=range(20, 30))
     for path in (first, second):
         review(cases[0], path)
-    review(cases[1], decide(cases[1], cleared=[1], confirmed=range(20, 26)))
+    review(cases[1], decide(cases[1], cleared=[1], confirmed=range(20, 30)))
 
     assert indices(cases[0]) == indices(cases[1]) == [0, *range(2, 30)]
     np.testing.assert_array_equal(*(np.load(case / "scores.npy") for case in cases))

@@ -3,10 +3,10 @@
 A decision is about one sample and final until another one is made: a confirmed sample is responsible, with score 1, a
 cleared one is not, with score 0. The others of their campaign are judged by what the decisions teach: the posterior of
 belonging to the responsible ones is worked out with the sides as traced and with the sides as decided, in the
-coordinates that the case keeps, and a score moves by the difference. If the cleared samples are most of a kind of
-their own among those found, as the clustering understands it, the others of that kind change sides with them. A sample
-is let go if the posterior now clearly speaks against it. A review accuses nobody: whom the trace did not, only a person
-can confirm.
+coordinates that the case keeps, and a score moves by the difference. Where five or more were cleared, those without a
+decision first leave the responsible side if they fall on the other one, until nothing moves, as in the search itself. A
+sample is let go if the posterior now clearly speaks against it, by the decisions. A review accuses nobody: whom the
+trace did not, only a person can confirm (decision 0015).
 """
 
 import json
@@ -23,13 +23,11 @@ from numpy.typing import NDArray
 from poisontrace import report, store
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace._validate import check_file
-from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, posterior, separate
+from poisontrace.clustering import MAX_ROUNDS, N_FOLDS, Space, posterior
 from poisontrace.report import Row
 from poisontrace.tracing import DOUBTED
 
 DECISIONS = ("confirmed", "cleared")
-# Of a kind that was cleared, so that its others go too; and of the cleared samples, so that they are of this kind.
-MOST, NEARLY_ALL = 0.5, 0.9
 MAX_BYTES = 1 << 28
 WAY_OUT = "Download the decisions from the report of this case."
 
@@ -84,32 +82,30 @@ class _Campaign:
         new = scores[self.indices]
         if self.x is not None and is_fixed.any():
             space = Space(torch.from_numpy(self.x))
-            is_likewise = self._like_cleared(is_found, is_decided) & ~is_fixed
-            before, after = (
-                posterior(space, torch.from_numpy(side)).numpy() for side in (is_found, is_decided & ~is_likewise)
-            )
-            is_let_go = is_decided & ~is_fixed & (after < DOUBTED) & (before >= DOUBTED)
-            new = (new + after - before).clip(0, 1)
+            now = self._settled(space, is_decided, is_fixed) if len(cleared) >= N_FOLDS else is_decided
+            before, after = (posterior(space, torch.from_numpy(side)).numpy() for side in (is_found, now))
+            is_let_go = is_decided & ~is_fixed & (after < DOUBTED) & ((before >= DOUBTED) | ~now)
+            new = (new + (after - before)).clip(0, 1)
         is_poison = is_decided & ~is_let_go
         new = np.where(is_poison, np.maximum(new, 0.5), np.minimum(new, 0.49))
         new[np.isin(self.indices, confirmed)] = 1
         new[np.isin(self.indices, cleared)] = 0
         return self.indices[is_poison], self.indices[is_let_go], new
 
-    def _like_cleared(self, is_found: NDArray[np.bool_], is_decided: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return which samples (n,) that were found are of one kind with the cleared ones, if these are a kind."""
-        assert self.x is not None
-        is_like = np.zeros(len(is_found), bool)
-        is_cleared = torch.from_numpy(~is_decided[is_found])
-        if is_found.sum() >= 2 * N_FOLDS:
-            split = separate(Space(torch.from_numpy(self.x[is_found])), is_cleared)
-            # Cleared here and there they are no kind, and a few of a kind say little about it.
-            n_both, n_kind, n_cleared = (
-                int(side.sum()) for side in (split.is_first & is_cleared, split.is_first, is_cleared)
-            )
-            if split.apartness >= TWO_KINDS and n_both >= MOST * n_kind and n_both >= NEARLY_ALL * n_cleared:
-                is_like[is_found] = split.is_first.numpy()
-        return is_like
+    @staticmethod
+    def _settled(space: Space, is_decided: NDArray[np.bool_], is_fixed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the responsible side (n,) when those it holds without a decision may leave it, until nothing moves."""
+        side = is_decided
+        for _ in range(MAX_ROUNDS):
+            if min(side.sum(), (~side).sum()) < N_FOLDS:
+                break
+            position = space.discriminate(torch.from_numpy(side)).numpy()
+            is_near = position > (position[side].mean() + position[~side].mean()) / 2
+            moved = is_decided & (is_fixed | is_near)
+            if (moved == side).all():
+                break
+            side = moved
+        return side
 
 
 def review(case: str | Path, decisions: str | Path) -> Review:
