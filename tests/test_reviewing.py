@@ -24,7 +24,7 @@ def write_case(folder: Path, **changes: Any) -> Path:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((N, 4)).astype(np.float32) * 0.5
     x[:20, 0] += 8
-    x[20:30, 0] += 1.5
+    x[20:30, 0] += 1
     found = np.arange(30)
     scores = np.where(np.arange(N) < 30, 0.9, 0.1).astype(np.float32)
     trace = make_trace(
