@@ -181,7 +181,7 @@ def test_rows_and_texts_are_listed(opened: Any) -> None:
 
     assert not page.is_visible("select[name=view]")
     heads = page.eval_on_selector_all("#list th", "all => all.map(n => n.textContent)")
-    assert heads[:3] == ["index", "score ↓", "source"] and heads[-1] == "mark" and heads[3].startswith("size ")
+    assert heads[:4] == ["mark", "index", "score ↓", "source"] and heads[4].startswith("size ")
     assert len(shown(page)) == 60
 
 

@@ -110,19 +110,18 @@
   };
 
   const row = (item) => {
-    const node = element("tr");
+    const node = element("tr", {}, element("td", {}, buttons(item)));
     for (const column of columns) {
       const value = column.of(item);
       const cell = element("td", { className: column.number ? "number" : column.words ? "words" : "" });
       cell.append(element("bdi", { textContent: column.show ? column.show(value) : value ?? "" }));
       node.append(cell);
     }
-    node.append(element("td", {}, buttons(item)));
     return node;
   };
 
   const table = (shown) => {
-    const head = element("tr");
+    const head = element("tr", {}, element("th", { scope: "col", textContent: "mark" }));
     for (const column of columns) {
       const isSorted = state.sort === column.key;
       const button = element("button", { type: "button", textContent: column.title + (isSorted ? (state.down ? " ↓" : " ↑") : "") });
@@ -138,7 +137,6 @@
       cell.setAttribute("aria-sort", isSorted ? (state.down ? "descending" : "ascending") : "none");
       head.append(cell);
     }
-    head.append(element("th", { scope: "col", textContent: "mark" }));
     return element("table", {}, element("thead", {}, head), element("tbody", {}, ...shown));
   };
 
@@ -234,7 +232,6 @@
   window.addEventListener("beforeunload", (event) => {
     if (changed.size) event.preventDefault();
   });
-  // All pages of a print: the sections that are folded, and the list as it is.
   document.getElementById("static")?.remove();
   document.getElementById("n-marked").textContent = marks.size;
   review.hidden = false;
