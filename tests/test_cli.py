@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import resource
 import runpy
 import shlex
 import shutil
@@ -620,6 +621,21 @@ def test_paths_reach_the_terminal_without_escape_codes(traced: Run, tmp_path: Pa
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/a?[31m?b/report.html\n")
 
 
+def test_a_hostile_case_reaches_the_terminal_without_escape_codes(traced: Run, tmp_path: Path) -> None:
+    """Names of files in results, and ids of decisions in errors."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    created = json.loads((case / "trace.json").read_text())["created"]
+    mark = {"index": json.loads(traced.done.stdout)["poison"][0], "id": "\x1b[2J", "decision": "cleared"}
+    (tmp_path / "d\x1b[31m.json").write_text(json.dumps({"case": {"created": created}, "decisions": [mark]}))
+
+    reviewed = run(app, ["review", str(case), "--decisions", str(tmp_path / "d\x1b[31m.json")])
+    exported = run(app, ["export", str(case), "--what", "clean-index", "--out", str(tmp_path / "a\x1b[31m.npy")])
+
+    assert (reviewed.exit_code, exported.exit_code) == (2, 0)
+    assert "\x1b" not in reviewed.stderr + reviewed.stdout + exported.stdout
+    assert "a?[31m.npy" in exported.stdout
+
+
 def test_list_names_everything() -> None:
     """Every registered attack, data set, model and kind of training has a line that says what it is."""
     done = run(app, ["list"])
@@ -657,6 +673,19 @@ def test_help_comes_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[-1] == "0 set()"
+
+
+def test_help_is_there_in_half_a_second() -> None:
+    """Of processor time, which a busy machine does not stretch; the best of three."""
+    code = "import sys; sys.argv = ['poisontrace', '--help']; from poisontrace.cli import main; main()"
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+    assert min(seconds) <= 0.5
 
 
 def test_the_installed_command_is_the_one_tested() -> None:
