@@ -323,7 +323,7 @@ def test_events_that_belong_together_are_printed(
 
     def some(model: Any, train_set: Any, events: Any, **options: Any) -> Trace:
         result = found(model, train_set, events[:n_events], **options)
-        campaigns = (Campaign(0, tuple(range(n_events)), np.arange(1200)), Campaign(2, (1,), np.arange(3)))
+        campaigns = (Campaign(0, tuple(range(n_events)), np.arange(12)), Campaign(2, (1,), np.arange(3)))
         return replace(result, campaigns=campaigns[:n_events])
 
     monkeypatch.setattr(tracing, "trace", some)
@@ -332,7 +332,7 @@ def test_events_that_belong_together_are_printed(
 
     assert done.exit_code == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("campaign")]
-    both = ["events 0, 1, answered ?[31m[bold]a: 1,200 samples", "event 1, answered c: 3 samples"]
+    both = ["events 0, 1, answered ?[31m[bold]a: 12 samples", "event 1, answered c: 3 samples"]
     assert said == ([] if n_events == 1 else [f"campaign {number}   {text}" for number, text in enumerate(both, 1)])
 
 

@@ -567,6 +567,8 @@ def _data(
             )
         )
         for index in coordinates.get(f"found_{place}", np.array([])).tolist():
+            if not 0 <= index < len(scores):
+                raise ValueError(f"sample {index} among {len(scores)}")
             listed.setdefault(index, Row(str(ids.get(index, index)), campaign["label"]))
     inputs = dict(zip(map(int, exhibits.get("poison_index", [])), exhibits.get("poison", []), strict=True))
     texts = dict(case.get("texts", {}).get("poison", []))
