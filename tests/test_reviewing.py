@@ -276,12 +276,20 @@ def test_a_case_that_accused_nobody_cannot_be_reviewed(tmp_path: Path) -> None:
         review(case, decide(case, cleared=[1]))
 
 
-@pytest.mark.parametrize("name", ["found_0", "x_0", "ids_0"])
-def test_broken_coordinates_are_refused(name: str, tmp_path: Path) -> None:
-    """Whatever another program wrote there."""
+@pytest.mark.parametrize("name", ["found_0", "x_0", "ids_0", "index_0", "scores", "source"])
+@pytest.mark.parametrize(
+    "array",
+    [np.array([["a", "b"]]), np.array([10**6]), np.full((N, 4), np.nan), np.array(3.0)],
+    ids=["words", "beyond", "not a number", "no axis"],
+)
+def test_broken_coordinates_are_refused(name: str, array: Any, tmp_path: Path) -> None:
+    """Whatever another program wrote there; the case is as it was."""
     case = write_case(tmp_path / "case")
     arrays = report.read_arrays(case, "coordinates.npz")
-    np.savez(case / "coordinates.npz", **{**arrays, name: np.array([["a", "b"]])})
+    np.savez(case / "coordinates.npz", **{**arrays, name: array})
+    before = {path.name: path.read_bytes() for path in case.iterdir()}
 
     with pytest.raises(InvalidInputError, match="'case' must hold"):
-        review(case, decide(case, cleared=[1]))
+        review(case, decide(case, cleared=range(1, 7)))
+
+    assert {path.name: path.read_bytes() for path in case.iterdir()} == before

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from poisontrace import report, store
-from poisontrace._errors import InvalidInputError, StoreError
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._validate import check_file
 from poisontrace.clustering import MAX_ROUNDS, N_FOLDS, Space, posterior
 from poisontrace.report import Row
@@ -131,15 +131,35 @@ def review(case: str | Path, decisions: str | Path) -> Review:
     except StoreError as error:
         raise InvalidInputError(str(error)) from error  # the folder named is at fault
     try:
-        if rows and "found_0" not in arrays:
-            content, arrays = _by_label(content, rows, report.read_scores(folder))
-        campaigns = _campaigns(content, rows, arrays)
-        scores = np.array(arrays["scores"], np.float32) if "scores" in arrays else report.read_scores(folder)
-        kept = {int(mark["index"]): mark for mark in content.get("decisions", [])}
-    except (KeyError, TypeError, ValueError) as error:
+        done, files = _merged(path, content, rows, exhibits, arrays, sections, report.read_scores(folder))
+    except PoisontraceError:
+        raise
+    except Exception as error:  # a folder from elsewhere may hold anything
+        reason = f"{type(error).__name__}: {error}"
         raise InvalidInputError(
-            f"'case' must hold files as poisontrace wrote them (got {type(error).__name__}: {error}). {report.WAY_OUT}"
+            f"'case' must hold files as poisontrace wrote them (got {reason}). {report.WAY_OUT}"
         ) from error
+    store.write_together(folder, files)
+    return done
+
+
+def _merged(
+    path: Path,
+    content: dict[str, Any],
+    rows: Mapping[int, Row],
+    exhibits: Mapping[str, Any],
+    arrays: dict[str, Any],
+    sections: Mapping[str, Any],
+    scores: NDArray[np.float32],
+) -> tuple[Review, dict[str, bytes]]:
+    """Return what a file of decisions changes, and the files of the case as they are then."""
+    if rows and "found_0" not in arrays:
+        content, arrays = _by_label(content, rows, {**arrays, "scores": scores})
+    campaigns = _campaigns(content, rows, arrays)
+    scores = np.array(arrays["scores"], np.float32) if "scores" in arrays else scores
+    if scores.shape != (content["n_samples"],):
+        raise ValueError(f"scores of shape {scores.shape}")
+    kept = {int(mark["index"]): mark for mark in content.get("decisions", [])}
     if not campaigns:
         raise InvalidInputError(
             f"'case' must be one that accuses samples (got the verdict {content.get('verdict')!r}). "
@@ -189,24 +209,21 @@ def review(case: str | Path, decisions: str | Path) -> Review:
     new_rows = {index: rows.get(index) or Row(known[index], label_of[index]) for index in poison.tolist()}
     text = report.as_json(content)
     page = report.page(json.loads(text), scores, new_rows, exhibits, arrays, sections)
-    store.write_together(
-        folder,
-        {
-            "coordinates.npz": store.npz(arrays),
-            "scores.npy": store.npy(scores),
-            "poison.csv": report.poison_csv(new_rows, scores),
-            "trace.json": text,
-            "report.html": page.encode("utf-8", "surrogateescape"),
-        },
-    )
-    return Review(summary, content["verdict"], confirmed, cleared, let_go, poison)
+    files = {
+        "coordinates.npz": store.npz(arrays),
+        "scores.npy": store.npy(scores),
+        "poison.csv": report.poison_csv(new_rows, scores),
+        "trace.json": text,
+        "report.html": page.encode("utf-8", "surrogateescape"),
+    }
+    return Review(summary, content["verdict"], confirmed, cleared, let_go, poison), files
 
 
 def _by_label(
-    content: Mapping[str, Any], rows: Mapping[int, Row], scores: NDArray[np.float32]
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    content: Mapping[str, Any], rows: Mapping[int, Row], arrays: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a case that does not say which campaign its samples belong to with one campaign for each label."""
-    campaigns, arrays = [], {"scores": scores}
+    campaigns = []
     for place, label in enumerate(sorted({row.label for row in rows.values()})):
         arrays[f"found_{place}"] = np.array(
             sorted(index for index, row in rows.items() if row.label == label), np.int64
@@ -231,8 +248,12 @@ def _campaigns(
         if names is None:
             names = np.array([rows[index].id if index in rows else str(index) for index in indices.tolist()])
         x = arrays.get(f"x_{place}")
-        if len(names) != len(indices) or (x is not None and x.shape[:1] != indices.shape):
+        if names.shape != indices.shape or (x is not None and x.shape[:1] != indices.shape):
             raise ValueError("arrays of different lengths in coordinates.npz")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < content["n_samples"]:
+            raise ValueError(f"sample {indices.max()} among {content['n_samples']}")
+        if x is not None and not np.isfinite(x).all():
+            raise ValueError("coordinates that are not finite")
         campaigns.append(_Campaign(int(campaign["label"]), found.astype(np.int64), indices, x, names.tolist()))
     return campaigns
 
