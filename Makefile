@@ -40,5 +40,6 @@ GRID ?= benchmarks/grids/badnets-cifar10.toml
 bench: setup  ## trace every incident of a grid and renew the tables
 	$(BIN)/poisontrace bench $(GRID)
 
-docs: setup  ## renew generated tables and check that nothing in the docs is stale
+docs: setup  ## renew generated tables and build the site in build/site; a dead link is an error
 	$(BIN)/poisontrace bench --tables-only
+	$(BIN)/mkdocs build --strict

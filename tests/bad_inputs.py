@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from poisontrace._types import Finding, Trace
+from poisontrace.store import sha256
 
 N_CLASSES = 3
 ARCH = """
@@ -311,6 +312,29 @@ def repair(folder: Path, case: Path | None = None, **options: Any) -> list[str]:
     return ["repair", str(case or _traced(folder)), *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
 
 
+def review(folder: Path, at: Path | None = None, file: Path | None = None, **changes: Any) -> list[str]:
+    """Return the arguments that merge decisions into a case: one that is sound, but for what is changed."""
+    at = at or _traced(folder)
+    created = json.loads((at / "trace.json").read_text())["created"] if (at / "trace.json").exists() else ""
+    sound = {"case": {"created": created}, "decisions": [{"index": 1, "decision": "cleared"}]}
+    file = file or _file(folder, "decisions.json", json.dumps({**sound, **changes}))
+    return ["review", str(at), "--decisions", str(file)]
+
+
+def export(folder: Path, what: str, out: str, case: Path | None = None) -> list[str]:
+    """Return the arguments that export something of a case."""
+    return ["export", str(case or _traced(folder)), "--what", what, "--out", str(folder / out)]
+
+
+def _link(folder: Path) -> Path:
+    """Write a case of a folder of images, in which a file became a link to one elsewhere."""
+    images = _folder(folder, lambda _: None)
+    case = _traced(folder, data={"path": str(images), "sha256": sha256(images)})
+    (images / "a" / "0.png").rename(folder / "0.png")
+    (images / "a" / "0.png").symlink_to(folder / "0.png")
+    return case
+
+
 def _without(case: Path, name: str) -> Path:
     (case / name).unlink()
     return case
@@ -456,6 +480,8 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a row without a label": lambda f: trace(f, data=_csv(f, label="")),
     "a fraction as a label": lambda f: trace(f, data=_csv(f, label="0.5")),
     "a column of labels that is not there": lambda f: trace(f, data=_csv(f), **{"label-column": "kind"}),
+    "a source column that is not there": lambda f: trace(f, data=_csv(f), **{"source-column": "uploader"}),
+    "a source column of arrays": lambda f: trace(f, **{"source-column": "uploader"}),
     "events without a column of the data": lambda f: trace(
         f, data=_csv(f), events=_file(f, "events.csv", "f0,label\n1,0\n")
     ),
@@ -544,6 +570,22 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     ),
     "repaired weights over a file": lambda f: repair(f, out=f / "weights.safetensors"),
     "repaired weights of another kind": lambda f: repair(f, out=f / "repaired.pt"),
+    "a case to review that is not there": lambda f: review(f, f / "none"),
+    "a case to review that accuses nobody": lambda f: review(f, _traced(f, ())),
+    "decisions that are not there": lambda f: review(f, file=f / "none.json"),
+    "decisions that are no JSON": lambda f: review(f, file=_file(f, "d.json", "confirmed")),
+    "decisions nested ever deeper": lambda f: review(f, file=_file(f, "d.json", "[" * 100_000)),
+    "decisions on another case": lambda f: review(f, case={"created": "2020-01-01T00:00:00+00:00"}),
+    "decisions on a sample that is not there": lambda f: review(f, decisions=[{"index": 99, "decision": "cleared"}]),
+    "a decision that is none": lambda f: review(f, decisions=[{"index": 1, "decision": "burnt"}]),
+    "no decisions": lambda f: review(f, decisions=[]),
+    "an export of an unknown kind": lambda f: export(f, "everything", "a.npy"),
+    "an export over a file": lambda f: export(f, "poison-list", _csv(f).name),
+    "an export of another form": lambda f: export(f, "cleaned-data", "clean.csv"),
+    "an export to a folder that is not there": lambda f: export(f, "clean-index", "none/clean.npy"),
+    "an export of data that have changed": lambda f: export(f, "cleaned-data", "clean.npz", _changed(f, "train.npz")),
+    "an export of images of which one is a link": lambda f: export(f, "cleaned-data", "clean", _link(f)),
+    "a list of files of data that are none": lambda f: export(f, "filelist", "files.txt"),
     "no grid": lambda f: ["bench", "--results", str(f), "--readme", str(f / "README.md")],
     "a grid that is not there": lambda f: _bench(f, f / "none.toml"),
     "a grid that is no TOML": lambda f: _bench(f, _file(f, "grid.toml", "attack = ")),

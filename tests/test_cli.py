@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import resource
 import runpy
 import shlex
 import shutil
@@ -38,8 +39,8 @@ from poisontrace.datasets import DATASETS
 from poisontrace.incidents import TRAININGS, Incident
 from poisontrace.models import MODELS
 
-CASE_FILES = ["exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
-COMMANDS = ["trace", "attack", "verify", "repair", "report", "list", "bench"]
+CASE_FILES = ["coordinates.npz", "exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json"]
+COMMANDS = ["trace", "attack", "verify", "repair", "review", "export", "report", "list", "bench"]
 
 run = CliRunner().invoke
 
@@ -322,7 +323,7 @@ def test_events_that_belong_together_are_printed(
 
     def some(model: Any, train_set: Any, events: Any, **options: Any) -> Trace:
         result = found(model, train_set, events[:n_events], **options)
-        campaigns = (Campaign(0, tuple(range(n_events)), np.arange(1200)), Campaign(2, (1,), np.arange(3)))
+        campaigns = (Campaign(0, tuple(range(n_events)), np.arange(12)), Campaign(2, (1,), np.arange(3)))
         return replace(result, campaigns=campaigns[:n_events])
 
     monkeypatch.setattr(tracing, "trace", some)
@@ -331,7 +332,7 @@ def test_events_that_belong_together_are_printed(
 
     assert done.exit_code == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("campaign")]
-    both = ["events 0, 1, answered ?[31m[bold]a: 1,200 samples", "event 1, answered c: 3 samples"]
+    both = ["events 0, 1, answered ?[31m[bold]a: 12 samples", "event 1, answered c: 3 samples"]
     assert said == ([] if n_events == 1 else [f"campaign {number}   {text}" for number, text in enumerate(both, 1)])
 
 
@@ -571,6 +572,33 @@ def test_repair_writes_weights_that_undo_the_events(traced: Run, practice: Run, 
     assert not (case / "repaired.safetensors").exists()
 
 
+def test_a_review_is_merged_and_the_rest_exported(traced: Run, practice: Run, tmp_path: Path) -> None:
+    """Decisions change the case; what it does not accuse is written in the form that the data came in."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    content = json.loads((case / "trace.json").read_text())
+    poison = json.loads(traced.done.stdout)["poison"]
+    made = [{"index": poison[0], "decision": "cleared"}, {"index": poison[1], "decision": "confirmed"}]
+    (tmp_path / "d.json").write_text(json.dumps({"case": {"created": content["created"]}, "decisions": made}))
+
+    done = run(app, ["review", str(case), "--decisions", str(tmp_path / "d.json")])
+    as_json = run(app, ["review", str(case), "--decisions", str(tmp_path / "d.json"), "--json"])
+    out = tmp_path / "clean.npz"
+    exported = run(app, ["export", str(case), "--what", "cleaned-data", "--out", str(out)])
+
+    assert (done.exit_code, as_json.exit_code, exported.exit_code) == (0, 0, 0), exported.stderr
+    rows = dict(re.findall(r"^(verdict|summary|report)  +(.+)$", done.stdout, re.MULTILINE))
+    assert (rows["verdict"], rows["report"]) == ("poison", str(case / "report.html"))
+    assert rows["summary"].startswith("1 confirmed, 1 cleared; 0 more are let go.")
+    assert json.loads(as_json.stdout)["poison"] == poison[1:]
+    kept = np.setdiff1d(np.arange(content["n_samples"]), poison[1:])
+    assert (np.load(out)["x"] == np.load(practice.folder / "train.npz")["x"][kept]).all()
+    assert re.search(rf"^left out +{len(poison) - 1} samples$", exported.stdout, re.MULTILINE)
+    facts = {"out": str(tmp_path / "i.txt"), "n_kept": len(kept), "n_left_out": len(poison) - 1}
+    again = run(app, ["export", str(case), "--what", "clean-index", "--out", facts["out"], "--json"])
+    assert json.loads(again.stdout) == facts
+    assert Path(facts["out"]).read_text().split() == [str(index) for index in kept]
+
+
 def test_report_writes_the_same_page_again(traced: Run) -> None:
     """From the files of the folder alone."""
     page = traced.folder / "report.html"
@@ -591,6 +619,21 @@ def test_paths_reach_the_terminal_without_escape_codes(traced: Run, tmp_path: Pa
     done = run(app, ["report", str(case)])
 
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/a?[31m?b/report.html\n")
+
+
+def test_a_hostile_case_reaches_the_terminal_without_escape_codes(traced: Run, tmp_path: Path) -> None:
+    """Names of files in results, and ids of decisions in errors."""
+    case = shutil.copytree(traced.folder, tmp_path / "case")
+    created = json.loads((case / "trace.json").read_text())["created"]
+    mark = {"index": json.loads(traced.done.stdout)["poison"][0], "id": "\x1b[2J", "decision": "cleared"}
+    (tmp_path / "d\x1b[31m.json").write_text(json.dumps({"case": {"created": created}, "decisions": [mark]}))
+
+    reviewed = run(app, ["review", str(case), "--decisions", str(tmp_path / "d\x1b[31m.json")])
+    exported = run(app, ["export", str(case), "--what", "clean-index", "--out", str(tmp_path / "a\x1b[31m.npy")])
+
+    assert (reviewed.exit_code, exported.exit_code) == (2, 0)
+    assert "\x1b" not in reviewed.stderr + reviewed.stdout + exported.stdout
+    assert "a?[31m.npy" in exported.stdout
 
 
 def test_list_names_everything() -> None:
@@ -630,6 +673,19 @@ def test_help_comes_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[-1] == "0 set()"
+
+
+def test_help_is_there_in_half_a_second() -> None:
+    """Of processor time, which a busy machine does not stretch; the best of three."""
+    code = "import sys; sys.argv = ['poisontrace', '--help']; from poisontrace.cli import main; main()"
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+    assert min(seconds) <= 0.5
 
 
 def test_the_installed_command_is_the_one_tested() -> None:

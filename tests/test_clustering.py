@@ -342,3 +342,26 @@ def test_posterior_of_a_handful_is_their_membership() -> None:
     x, is_planted = _planted(n_planted=3)
 
     assert torch.equal(posterior(Space(x), is_planted), is_planted.float())
+
+
+def test_a_plane_shows_two_kinds_apart() -> None:
+    """One beside the other, whatever varies most lies across; the same bytes every time."""
+    x, is_planted = _planted()
+    space = Space(x)
+
+    plane = space.plane(is_planted)
+
+    assert torch.equal(plane[:, 0], space.discriminate(is_planted))
+    assert float(plane[is_planted, 0].mean()) == pytest.approx(1, abs=0.1)
+    assert abs(float(plane[is_planted, 1].mean() - plane[~is_planted, 1].mean())) < 0.2
+    assert float(plane[:, 1].std()) == pytest.approx(1, abs=1e-3)
+    assert torch.equal(space.plane(is_planted), plane)
+
+
+@pytest.mark.parametrize("n_first", [0, 2, 400])
+def test_a_plane_of_too_few_is_their_membership(n_first: int) -> None:
+    """As is the posterior."""
+    x, _ = _planted()
+    is_first = _first(torch.ones(400, dtype=torch.bool), n_first)
+
+    assert torch.equal(Space(x).plane(is_first)[:, 0], is_first.float())

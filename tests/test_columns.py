@@ -55,7 +55,8 @@ def png(value: int) -> bytes:
 
 def read(path: Path, **options: Any) -> Any:
     """Read a table as a training set."""
-    return table_set(read_table(path, "data", options.get("label_column")), "data", **options)
+    columns = (options.get("label_column"), options.get("source_column"))
+    return table_set(read_table(path, "data", *columns), "data", **options)
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -287,3 +288,37 @@ def test_truth_values_and_missing_numbers_of_parquet_are_known(tmp_path: Path) -
     assert (found.x.tolist(), found.y.tolist(), found.ids) == ([[1.0], [0.0]], [1, 0], ("5", "6"))
     with pytest.raises(InvalidInputError, match="finite numbers"):
         read(write_parquet(tmp_path / "e.parquet", a=[1, None], label=[0, 1]))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_where_rows_came_from_is_read_and_not_fed(name: str, tmp_path: Path) -> None:
+    """The column is found by its name if it holds words, or is named by the caller."""
+    numbers = {"a": [1, 2, 3], "label": [0, 1, 0]}
+    found = read(WRITERS[name](tmp_path / name, uploader=["u1", "u2", "u1"], **numbers))
+    named = read(WRITERS[name](tmp_path / f"2{name}", uploader=[7, 7, 10**6], **numbers), source_column="uploader")
+
+    assert (found.sources, found.columns) == (("u1", "u2", "u1"), ("a",))
+    assert (named.sources, named.columns) == (("7", "7", "1000000"), ("a",))
+
+
+def test_a_source_that_differs_in_each_row_is_its_name(tmp_path: Path) -> None:
+    """As before there were sources."""
+    found = read(write_csv(tmp_path / "d.csv", source=["u", "v"], a=[1, 2], label=[0, 1]))
+
+    assert (found.ids, found.sources, found.columns) == (("u", "v"), None, ("a",))
+
+
+def test_folders_of_paths_are_sources(tmp_path: Path) -> None:
+    """The first level; an id without folders says nothing."""
+    found = read(write_csv(tmp_path / "d.csv", filename=["u17/x/1.exe", "u3/2.exe"], a=[1, 2], label=[0, 1]))
+
+    assert found.sources == ("u17", "u3")
+    assert read(write_csv(tmp_path / "e.csv", filename=["1.exe", "2.exe"], a=[1, 2], label=[0, 1])).sources is None
+
+
+def test_a_source_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """With the columns there are."""
+    path = write_csv(tmp_path / "d.csv", a=[1, 2], label=[0, 1])
+
+    with pytest.raises(InvalidInputError, match=r"'source-column' must be a column .* \(got 'who'\)\. Name one of 'a'"):
+        read(path, source_column="who")

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from poisontrace import data
 from poisontrace._errors import InvalidInputError
 from poisontrace._rng import torch_generator
-from poisontrace.data import ArraySet, IndexedSet, crop_and_flip
+from poisontrace.data import ArraySet, IndexedSet, crop_and_flip, folders_at, read_array_set, to_inputs
 
 # Inputs
 
@@ -326,3 +326,24 @@ def test_a_truth_of_another_form_is_refused(truth: Any, tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInputError, match=r"'truth' must be the truth\.json of this incident.*Leave it out"):
         data.read_truth(tmp_path / "truth.json", 8)
+
+
+def test_sources_are_read_where_there_are_any(tmp_path: Path) -> None:
+    """From the array ``source``, or from the attribute of a data set."""
+    x, y = toy_images(4)
+    np.savez(tmp_path / "d.npz", x=x, y=y, source=["u1", "u2", "u1", "u1"])
+    pairs = Pairs(to_inputs(x), y)
+    pairs.sources = ["a", "b", "c", "d"]  # type: ignore[attr-defined]
+
+    assert read_array_set(tmp_path / "d.npz", "data").sources == ("u1", "u2", "u1", "u1")
+    assert IndexedSet(pairs).sources == ("a", "b", "c", "d")
+
+    np.savez(tmp_path / "d.npz", x=x, y=y, source=["u1"])
+    with pytest.raises(InvalidInputError, match=r"'data: source' must have shape \(4,\)"):
+        read_array_set(tmp_path / "d.npz", "data")
+
+
+def test_folders_of_paths_are_counted_from_0() -> None:
+    """A path that is not as deep has none."""
+    assert folders_at(["a/b/1.png", "2.png"], 1) == ("b", "")
+    assert folders_at(["a/1.png", "2.png"], 1) is None

@@ -179,9 +179,9 @@ def test_a_folder_of_images_is_read_again(digits_case: Path, digits_incident: In
 
 def test_rows_and_a_line_of_numbers_are_read_again(tmp_path: Path) -> None:
     """A table whose labels are in a column that was named, and an event that is no file."""
-    lines = [f"{row}.5,{row % 2},{'ab'[row % 2]}" for row in range(6)]
+    lines = [f"{row}.5,{row % 2},{'ab'[row % 2]},u{row % 3}" for row in range(6)]
     table = tmp_path / "train.csv"
-    table.write_text("\n".join(["u,v,kind", *lines]) + "\n")
+    table.write_text("\n".join(["u,v,kind,who", *lines]) + "\n")
     finding = Finding(1, 0.9, "poison", np.array([1]), {})
     trace = Trace(
         **{"verdict": "poison", "poison": np.array([1]), "scores": np.eye(6, dtype=np.float32)[1]},
@@ -189,7 +189,7 @@ def test_rows_and_a_line_of_numbers_are_read_again(tmp_path: Path) -> None:
         **{"seed": 0, "device": "cpu", "seconds": {}, "warnings": (), "exhibits": {}},
     )
     inputs = {
-        "data": {**readers.describe(str(table), table), "label_column": "kind"},
+        "data": {**readers.describe(str(table), table), "label_column": "kind", "source_column": "who"},
         "events": {**readers.describe("1.5,0", None), "label": "b"},
     }
     case = trace.save(tmp_path / "case", context={"inputs": inputs, "classes": ["a", "b"]})
@@ -222,7 +222,8 @@ def test_a_case_without_poison_has_nothing_to_prove(
         ({"inputs": {"data": "x"}}, "'case' must hold files as poisontrace wrote them"),
         ({"inputs": {"data": {"path": 3, "sha256": 3}}}, "'data' must be named"),
         ({"inputs": {"data": {"path": "none", "sha256": 3}}}, "'data' must be an existing file"),
-        ({"classes": None}, "'case' must hold a trace.json as poisontrace wrote it"),
+        ({"classes": None}, "'case' must hold files as poisontrace wrote them"),
+        ({"classes": "01"}, "'case' must hold a trace.json as poisontrace wrote it"),
         ({"n_samples": "many"}, "'case' must hold scores.npy and poison.csv that fit"),
         ({"schema": 2}, "'case' must hold a trace.json of schema 1"),
     ],

@@ -193,3 +193,17 @@ def test_an_event_has_the_form_of_the_data(tmp_path: Path) -> None:
 
     assert (event.form, event.y.tolist()) == (ArraySet(x, y).form, [2])
     assert event.x.tolist() == np.full((1, 8, 8, 3), 5).tolist()
+
+
+def test_a_folder_below_the_class_is_the_source(tmp_path: Path) -> None:
+    """Images right in the class have none; where no image has one, nothing is known."""
+    x, y = toy_images(8)
+    folder = write_folder(tmp_path / "data", x, y)
+    assert read_folder(folder, "data").sources is None
+
+    (folder / "ape" / "u17").mkdir()
+    (folder / "ape" / "00000.png").rename(folder / "ape" / "u17" / "00000.png")
+    found = read_folder(folder, "data")
+
+    assert found.ids[:2] == ("ape/00004.png", "ape/u17/00000.png")
+    assert found.sources == ("", "u17", *[""] * 6)

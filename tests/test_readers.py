@@ -297,3 +297,11 @@ def test_an_exported_program_is_a_model_through_a_factory(tmp_path: Path) -> Non
     assert (found.file, found.classes, found.tokenize) == (tmp_path / "mine.py", None, None)
     with pytest.raises(InvalidInputError, match=r"form that is read without running .*as_module"):
         readers.read_model(str(tmp_path / "m.pt2"), None)
+
+
+def test_a_source_column_belongs_to_a_table(tmp_path: Path) -> None:
+    """Other forms say it in their own way."""
+    np.savez(tmp_path / "d.npz", x=np.zeros((2, 3), np.float32), y=[0, 1])
+
+    with pytest.raises(InvalidInputError, match="'source-column' must be used with a table in 'data'"):
+        readers.read(str(tmp_path / "d.npz"), "data", source_column="who")

@@ -1,6 +1,8 @@
 """The case folder and its page: what they hold, what they refuse, and what hostile evidence cannot do to them."""
 
+import base64
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -44,6 +46,14 @@ CONTEXT: dict[str, Any] = {
     "command": "poisontrace trace --model arch.py:build --out case/",
     "classes": ["cat", "dog", "ship"],
 }
+
+
+OURS = ["<script", "<script"]
+
+
+def markup(page: str) -> list[str]:
+    """Return what in a page could run, load or send something: its data, its script and nothing else."""
+    return re.findall(r"<(?:script|iframe|object|embed|base|link(?! rel=\"icon\"))\b|@import|<[^>]*\son\w+=", page)
 
 
 def make_trace(shape: tuple[int, ...] = (3, 32, 32), *, n: int = 120, **changes: Any) -> types.Trace:
@@ -111,10 +121,11 @@ def read_csv(case: Path) -> list[list[str]]:
         return list(csv.reader(stream))
 
 
-def test_save_writes_the_five_files(tmp_path: Path) -> None:
+def test_save_writes_the_files_of_a_case(tmp_path: Path) -> None:
     """Trace.save returns a folder with exactly the files of a case."""
     case = make_trace().save(tmp_path / "case", context=CONTEXT)
     assert sorted(path.name for path in case.iterdir()) == [
+        "coordinates.npz",
         "exhibits.npz",
         "poison.csv",
         "report.html",
@@ -244,7 +255,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
         "classes": [HOSTILE] * 3,
     }
     page = render(save_case(trace, tmp_path / "case", context))
-    assert "<script" not in page
+    assert markup(page) == OURS
     assert page.count("&lt;script&gt;") > 20
 
 
@@ -291,7 +302,7 @@ def test_hostile_additions_are_escaped(tmp_path: Path) -> None:
     add(case, "repair", added(HOSTILE))
 
     page = (case / "report.html").read_text()
-    assert "<script" not in page and page.count("&lt;script&gt;") > 12
+    assert markup(page) == OURS and page.count("&lt;script&gt;") > 12
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2}', '{"schema": 1}'])
@@ -308,13 +319,15 @@ def test_a_broken_addition_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_page_loads_nothing(tmp_path: Path) -> None:
-    """The page names no address beyond the SVG namespaces, holds no script and forbids both."""
+    """The page names no address beyond the SVG namespaces, and forbids the network and every script but its own."""
     page = render(save_case(make_trace(), tmp_path / "case", CONTEXT))
     assert set(re.findall(r"https?://[^\"' )<]+", page)) == {
         "http://www.w3.org/1999/xlink",
         "http://www.w3.org/2000/svg",
     }
-    assert set(re.findall(r"<(?:script|iframe|object|embed|base|form)\b|@import|\son\w+=", page)) == set()
+    assert markup(page) == OURS
+    script = re.findall(r"<script>(.*?)</script>", page, re.S)[0]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in page
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]+)"', page))
     assert "default-src 'none'" in page
 
@@ -461,6 +474,118 @@ def test_truth_is_shown_only_if_given(tmp_path: Path) -> None:
     page = render(save_case(make_trace(), tmp_path / "with", CONTEXT | truth))
     assert 'id="truth"' in page
     assert "<dd>90.0%</dd>" in page
+
+
+def with_places(trace: types.Trace, **changes: Any) -> types.Trace:
+    """Return a trace with what a map, sources and neighbours need."""
+    own = np.flatnonzero(trace.labels == 1)
+    plane = np.stack([np.isin(own, trace.poison), own / 100], 1).astype(np.float32)
+    places = {
+        "campaigns": (types.Campaign(1, (0,), trace.poison),),
+        "coordinates": (types.Coordinates(own, plane, plane),),
+        "sources": tuple(f"uploader {17 if row < 9 else row % 3}" for row in range(120)),
+        "exhibits": {**trace.exhibits, "nearest_index": np.array([[4, 2, 9, -1, -1, -1]])},
+    }
+    return replace(trace, **{**places, **changes})
+
+
+def test_the_page_says_how_sure_the_verdict_is(tmp_path: Path) -> None:
+    """What it rests on, in numbers; nothing where nobody is accused."""
+    finding = replace(
+        make_trace().findings[0], statistics={"separation": 12.3, "event_rise": 4.25, "control_rise": 0.01}
+    )
+    page = (save_case(make_trace(findings=(finding,)), tmp_path / "case", CONTEXT) / "report.html").read_text()
+
+    assert "10 of the 10 samples have a score of 0.9 or more." in page
+    assert "They lie 12.30 standard deviations from the other samples of their label; forgetting them" in page
+    assert "label by 4.250 nats, and that of ordinary samples by 0.010." in page
+    assert "have a score of" not in render(save_case(make_empty_trace(), tmp_path / "none", CONTEXT))
+
+
+def test_sources_are_rolled_up(tmp_path: Path) -> None:
+    """Counts, the share of a source that is responsible, and of the responsible that is from it."""
+    case = save_case(with_places(make_trace()), tmp_path / "case", CONTEXT)
+    page = re.sub(r"\s+", " ", (case / "report.html").read_text())
+
+    assert json.loads((case / "trace.json").read_text())["sources"] == {
+        "n_sources": 4,
+        "largest": [
+            {"source": "uploader 17", "n": 9, "n_poison": 9},
+            {"source": "uploader 0", "n": 37, "n_poison": 1},
+            {"source": "uploader 1", "n": 37, "n_poison": 0},
+            {"source": "uploader 2", "n": 37, "n_poison": 0},
+        ],
+    }
+    assert "“<bdi>uploader 17</bdi>” brought 90.0% of the responsible samples, and 7.5% of the training set." in page
+    row = page[page.index('<th scope="row"><bdi>uploader 0</bdi>') :]
+    assert re.findall(r'class="number">([^<]+)<', row)[:4] == ["1", "37", "2.7%", "10.0%"]
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (12,)], ids=str)
+def test_the_nearest_samples_are_beside_the_event(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """In order: as pictures, or as the columns that differ most."""
+    page = render(save_case(with_places(make_trace(shape)), tmp_path / "case", CONTEXT))
+    part = page[page.index("Most like it, of the responsible samples") : page.index('id="samples"')]
+
+    found = re.findall(r'alt="training sample (\d+)"|<th scope="col" class="number">(\d+)</th>', part)
+    assert ["".join(index) for index in found] == ["4", "2", "9"]
+
+
+def test_the_nearest_texts_are_beside_the_event(tmp_path: Path) -> None:
+    """Escaped as all texts are."""
+    texts = {"events": [(0, "dull")], "poison": [(index, f"{HOSTILE} {index}") for index in range(10)], "benign": []}
+    page = render(save_case(with_places(make_trace((12,))), tmp_path / "case", {**CONTEXT, "texts": texts}))
+
+    part = page[page.index("Most like it") : page.index('id="samples"')]
+    assert re.findall(r"&lt;/script&gt; (\d)</bdi>", part) == ["4", "2", "9"]
+
+
+def test_each_campaign_has_a_map(tmp_path: Path) -> None:
+    """Where there are coordinates; else none is promised."""
+    page = render(save_case(with_places(make_trace()), tmp_path / "case", CONTEXT))
+
+    assert page.count("<svg") == 3 and '<a href="#map">' in page
+    assert 'aria-label="Map of the samples of label dog, 10 of them responsible' in page
+    assert 'id="map"' not in render(save_case(make_trace(), tmp_path / "none", CONTEXT))
+
+
+def test_the_script_is_given_every_responsible_sample(tmp_path: Path) -> None:
+    """Pictures for those in the exhibits; all others by id, score and source."""
+    poison = np.arange(60)
+    trace = with_places(make_trace(ids=tuple(f"{row}.png" for row in range(120))), poison=poison)
+    page = render(save_case(trace, tmp_path / "case", CONTEXT))
+
+    data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[0])
+    assert [item["index"] for item in data["items"]] == poison.tolist()
+    assert sum(item["picture"] is not None for item in data["items"]) == 10
+    assert data["items"][59] == {
+        **{"index": 59, "id": "59.png", "label": CONTEXT["classes"][trace.labels[59]], "source": "uploader 2"},
+        **{"score": round(float(trace.scores[59]), 4), "is_responsible": True, "picture": None},
+        **{"text": None, "values": [], "mark": None},
+    }
+
+
+@pytest.mark.parametrize("name", ["coordinates.npz", "exhibits.npz"])
+def test_an_archive_that_is_broken_is_refused(name: str, tmp_path: Path) -> None:
+    """By its name; a pickle in it is not read."""
+    case = save_case(with_places(make_trace()), tmp_path / "case", CONTEXT)
+    np.savez(case / name, found_0=np.array([{}], object), poison=np.array([{}], object))
+
+    with pytest.raises(StoreError, match=name):
+        render(case)
+
+
+def test_a_case_from_before_there_were_coordinates_is_shown(tmp_path: Path) -> None:
+    """Without a map, sources and neighbours."""
+    case = save_case(with_places(make_trace()), tmp_path / "case", CONTEXT)
+    (case / "coordinates.npz").unlink()
+    content = json.loads((case / "trace.json").read_text())
+    del content["sources"], content["campaigns"]
+    (case / "trace.json").write_text(json.dumps(content))
+
+    page = render(case)
+
+    assert 'id="map"' not in page and 'id="sources"' not in page and "training sample 9" in page
 
 
 def test_exhibits_may_be_missing(tmp_path: Path) -> None:

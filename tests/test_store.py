@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from poisontrace import store
@@ -171,3 +172,21 @@ def test_the_hash_of_a_folder_is_that_of_the_list_of_its_files(tmp_path: Path) -
     listing = f"{hashlib.sha256(b'2').hexdigest()}  a\n{hashlib.sha256(b'1').hexdigest()}  b/x\n"
 
     assert store.sha256(tmp_path) == hashlib.sha256(listing.encode()).hexdigest()
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    """If the second cannot be written, the first is as it was."""
+    store.write_together(tmp_path, {"a": b"1", "b": b"2"})
+    (tmp_path / "c").mkdir()
+
+    with pytest.raises(StoreError, match="'b/c' must be writable"):
+        store.write_together(tmp_path, {"a": b"new", "b/c": b"new"})
+
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == {"a": b"1", "b": b"2"}
+
+
+def test_an_array_becomes_the_content_of_its_file(tmp_path: Path) -> None:
+    """As numpy.save writes it."""
+    (tmp_path / "x.npy").write_bytes(store.npy(np.arange(3, dtype=np.float32)))
+
+    assert np.load(tmp_path / "x.npy").tolist() == [0, 1, 2]

@@ -124,6 +124,14 @@ def test_the_trace_says_how_it_was_made(digits_incident: Incident, traces: list[
     assert set(result.exhibits["poison_index"]) <= set(result.poison)
     assert not set(result.exhibits["benign_index"]) & set(result.poison)
     assert len(result.exhibits["benign"]) == len(result.exhibits["benign_index"]) == 24
+    nearest = result.exhibits["nearest_index"]
+    assert nearest.shape == (1, 6) and set(nearest[0]) <= set(result.exhibits["poison_index"])
+    (coordinates,) = result.coordinates
+    assert (result.labels[coordinates.indices] == result.findings[0].label).all()
+    assert len(coordinates.indices) == (result.labels == result.findings[0].label).sum()
+    is_poison = np.isin(coordinates.indices, result.poison)
+    assert coordinates.x.dtype == coordinates.plane.dtype == np.float32 and coordinates.x.shape[1] <= 128
+    assert coordinates.plane[is_poison, 0].min() > coordinates.plane[~is_poison, 0].max()
 
 
 def test_a_trace_has_no_room_for_the_truth() -> None:

@@ -179,7 +179,7 @@ def test_the_proof_is_kept_in_the_case(digits_case: Path, digits_folder: Path, a
     assert first.summary in page and done.summary not in page
     assert done.summary in (digits_case / "report.html").read_text()
     assert sorted(path.name for path in digits_case.iterdir()) == [
-        *("exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json", "verify.json"),
+        *("coordinates.npz", "exhibits.npz", "poison.csv", "report.html", "scores.npy", "trace.json", "verify.json"),
     ]
 
 

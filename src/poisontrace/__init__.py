@@ -14,7 +14,9 @@ from poisontrace._errors import (
 
 if TYPE_CHECKING:
     from poisontrace._types import Cluster, Finding, Losses, Trace
+    from poisontrace.exporting import Export, export
     from poisontrace.repairing import Repair, repair
+    from poisontrace.reviewing import Review, review
     from poisontrace.tracing import Config, trace
     from poisontrace.verifying import Verification, verify
 
@@ -23,18 +25,22 @@ __version__ = "0.1.0"
 __all__ = [
     "Cluster",
     "Config",
+    "Export",
     "Finding",
     "InvalidInputError",
     "Losses",
     "PoisontraceError",
     "PoisontraceWarning",
     "Repair",
+    "Review",
     "StoreError",
     "Trace",
     "UnlearningDivergedError",
     "UnsupportedModelError",
     "Verification",
+    "export",
     "repair",
+    "review",
     "trace",
     "verify",
 ]
@@ -43,6 +49,8 @@ __all__ = [
 _LATER = {
     **dict.fromkeys(("Cluster", "Finding", "Losses", "Trace"), "poisontrace._types"),
     **dict.fromkeys(("Config", "trace"), "poisontrace.tracing"),
+    **dict.fromkeys(("Export", "export"), "poisontrace.exporting"),
+    **dict.fromkeys(("Review", "review"), "poisontrace.reviewing"),
     **dict.fromkeys(("Repair", "repair"), "poisontrace.repairing"),
     **dict.fromkeys(("Verification", "verify"), "poisontrace.verifying"),
 }

@@ -106,6 +106,22 @@ class Campaign:
 
 
 @dataclass(frozen=True)
+class Coordinates:
+    """Where the samples of a campaign's label lie, seen so that its responsible samples are told apart best.
+
+    Attributes:
+        indices: training samples, int64, ascending, (n,).
+        x: float32 (n, d), coordinates along principal directions.
+        plane: float32 (n, 2): the cross-fitted position between other samples, at 0, and responsible ones, at 1; and
+            the position along the direction of largest variance across that.
+    """
+
+    indices: NDArray[np.int64] = field(repr=False)
+    x: NDArray[np.float32] = field(repr=False)
+    plane: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Trace:
     """The result of a trace.
 
@@ -123,10 +139,13 @@ class Trace:
         device: where the network ran.
         seconds: wall time of each stage.
         warnings: sentences on what may mislead.
-        exhibits: a few inputs for the report: ``events``, ``poison`` and ``benign`` (as the model takes them), the two
-            latter with their indices ``poison_index`` and ``benign_index``.
+        exhibits: inputs for the report: ``events``, ``poison`` and ``benign`` (as the model takes them), the two latter
+            with their indices ``poison_index`` and ``benign_index``; and ``nearest_index`` (m, 6), the responsible
+            samples most like each event, filled up with -1.
         ids: (n,) sample ids of the data set, or None where the position is the id.
         campaigns: events with the verdict "poison", put together where they led to the same samples.
+        coordinates: one for each campaign, or none.
+        sources: (n,) who or what each sample came from, or None where that is not known.
     """
 
     verdict: Verdict
@@ -144,9 +163,11 @@ class Trace:
     exhibits: Mapping[str, NDArray[Any]] = field(repr=False)
     ids: tuple[str, ...] | None = field(default=None, repr=False)
     campaigns: tuple[Campaign, ...] = ()
+    coordinates: tuple[Coordinates, ...] = field(default=(), repr=False)
+    sources: tuple[str, ...] | None = field(default=None, repr=False)
 
     def save(self, folder: str | Path, *, context: Mapping[str, Any] | None = None) -> Path:
-        """Write the case folder: ``trace.json``, ``poison.csv``, ``scores.npy``, ``exhibits.npz``, ``report.html``.
+        """Write the case folder: ``trace.json``, ``poison.csv``, ``scores.npy``, ``report.html`` and what that needs.
 
         Args:
             folder: a new or empty folder.

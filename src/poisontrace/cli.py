@@ -63,6 +63,9 @@ def trace(
         str | None, typer.Option(help="Names of the labels in the order of the model's outputs: a,b,c or a .txt file.")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels in a table, if it is not found.")] = None,
+    source_column: Annotated[
+        str | None, typer.Option(help="Column that says where each row came from, such as the uploader.")
+    ] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     rule: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
@@ -100,7 +103,12 @@ def trace(
                     _print_line(console, f"Running the code of {spec}.")
             loaded = readers.read_model(model, weights)
             train_set, data_file = readers.read(
-                data, "data", classes=names or loaded.classes, label_column=label_column, tokenize=loaded.tokenize
+                data,
+                "data",
+                classes=names or loaded.classes,
+                label_column=label_column,
+                source_column=source_column,
+                tokenize=loaded.tokenize,
             )
             if events is not None:
                 event_set, event_file = readers.read(
@@ -142,7 +150,8 @@ def trace(
         inputs = {name: readers.describe(str(spec), file) for name, (spec, file) in given.items()}
         if weights is not None:
             inputs["weights"] = readers.describe(str(weights), weights)
-        inputs["data"] |= {} if label_column is None else {"label_column": label_column}
+        columns = {"label_column": label_column, "source_column": source_column}
+        inputs["data"] |= {name: column for name, column in columns.items() if column is not None}
         inputs["events"] |= {} if label is None else {"label": label}
         context: dict[str, Any] = {
             "inputs": inputs,
@@ -331,6 +340,51 @@ def repair(
         _print_added(
             case, "repair", as_json, {"result": done.result, "summary": done.summary, "weights": str(done.weights)}
         )
+
+
+@app.command()
+def review(
+    case: Case,
+    decisions: Annotated[Path, typer.Option(help="The file that the report downloads.")],
+    as_json: AsJson = False,
+) -> None:
+    """Merge what people decided in the report, score the other samples anew and write the case again."""
+    with _errors():
+        from poisontrace import reviewing
+
+        done = reviewing.review(case, decisions)
+        if as_json:
+            lists = {name: getattr(done, name).tolist() for name in ("confirmed", "cleared", "let_go", "poison")}
+            print(json.dumps({"verdict": done.verdict, "summary": done.summary, **lists, "case": str(case)}))
+            return
+        _print_rows(
+            _console(),
+            {"verdict": done.verdict, "summary": done.summary, "report": str(case / "report.html")},
+        )
+
+
+@app.command()
+def export(
+    case: Case,
+    what: Annotated[str, typer.Option(help="clean-index, poison-list, filelist or cleaned-data.")],
+    out: Annotated[Path, typer.Option(help="New file; for a folder of data, a new folder.")],
+    data: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what a case accuses, or the training set without it, in the form that the data came in."""
+    with _errors():
+        from poisontrace import exporting
+
+        done = exporting.export(case, what, out, data=data)
+        if as_json:
+            print(json.dumps({"out": str(done.out), "n_kept": done.n_kept, "n_left_out": done.n_left_out}))
+            return
+        rows = {
+            "kept": f"{done.n_kept:,} samples",
+            "left out": f"{done.n_left_out:,} samples",
+            "written": str(done.out),
+        }
+        _print_rows(_console(), rows)
 
 
 @app.command()

@@ -178,6 +178,25 @@ class Space:
         of_own_fold: Tensor = position.gather(1, fold[:, None])[:, 0]
         return of_own_fold
 
+    def plane(self, is_first: Tensor) -> Tensor:
+        """Return samples in two dimensions, (n, 2), to be looked at.
+
+        The first is :meth:`discriminate`; the second is the direction of largest variance that is left once the line
+        between the clusters' means is taken out, in its standard deviations.
+
+        Args:
+            is_first: (n,) bool, ``N_FOLDS`` samples at least on each side, else the first is the membership.
+        """
+        is_known = min(int(is_first.sum()), int((~is_first).sum())) >= N_FOLDS
+        position = self.discriminate(is_first) if is_known else is_first.float()
+        x = self.x - self.x.mean(0)
+        between = x[is_first].mean(0) - x[~is_first].mean(0) if is_first.any() and not is_first.all() else 0 * x[0]
+        x = x - (x @ between)[:, None] * between / between.square().sum().clamp_min(1e-12)
+        direction = _eigh(x.T @ x)[1][:, -1]
+        direction = direction * direction[direction.abs().argmax()].sign()  # of the two, always the same
+        across = x @ direction
+        return torch.stack([position, across / across.std().clamp_min(1e-12)], 1)
+
 
 def _sums(x: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of each fold of rows."""

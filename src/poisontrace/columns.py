@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._validate import check_file, check_inputs, check_ratio
-from poisontrace.data import ArraySet, number_labels
+from poisontrace.data import ArraySet, folders_at, number_labels
 from poisontrace.images import ImageSet
 from poisontrace.texts import TextSet, Tokenize
 
@@ -33,6 +33,8 @@ INDICES = (
     "unnamed: 0",
     "__index_level_0__",
 )  # numbers that pandas adds, or that count the rows
+SOURCES = ("source", "contributor", "uploader")
+PATHS = ("path", "filename", "file_name", "file")
 TEXTS = ("text", "sentence", "content", "review", "body", "message")
 CHUNK = 8192  # rows read at once
 WORDS = {"": "nan", "True": "1", "False": "0", "true": "1", "false": "0"}
@@ -89,6 +91,7 @@ def table_set(
     *,
     classes: Sequence[str] | None = None,
     label_column: str | None = None,
+    source_column: str | None = None,
     label: int | None = None,
     like: Any = None,
     tokenize: Tokenize | None = None,
@@ -100,6 +103,7 @@ def table_set(
         name: the argument's name, for messages.
         classes: names of the labels in the order of the model's outputs; None asks the file, else sorts them.
         label_column: the column of labels; None finds it.
+        source_column: the column that says where each row came from; None finds it, if there is one.
         label: of every row, instead of a column.
         like: the training set, of which these are events.
         tokenize: turns texts into the numbers of their tokens, if the model takes texts.
@@ -109,10 +113,16 @@ def table_set(
     """
     given = getattr(like, "columns", None)
     target = None if label is not None else _label_column(table, label_column, given or ())
-    rest = [column for column in table.columns if column != target]
+    source = _source_column(table, source_column)
+    rest = [column for column in table.columns if column not in (target, source)]
     named = [column for column in rest if _is_a(column, (*ROW_NAMES, *INDICES)) and _is_text(table.columns[column])]
     inputs = _inputs(table, name, [column for column in rest if column not in named], given, tokenize is not None)
     ids = [str(value) for value in table.columns[named[0]]] if named else list(map(str, range(len(table))))
+    sources = None
+    if source is not None:
+        sources = tuple(str(value).removesuffix(".0") for value in table.columns[source])
+    elif named and _is_a(named[0], PATHS):
+        sources = folders_at(ids, 0)
     if target is None:
         y, known = np.full(len(table), label, np.int64), None if classes is None else tuple(classes)
     else:
@@ -132,12 +142,13 @@ def table_set(
             f"{table.path.name!r}). Pass your own data set as --{name} file.py:factory."
         )
     if tokenize is not None:
-        return TextSet(columns[0].tolist(), y, ids, known, tokenize, inputs)
+        return TextSet(columns[0].tolist(), y, ids, known, tokenize, inputs, sources)
     if isinstance(columns[0], Cells):
-        return ImageSet(columns[0], y, ids, known, name, like.shape[2] if isinstance(like, ImageSet) else None)
+        n_channels = like.shape[2] if isinstance(like, ImageSet) else None
+        return ImageSet(columns[0], y, ids, known, name, n_channels, sources)
     x = np.stack(columns, 1)
     check_inputs(x, name)
-    return ArraySet(x.astype(np.float32), y, tuple(ids), known, tuple(inputs))
+    return ArraySet(x.astype(np.float32), y, tuple(ids), known, tuple(inputs), sources)
 
 
 def _whole(labels: NDArray[np.float64], name: str) -> NDArray[np.int64]:
@@ -167,6 +178,21 @@ def _label_column(table: Table, label_column: str | None, inputs: Sequence[str])
             f"Name one of {_listed(table.columns)}."
         )
     return label_column
+
+
+def _source_column(table: Table, source_column: str | None) -> str | None:
+    if source_column is None:
+        found = table.find(SOURCES)
+        # A number is a measurement, and what is different in each row a name of the row.
+        is_source = found is not None and _is_text(words := table.columns[found]) and len(set(words)) < len(words)
+        return found if is_source else None
+    column = table.columns.get(source_column)
+    if not isinstance(column, np.ndarray):
+        raise InvalidInputError(
+            f"'source-column' must be a column of names or numbers in {table.path.name!r} (got {source_column!r}). "
+            f"Name one of {_listed(table.columns)}."
+        )
+    return source_column
 
 
 def _inputs(
@@ -217,36 +243,36 @@ def _listed(names: Any) -> str:
     return ", ".join(map(repr, shown[:5])) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
-def read_table(path: Path, name: str, label_column: str | None = None) -> Table:
+def read_table(path: Path, name: str, label_column: str | None = None, source_column: str | None = None) -> Table:
     """Read a CSV, a Parquet file or a Hugging Face set that was saved to disk.
 
     Args:
         path: the file or folder.
         name: the argument's name, for messages.
         label_column: the column of labels; None finds it.
+        source_column: the column that says where each row came from, whose numbers stay as they are written.
 
     Raises:
         InvalidInputError: if it cannot be read, is empty, or two of its columns have one name.
     """
     is_csv = path.suffix.lower() in (".csv", ".tsv")
-    table = _read_csv(path, name, label_column) if is_csv else _read_arrow(path, name)
+    table = _read_csv(path, name, (label_column, source_column)) if is_csv else _read_arrow(path, name)
     if not table.columns or not len(table):
         raise InvalidInputError(f"'{name}' must have at least one row (got none in {path.name!r}). Check the file.")
     return table
 
 
-def _read_csv(path: Path, name: str, label_column: str | None) -> Table:
+def _read_csv(path: Path, name: str, given: tuple[str | None, str | None]) -> Table:
     check_file(path, name)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            first = stream.readline()
-            delimiter = max(",;\t", key=first.count)
+            delimiter = delimiter_of(stream.readline())
             stream.seek(0)
             rows = csv.reader(stream, delimiter=delimiter, strict=True)
             header = next(rows, [])
             if len(set(header)) < len(header):
                 raise ValueError(f"two columns named {max(header, key=header.count)!r}")
-            return Table(path, _typed(header, rows, label_column), {})
+            return Table(path, _typed(header, rows, *given), {})
     except (OSError, ValueError, csv.Error) as error:
         raise InvalidInputError(
             f"'{name}' must be a CSV with a header, in UTF-8 (got {error} in {path.name!r}). Write it again with "
@@ -254,11 +280,19 @@ def _read_csv(path: Path, name: str, label_column: str | None) -> Table:
         ) from error
 
 
-def _typed(header: Sequence[str], rows: Iterator[Sequence[str]], label_column: str | None) -> dict[str, Any]:
+def delimiter_of(header: str) -> str:
+    """Return what stands between the cells of a CSV."""
+    return max(",;\t", key=header.count)
+
+
+def _typed(
+    header: Sequence[str], rows: Iterator[Sequence[str]], label_column: str | None, source_column: str | None
+) -> dict[str, Any]:
     """Return columns of numbers where the first cells are numbers, else of text; an empty cell is a missing number."""
     parts: list[list[Any]] = [[] for _ in header]
     labels = label_column or next((column for column in header if _is_a(column, LABELS)), None)
-    is_text = [column == labels or _is_a(column, (*LABELS, *ROW_NAMES, *INDICES)) for column in header]
+    words = (*LABELS, *ROW_NAMES, *SOURCES)
+    is_text = [column in (labels, source_column) or _is_a(column, (*words, *INDICES)) for column in header]
     n = 0
     while read := list(islice(rows, CHUNK)):
         chunk = [row for row in read if row]  # csv yields an empty list for an empty line
@@ -278,7 +312,7 @@ def _typed(header: Sequence[str], rows: Iterator[Sequence[str]], label_column: s
         n += len(chunk)
     columns: dict[str, Any] = {name: np.concatenate(found) for name, found in zip(header, parts, strict=True) if found}
     for name, column in columns.items():  # a number may be called source, but counting rows is not a measurement
-        if _is_a(name, (*LABELS, *ROW_NAMES)) and name != labels and not _is_a(name, INDICES):
+        if _is_a(name, words) and name not in (labels, source_column) and not _is_a(name, INDICES):
             with suppress(ValueError):
                 columns[name] = _numbers(column)
     return columns
@@ -295,7 +329,6 @@ def _numbers(cells: Any) -> NDArray[np.float64]:
 def _read_arrow(path: Path, name: str) -> Table:
     """Read Parquet, or the Arrow files of a set that ``datasets`` saved to disk, without making a cache."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise InvalidInputError(
@@ -304,7 +337,7 @@ def _read_arrow(path: Path, name: str) -> Table:
         ) from error
     try:
         if path.is_dir():
-            table = pyarrow.concat_tables([_stream(file) for file in _arrow_files(path)])
+            table = read_saved_set(path)
         else:
             check_file(path, name)
             facts = parquet.ParquetFile(path).metadata
@@ -324,6 +357,13 @@ def _read_arrow(path: Path, name: str) -> Table:
             f"'{name}' must be a Parquet file or a set written by datasets' save_to_disk (got {error} in "
             f"{path.name!r}). Write it again with DataFrame.to_parquet(path)."
         ) from error
+
+
+def read_saved_set(folder: Path) -> Any:
+    """Return a set that ``datasets`` saved, or its split ``train``, as an Arrow table; its files are trusted."""
+    import pyarrow
+
+    return pyarrow.concat_tables([_stream(file) for file in _arrow_files(folder)])
 
 
 def is_saved_set(folder: Path) -> bool:

@@ -74,13 +74,14 @@ class TrainSet(Protocol):
 
 @dataclass(frozen=True)
 class ArraySet:
-    """A training set held in two arrays, with optional ids of the samples and names of labels and columns."""
+    """A training set held in two arrays, with optional ids and sources of the samples, names of labels and columns."""
 
     x: NDArray[Any]
     y: NDArray[np.int64]
     ids: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that break the rules of the module."""
@@ -119,8 +120,8 @@ def _check_finite(x: Tensor, name: str, where: str) -> None:
 class IndexedSet:
     """Anything with ``len`` and ``[index]`` that yields (x, y): a torch ``Dataset``, a list of pairs.
 
-    Samples are fetched one at a time; ``x`` is what the model takes for one sample, without the batch axis. ``ids`` and
-    ``classes`` are those of the source, if it has them; the ``samples`` of a torchvision folder name its files.
+    Samples are fetched one at a time; ``x`` is what the model takes for one sample, without the batch axis. ``ids``,
+    ``classes`` and ``sources`` are its own, if it has them; the ``samples`` of a torchvision folder name its files.
     """
 
     def __init__(self, source: Any) -> None:
@@ -128,6 +129,7 @@ class IndexedSet:
         self._source = source
         self.ids = _names(getattr(source, "ids", None) or _paths(getattr(source, "samples", None)), len(self))
         self.classes = _names(getattr(source, "classes", None))
+        self.sources = _names(getattr(source, "sources", None), len(self))
         if len(self) == 0:
             raise InvalidInputError("'train_set' must have at least one sample (got 0).")
         for index in sorted({0, len(self) // 2, len(self) - 1}):
@@ -178,6 +180,12 @@ def _names(values: Any, n: int | None = None) -> tuple[str, ...] | None:
     return tuple(str(value) for value in values)
 
 
+def folders_at(paths: Sequence[str], level: int) -> tuple[str, ...] | None:
+    """Return the folder at a level of each path, counted from 0 and empty where there is none; None if all are."""
+    found = tuple((path.split("/")[level:-1] or [""])[0] for path in paths)
+    return found if any(found) else None
+
+
 def _paths(samples: Any) -> list[str] | None:
     """Return the files of a torchvision folder, whose ``samples`` are pairs (path, label)."""
     if isinstance(samples, list) and all(
@@ -210,7 +218,7 @@ def as_train_set(source: Any) -> TrainSet:
 
 
 def read_array_set(path: Path, name: str, classes: Sequence[str] | None = None) -> ArraySet:
-    """Read arrays ``x`` and ``y``, and if they are there ``ids`` (n,) and ``classes`` (k,), from an ``.npz`` file.
+    """Read ``x`` and ``y``, and if they are there ``ids`` (n,), ``source`` (n,) and ``classes`` (k,), from an ``.npz``.
 
     Args:
         path: the file.
@@ -224,7 +232,7 @@ def read_array_set(path: Path, name: str, classes: Sequence[str] | None = None) 
     x, y = arrays["x"], arrays["y"]
     check_inputs(x, f"{name}: x")
     names: dict[str, tuple[str, ...] | None] = {}
-    for key, wanted in (("ids", len(x)), ("classes", None)):
+    for key, wanted in (("ids", len(x)), ("source", len(x)), ("classes", None)):
         values = arrays.get(key)
         if values is not None and (values.ndim != 1 or (wanted is not None and len(values) != wanted)):
             raise InvalidInputError(
@@ -233,7 +241,7 @@ def read_array_set(path: Path, name: str, classes: Sequence[str] | None = None) 
             )
         names[key] = None if values is None else tuple(str(value) for value in values)
     y, known = number_labels(y, f"{name}: y", names["classes"] if classes is None else classes, n=len(x))
-    return ArraySet(x, y, names["ids"], known)
+    return ArraySet(x, y, names["ids"], known, sources=names["source"])
 
 
 def number_labels(

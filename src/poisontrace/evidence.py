@@ -140,15 +140,26 @@ def read(folder: str | Path, places: Mapping[str, Place], announce: Announce = N
     found = {name: find(case, folder, name, places.get(name)) for name in names}
     inputs = {name: kept for name, (_, kept) in found.items()}
     tokenize = ModelFolder(Path(found["model"][0])).tokenizer() if "model" in found else None
-    column, label = inputs["data"].get("label_column"), inputs["events"].get("label")
-    label_column = column if isinstance(column, str) else None
+    label = inputs["events"].get("label")
+    label_column, source_column = (
+        column if isinstance(column := inputs["data"].get(key), str) else None
+        for key in ("label_column", "source_column")
+    )
 
     def samples(name: str, like: readers.Samples | None = None) -> readers.Samples:
         spec = found[name][0]
         if readers.is_factory(spec) and announce:
             announce(spec)
         classes = tuple(map(str, case["classes"])) or None
-        return readers.read(spec, name, classes=classes, label_column=label_column, tokenize=tokenize, like=like)[0]
+        return readers.read(
+            spec,
+            name,
+            classes=classes,
+            label_column=label_column,
+            source_column=source_column if name == "data" else None,
+            tokenize=tokenize,
+            like=like,
+        )[0]
 
     source = samples("data")
     others: dict[str, ArraySet] = {}

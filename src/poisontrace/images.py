@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poisontrace._errors import InvalidInputError
-from poisontrace.data import ArraySet, number_labels, to_inputs
+from poisontrace.data import ArraySet, folders_at, number_labels, to_inputs
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -30,6 +30,7 @@ class ImageSet:
     Attributes:
         ids: the name of each image.
         classes: names of the labels.
+        sources: where each came from, if that is known.
         shape: (height, width, channels) of every image: one channel if all are grey, else three.
     """
 
@@ -43,6 +44,7 @@ class ImageSet:
         classes: Sequence[str] | None,
         name: str,
         n_channels: int | None = None,
+        sources_of: Sequence[str] | None = None,
     ) -> None:
         """Look at the header of each image.
 
@@ -53,12 +55,14 @@ class ImageSet:
             classes: names of the labels.
             name: the argument's name, for messages.
             n_channels: what the images are converted to; None decides.
+            sources_of: where each image came from (n,).
 
         Raises:
             InvalidInputError: if one cannot be read or is of another size than the first.
         """
         self._sources, self._name, self.y = sources, name, y
         self.ids, self.classes = tuple(ids), None if classes is None else tuple(classes)
+        self.sources = None if sources_of is None else tuple(sources_of)
         is_grey = True
         size = (0, 0)
         for row in range(len(sources)):
@@ -140,10 +144,22 @@ def read_folder(
     """Read a folder with one sub-folder a class; classes and files are sorted by name.
 
     Args:
-        folder: holds ``class/.../image.png``; ids are these paths.
+        folder: holds ``class/.../image.png``; ids are these paths, and a folder below the class is the source.
         name: the argument's name, for messages.
         classes: names of the sub-folders in the order of the model's outputs; None sorts them, as torchvision does.
         n_channels: what the images are converted to; None decides.
+
+    Raises:
+        InvalidInputError: if there is no image, an image outside of a class, or a link.
+    """
+    files, names = list_images(folder, name)
+    labels = np.array([file.split("/")[0] for file in files])
+    y, known = number_labels(labels, name, classes or names)
+    return ImageSet([folder / file for file in files], y, files, known, name, n_channels, folders_at(files, 1))
+
+
+def list_images(folder: Path, name: str) -> tuple[list[str], list[str]]:
+    """Return the images of a folder with one sub-folder a class, as paths in it, and the classes; both sorted.
 
     Raises:
         InvalidInputError: if there is no image, an image outside of a class, or a link.
@@ -175,9 +191,7 @@ def read_folder(
             f"{f'{stray!r} outside of a class' if stray else f'no image in {str(folder)!r}'}). Put photo.png "
             "with label truck into truck/photo.png."
         )
-    labels = np.array([file.split("/")[0] for file in files])
-    y, known = number_labels(labels, name, classes or sorted(names))
-    return ImageSet([folder / file for file in files], y, files, known, name, n_channels)
+    return files, sorted(names)
 
 
 def read_image(path: Path, label: int, like: Any) -> ArraySet:

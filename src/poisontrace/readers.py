@@ -82,6 +82,7 @@ def read(
     *,
     classes: Sequence[str] | None = None,
     label_column: str | None = None,
+    source_column: str | None = None,
     tokenize: Tokenize | None = None,
     like: Samples | None = None,
 ) -> tuple[Samples, Path | None]:
@@ -92,6 +93,7 @@ def read(
         name: the argument's name, for messages.
         classes: names of the labels in the order of the model's outputs; None takes those of the data.
         label_column: the column of labels in a table; None finds it.
+        source_column: the column of a table that says where each sample came from; None finds it, if there is one.
         tokenize: turns texts into numbers, for a model that takes texts.
         like: the training set, of which these are events.
 
@@ -104,14 +106,29 @@ def read(
     if like is not None:
         classes = like.classes or ()  # numbers only: names of events alone would be numbered otherwise
     path = Path(spec)
+    is_table = path.suffix.lower() in TABLES or is_saved_set(path)
+    if source_column is not None and not is_table:
+        raise InvalidInputError(
+            f"'source-column' must be used with a table in 'data' (got {path.name!r}). Store an array named source in "
+            "an .npz, or sort images into class/source/."
+        )
     if not path.exists() and is_factory(spec):
         file, factory = find_factory(spec, name)
         return _made(call(factory, name), classes), file
-    if path.is_dir() and not is_saved_set(path):
+    if path.is_dir() and not is_table:
         return read_folder(path, name, classes, like.shape[2] if isinstance(like, ImageSet) else None), path
-    if path.is_dir() or path.suffix.lower() in TABLES:
-        table = read_table(path, name, label_column)
-        return table_set(table, name, classes=classes, label_column=label_column, like=like, tokenize=tokenize), path
+    if is_table:
+        table = read_table(path, name, label_column, source_column)
+        samples = table_set(
+            table,
+            name,
+            classes=classes,
+            label_column=label_column,
+            source_column=source_column,
+            like=like,
+            tokenize=tokenize,
+        )
+        return samples, path
     check_file(path, name)
     if path.suffix.lower() != ".npz":
         raise InvalidInputError(f"'{name}' must be {FORMS} (got {path.name!r}). Pass one of these.")

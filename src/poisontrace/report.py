@@ -1,11 +1,13 @@
 """A case on disk: the folder that a trace leaves behind, and the one HTML page that explains it.
 
 The page is built from the folder alone, so it can be made again at any time. Class names, ids, paths and warnings come
-from the evidence and may be hostile: Jinja2 escapes all of them, and the page forbids itself scripts and the network.
+from the evidence and may be hostile: Jinja2 escapes all of them, and the page forbids itself the network and every
+script but its own, which it names by its hash.
 """
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import math
@@ -15,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from poisontrace import store
+from poisontrace import plots, store
 from poisontrace._errors import StoreError
 from poisontrace._types import Cluster, Trace
 
@@ -33,17 +35,32 @@ ADDED = {
     ),
     "repair": ("Repair", {"before": "as traced", "after": "repaired"}),
 }
-N_THUMBNAILS = 24
-N_COLUMNS = 12
+N_THUMBNAILS = 24  # without scripts; with them all that are in the exhibits
+N_COLUMNS = 12  # in which responsible rows differ most; as many as N_VALUES of them with each row
+N_VALUES = 5
 N_EVENTS = 12
+N_MAPS = 6
+N_SOURCES = 100
+THUMBNAIL, PICTURE = 96, 256  # pixels
+SURE = 0.9  # score from which on a sample is counted as a sure one
 COLUMNS = ["index", "id", "label", "score"]
 WAY_OUT = "Name a folder that 'poisontrace trace' wrote."
 
 T = TypeVar("T")
 
 
+class Row(NamedTuple):
+    """A line of ``poison.csv``, whose index is known."""
+
+    id: str
+    label: int
+
+
 def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
-    """Write the case folder: ``trace.json``, ``poison.csv``, ``scores.npy``, ``exhibits.npz`` and ``report.html``.
+    """Write the case folder.
+
+    ``trace.json``, ``poison.csv``, ``scores.npy`` and ``report.html`` are for people and programs; ``exhibits.npz`` is
+    what the report shows, ``coordinates.npz`` what its map and a review need.
 
     Args:
         trace: what to write.
@@ -60,13 +77,16 @@ def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
         StoreError: if it cannot be written.
     """
     with store.new_folder(folder, "out") as partial:
-        text = json.dumps(_plain(_describe(trace, context)), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        store.write_atomically(partial / "trace.json", text.encode())
-        store.write_atomically(partial / "poison.csv", _poison_csv(trace).encode("utf-8", "backslashreplace"))
+        store.write_atomically(partial / "trace.json", as_json(_describe(trace, context)))
+        names = map(str, trace.poison.tolist()) if trace.ids is None else (trace.ids[row] for row in trace.poison)
+        labels = trace.labels[trace.poison].tolist()
+        rows = dict(zip(trace.poison.tolist(), map(Row, names, labels), strict=True))
+        store.write_atomically(partial / "poison.csv", poison_csv(rows, trace.scores))
         np.save(partial / "scores.npy", np.asarray(trace.scores, np.float32))
         kinds = {name: np.int64 if name.endswith("_index") else np.float32 for name in trace.exhibits}
-        arrays: dict[str, Any] = {name: np.asarray(trace.exhibits[name], kind) for name, kind in kinds.items()}
-        np.savez_compressed(partial / "exhibits.npz", **arrays)
+        arrays = {name: np.asarray(trace.exhibits[name], kind) for name, kind in kinds.items()}
+        store.write_atomically(partial / "exhibits.npz", store.npz(arrays))
+        store.write_atomically(partial / "coordinates.npz", store.npz(_coordinates(trace)))
         store.write_atomically(partial / "report.html", render(partial).encode())
     return folder
 
@@ -82,18 +102,17 @@ def add(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     Raises:
         StoreError: if the case is broken, or cannot be written.
     """
-    added = _plain({**_about(), **content})
-    page = render(folder, {name: added}).encode("utf-8", "surrogateescape")
-    text = json.dumps(added, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    store.write_atomically(folder / f"{name}.json", text.encode())
+    text = as_json({**_about(), **content})
+    page = render(folder, {name: json.loads(text)}).encode("utf-8", "surrogateescape")
+    store.write_atomically(folder / f"{name}.json", text)
     store.write_atomically(folder / "report.html", page)
 
 
-def read_case(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
+def read_case(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
     """Read what a case found.
 
     Returns:
-        the content of ``trace.json``, and the id of each responsible sample by its index.
+        the content of ``trace.json``, and the responsible samples by their index.
 
     Raises:
         StoreError: if a file is missing, broken or of another schema.
@@ -101,6 +120,35 @@ def read_case(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
     if not folder.is_dir():
         raise StoreError(f"'case' must be an existing folder (got {str(folder)!r}). {WAY_OUT}")
     return _read_json(folder, "trace.json"), _read(folder, "poison.csv", _read_poison)
+
+
+def read_sections(folder: Path) -> dict[str, Any]:
+    """Read what was added to a case, by a key of ``ADDED``.
+
+    Raises:
+        StoreError: if a file is broken or of another schema.
+    """
+    return {name: _read_json(folder, f"{name}.json") for name in ADDED if (folder / f"{name}.json").exists()}
+
+
+def read_arrays(folder: Path, name: str) -> dict[str, NDArray[Any]]:
+    """Read ``exhibits.npz`` or ``coordinates.npz`` of a case; nothing if it has none.
+
+    Raises:
+        StoreError: if it is broken.
+    """
+    if not (folder / name).exists():
+        return {}
+    return _read(folder, name, lambda path: dict(np.load(path, allow_pickle=False).items()))
+
+
+def read_scores(folder: Path) -> NDArray[np.float32]:
+    """Read the score of each training sample, (n,).
+
+    Raises:
+        StoreError: if the file is missing or broken.
+    """
+    return _read(folder, "scores.npy", lambda path: np.load(path, allow_pickle=False).astype(np.float32).reshape(-1))
 
 
 def render(folder: Path, added: Mapping[str, Any] | None = None) -> str:
@@ -118,12 +166,9 @@ def render(folder: Path, added: Mapping[str, Any] | None = None) -> str:
         StoreError: if a file is missing, broken or of another schema.
     """
     case, rows = read_case(folder)
-    sections = {name: _read_json(folder, f"{name}.json") for name in ADDED if (folder / f"{name}.json").exists()}
-    sections |= added or {}
-    scores = _read(folder, "scores.npy", lambda path: np.load(path, allow_pickle=False).astype(np.float32).reshape(-1))
-    exhibits: dict[str, NDArray[Any]] = {}
-    if (folder / "exhibits.npz").exists():
-        exhibits = _read(folder, "exhibits.npz", lambda path: dict(np.load(path, allow_pickle=False).items()))
+    sections = {**read_sections(folder), **(added or {})}
+    scores = read_scores(folder)
+    arrays = read_arrays(folder, "exhibits.npz"), read_arrays(folder, "coordinates.npz")
     wanted, got = (case.get("n_samples"), case.get("n_poison")), (len(scores), len(rows))
     if wanted != got:
         raise StoreError(
@@ -131,7 +176,7 @@ def render(folder: Path, added: Mapping[str, Any] | None = None) -> str:
             f"rows for {wanted[0]} samples and {wanted[1]} responsible ones). {WAY_OUT}"
         )
     try:
-        return _page(case, scores, rows, exhibits, sections)
+        return page(case, scores, rows, *arrays, sections)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise StoreError(f"'case' must hold files as poisontrace wrote them (got {reason}). {WAY_OUT}") from error
@@ -156,27 +201,46 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _read_poison(path: Path) -> dict[int, str]:
-    """Return the id of each responsible sample by its index."""
+def _read_poison(path: Path) -> dict[int, Row]:
     with path.open(encoding="utf-8", newline="") as stream:
         table = csv.DictReader(stream)
         if table.fieldnames != COLUMNS:
             raise ValueError(f"columns {table.fieldnames}")
-        return {int(row["index"]): row["id"] for row in table}
+        return {int(row["index"]): Row(row["id"], int(row["label"])) for row in table}
 
 
-def _poison_csv(trace: Trace) -> str:
+def poison_csv(rows: Mapping[int, Row], scores: NDArray[np.float32]) -> bytes:
+    """Return the content of ``poison.csv``.
+
+    Args:
+        rows: the responsible samples by their index.
+        scores: of each training sample, (n,).
+    """
     lines = [",".join(COLUMNS)]
-    for index in np.sort(trace.poison).tolist():
-        name = str(index) if trace.ids is None else trace.ids[index]
+    for index in sorted(rows):
+        name = rows[index].id
         # A spreadsheet would run such a cell as a formula.
         if name.startswith(("=", "+", "-", "@", "\t", "\r")) and not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name):
             name = "'" + name
         # csv.writer leaves a carriage return unquoted when lines end in a plain newline, which would split the row.
         if re.search(r'[",\r\n]', name):
             name = '"' + name.replace('"', '""') + '"'
-        lines.append(f"{index},{name},{int(trace.labels[index])},{trace.scores[index]:.4f}")
-    return "\n".join(lines) + "\n"
+        lines.append(f"{index},{name},{rows[index].label},{scores[index]:.4f}")
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _coordinates(trace: Trace) -> dict[str, Any]:
+    """Return the content of ``coordinates.npz``: what each campaign led to, and where the samples of its label lie."""
+    arrays: dict[str, Any] = {"scores": np.asarray(trace.scores, np.float32)}
+    for place, campaign in enumerate(trace.campaigns):
+        arrays[f"found_{place}"] = campaign.poison
+    for place, seen in enumerate(trace.coordinates):
+        arrays |= {f"index_{place}": seen.indices, f"x_{place}": seen.x, f"plane_{place}": seen.plane}
+        if trace.ids is not None:
+            arrays[f"ids_{place}"] = np.array([trace.ids[index] for index in seen.indices.tolist()], np.str_)
+    if trace.sources is not None:
+        arrays["sources"], arrays["source"] = np.unique(np.array(trace.sources, np.str_), return_inverse=True)
+    return arrays
 
 
 def _version(package: str) -> str:
@@ -202,7 +266,6 @@ def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
     case = {
         **_about(),
         "verdict": trace.verdict,
-        "summary": _summary(trace, classes),
         "n_samples": len(trace.labels),
         "n_classes": len(classes) or highest + 1,
         "n_poison": len(trace.poison),
@@ -242,7 +305,26 @@ def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
         "command": context.get("command"),
         "classes": classes,
     }
-    return case | {name: context[name] for name in ("columns", "texts", "truth") if context.get(name)}
+    if trace.sources is not None:
+        case["sources"] = roll_up(*np.unique(np.array(trace.sources), return_inverse=True), trace.poison)
+    optional = {name: context[name] for name in ("columns", "texts", "truth") if context.get(name)}
+    return {**case, "summary": summarise(case), **optional}
+
+
+def roll_up(names: NDArray[Any], source: NDArray[Any], poison: NDArray[np.int64]) -> dict[str, Any]:
+    """Return how many samples, and how many responsible ones, came from each source, the guiltiest first.
+
+    Args:
+        names: of the sources, (k,).
+        source: of each training sample, its position in ``names``, (n,).
+        poison: indices of the responsible samples.
+    """
+    n, n_poison = (np.bincount(source[rows], minlength=len(names)) for rows in (slice(None), poison))
+    order = np.lexsort((n, -n_poison))[:N_SOURCES].tolist()
+    return {
+        "n_sources": len(names),
+        "largest": [{"source": str(names[k]), "n": int(n[k]), "n_poison": int(n_poison[k])} for k in order],
+    }
 
 
 def _describe_cluster(cluster: Cluster, labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -260,22 +342,32 @@ def _describe_cluster(cluster: Cluster, labels: NDArray[np.int64]) -> dict[str, 
     }
 
 
-def _summary(trace: Trace, classes: Sequence[str]) -> str:
-    n, n_poison, n_events = len(trace.labels), len(trace.poison), len(trace.findings)
-    n_tested = sum(cluster.losses is not None for cluster in trace.clusters)
+def summarise(case: Mapping[str, Any]) -> str:
+    """Return the verdict of a case in one sentence.
+
+    Args:
+        case: content of ``trace.json``, but for the sentence.
+    """
+    n, n_poison, n_events = case["n_samples"], case["n_poison"], len(case["events"])
+    n_tested = sum(cluster["event_before"] is not None for cluster in case["clusters"])
     tested = f"{n_tested:,} cluster{'' if n_tested == 1 else 's'} of {n:,} training samples"
-    findings = [finding for finding in trace.findings if finding.verdict == trace.verdict] or list(trace.findings)
-    said = " or ".join(dict.fromkeys(f"“{class_name(classes, finding.label)}”" for finding in findings))
-    sure = " to ".join(dict.fromkeys(_percent(f(x.probability for x in findings)) for f in (min, max)))
-    share = "any of" if trace.verdict == "no-poison" else "all" if len(findings) == n_events else f"{len(findings)} of"
+    events = [event for event in case["events"] if event["verdict"] == case["verdict"]] or list(case["events"])
+    said = " or ".join(dict.fromkeys(f"“{event['label_name']}”" for event in events))
+    sure = " to ".join(dict.fromkeys(_percent(f(event["probability"] for event in events)) for f in (min, max)))
+    share = "any of" if case["verdict"] == "no-poison" else "all" if len(events) == n_events else f"{len(events)} of"
     which = "the event" if n_events == 1 else f"{share} {n_events} events"
     event = f"{which}, which the model labelled {said} with {sure} confidence"
-    if trace.verdict == "poison":
+    if case["verdict"] == "poison":
         are = "is" if n_poison == 1 else "are"
         return f"{n_poison:,} of {n:,} training samples ({_percent(n_poison / n)}) {are} responsible for {event}."
-    if trace.verdict == "inconclusive":
+    if case["verdict"] == "inconclusive":
         return f"The evidence is too weak to call any sample responsible for {event}; {tested} were tested."
     return f"No cluster tested responsible for {event}; {tested} were tested."
+
+
+def as_json(content: Any) -> bytes:
+    """Return strict JSON as the files of a case hold it."""
+    return (json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:
@@ -338,39 +430,91 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _page(
-    case: dict[str, Any],
+def page(
+    case: Mapping[str, Any],
     scores: NDArray[Any],
-    rows: Mapping[int, str],
+    rows: Mapping[int, Row],
     exhibits: Mapping[str, Any],
+    coordinates: Mapping[str, Any],
     sections: Mapping[str, Any],
 ) -> str:
+    """Build the report.
+
+    Args:
+        case: content of ``trace.json``.
+        scores: of each training sample, (n,).
+        rows: the responsible samples by their index.
+        exhibits: content of ``exhibits.npz``.
+        coordinates: content of ``coordinates.npz``.
+        sections: what was added later, by a key of ``ADDED``.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(percent=_percent, number=_number, text=_text)
-    template = environment.from_string(resources.files("poisontrace").joinpath("report.html.j2").read_text("utf-8"))
+    files = resources.files("poisontrace")
+    template = environment.from_string(files.joinpath("report.html.j2").read_text("utf-8"))
+    script = files.joinpath("report.js").read_text("utf-8")
     events, poison, benign = (np.nan_to_num(exhibits.get(name, [])) for name in ("events", "poison", "benign"))
+    poison_index, benign_index = (np.array(exhibits.get(f"{name}_index", []), int) for name in ("poison", "benign"))
+    is_held = np.isin(poison_index, list(rows))  # a review may have let some go
+    poison, poison_index = poison[is_held], poison_index[is_held]
     is_image = any(len(x) and x.ndim == 4 and x.shape[1] in (1, 2, 3, 4) for x in (events, poison, benign))
     seconds = {name: value for name, value in case["seconds"].items() if name != "total" and value is not None}
-    poison_index, benign_index = (exhibits.get(f"{name}_index", []) for name in ("poison", "benign"))
+    differences = [] if is_image or case.get("texts") else _differences(events, poison, benign)
+    columns = dict(enumerate(case.get("columns") or []))
+    shown = [row["column"] for row in differences[:N_VALUES]]
+    names = [str(columns.get(column, column)) for column in shown]
+    place_of = {index: place for place, index in enumerate(poison_index.tolist())}
+    nearest = [[int(index) for index in row if int(index) in place_of] for row in exhibits.get("nearest_index", [])]
     return template.render(
         case=case,
         kind={"poison": "Poison found", "inconclusive": "Inconclusive", "no-poison": "No poison found"}[
             case["verdict"]
         ],
+        how_sure=_how_sure(case, scores, rows, sections),
         n_events_shown=N_EVENTS,
         campaigns=_campaigns(case),
-        event_images=[_png(image) for image in events[:N_EVENTS]] if is_image else [],
-        poison_images=_gallery(poison, poison_index, scores, rows) if is_image else [],
-        benign_images=_gallery(benign, benign_index, scores, {}) if is_image else [],
+        event_images=[_png(image, PICTURE) for image in events[:N_EVENTS]] if is_image else [],
+        nearest=[
+            [
+                {
+                    "index": index,
+                    "score": float(scores[index]),
+                    "src": _png(poison[place_of[index]], PICTURE) if is_image else None,
+                    "text": dict(case.get("texts", {}).get("poison", [])).get(index),
+                    "values": [float(poison[place_of[index]].reshape(-1)[column]) for column in shown],
+                }
+                for index in row
+            ]
+            for row in nearest
+        ],
+        shown_columns=names,
+        event_values=[[float(event.reshape(-1)[column]) for column in shown] for event in events],
+        poison_images=_gallery(poison, poison_index.tolist(), scores, rows) if is_image else [],
+        benign_images=_gallery(benign, benign_index.tolist(), scores, {}) if is_image else [],
         is_smooth=is_image and max(x.shape[-1] for x in (events, poison, benign) if x.ndim == 4) > 96,
-        differences=[] if is_image or case.get("texts") else _differences(events, poison, benign),
-        columns=dict(enumerate(case.get("columns") or [])),
+        differences=differences,
+        columns=columns,
         texts=case.get("texts") or {},
+        data=_plain(_data(case, scores, rows, exhibits, coordinates, is_image, shown, names)),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         added=[(name, *ADDED[name], sections[name]) for name in ADDED if name in sections],
-        histogram=Markup(_histogram(scores, np.array(sorted(rows), np.int64))),
+        outdated={
+            name
+            for name in sections
+            for review in case.get("reviews", [])
+            if sections[name]["created"] < review["when"]
+        },
+        histogram=Markup(plots.histogram(scores, np.array(sorted(rows), np.int64))),
+        maps=[
+            Markup(plots.plane(coordinates[f"plane_{place}"], np.isin(coordinates[f"index_{place}"], list(rows))))
+            for place in range(min(N_MAPS, len(case.get("campaigns") or [])))
+            if f"plane_{place}" in coordinates
+        ],
+        max_points=plots.MAX_POINTS,
         trees=_trees(case),
         seconds=seconds,
         longest=max(seconds.values(), default=0) or 1,
@@ -378,25 +522,104 @@ def _page(
     )
 
 
-def _png(image: NDArray[Any]) -> str:
-    """Return one image, (channels, height, width), as a data URI."""
+def _how_sure(
+    case: Mapping[str, Any], scores: NDArray[Any], rows: Mapping[int, Row], sections: Mapping[str, Any]
+) -> list[str]:
+    """Return sentences on what the verdict rests on, with its numbers."""
+    if not rows:
+        return []
+    n_sure = int((scores[list(rows)] >= SURE).sum())
+    said = [f"{n_sure:,} of the {len(rows):,} samples have a score of {SURE} or more."]
+    found = [event["statistics"] for event in case["events"] if event["verdict"] == "poison"]
+    for key, words in (
+        ("separation", "They lie {} standard deviations from the other samples of their label"),
+        ("event_rise", "forgetting them raises the loss of the event’s label by {} nats"),
+        ("control_rise", "and that of ordinary samples by {}"),
+    ):
+        values = [statistics[key] for statistics in found if statistics.get(key) is not None]
+        if values:
+            ends = dict.fromkeys(_number(float(f(values))) for f in (min, max))
+            said.append(words.format(" to ".join(ends)))
+    if len(said) > 1:
+        said[1:] = ["; ".join(said[1:]).replace("; and", ", and") + "."]
+        said[1] = said[1][0].upper() + said[1][1:]
+    return said + ([sections["verify"]["summary"]] if "verify" in sections else [])
+
+
+def _data(
+    case: Mapping[str, Any],
+    scores: NDArray[Any],
+    rows: Mapping[int, Row],
+    exhibits: Mapping[str, Any],
+    coordinates: Mapping[str, Any],
+    is_image: bool,
+    shown: Sequence[int],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Return what the page's script works on: every responsible sample, and those that a review let go."""
+    listed = dict(rows)
+    for place, campaign in enumerate(case.get("campaigns") or []):
+        ids = dict(
+            zip(
+                coordinates.get(f"index_{place}", np.array([])).tolist(),
+                coordinates.get(f"ids_{place}", np.array([])).tolist(),
+                strict=False,
+            )
+        )
+        for index in coordinates.get(f"found_{place}", np.array([])).tolist():
+            if not 0 <= index < len(scores):
+                raise ValueError(f"sample {index} among {len(scores)}")
+            listed.setdefault(index, Row(str(ids.get(index, index)), campaign["label"]))
+    inputs = dict(zip(map(int, exhibits.get("poison_index", [])), exhibits.get("poison", []), strict=True))
+    texts = dict(case.get("texts", {}).get("poison", []))
+    sources, source = coordinates.get("sources"), coordinates.get("source")
+    marks = {mark["index"]: mark for mark in case.get("decisions", [])}
+    return {
+        "case": {"created": case["created"], "sha256": case["inputs"].get("data", {}).get("sha256")},
+        "columns": names,
+        "items": [
+            {
+                "index": index,
+                "id": row.id,
+                "label": class_name(case["classes"], row.label),
+                "score": round(float(scores[index]), 4),
+                "source": None if source is None or sources is None else str(sources[source[index]]),
+                "is_responsible": index in rows,
+                "picture": _png(inputs[index], THUMBNAIL) if is_image and index in inputs else None,
+                "text": texts.get(index),
+                "values": [float(inputs[index].reshape(-1)[column]) for column in shown] if index in inputs else [],
+                "mark": marks.get(index),
+            }
+            for index, row in sorted(listed.items())
+        ],
+    }
+
+
+def _png(image: NDArray[Any], size: int) -> str:
+    """Return one image, (channels, height, width), as a data URI of at most ``size`` pixels a side."""
     from PIL import Image
 
+    image = np.nan_to_num(image)
     low, high = min(0.0, float(image.min())), max(1.0, float(image.max()))  # stretch only what leaves [0, 1]
     pixels = np.round((image - low) / (high - low) * 255).astype(np.uint8)
     picture = Image.fromarray(pixels[0] if len(pixels) < 3 else np.ascontiguousarray(pixels[:3].transpose(1, 2, 0)))
-    picture.thumbnail((256, 256))
+    picture.thumbnail((size, size))
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _gallery(
-    images: NDArray[Any], indices: Sequence[int], scores: NDArray[Any], ids: Mapping[int, str]
+    images: NDArray[Any], indices: Sequence[int], scores: NDArray[Any], rows: Mapping[int, Row]
 ) -> list[dict[str, Any]]:
-    pairs = sorted(zip(images, map(int, indices), strict=True), key=lambda pair: -float(scores[pair[1]]))
+    pairs = sorted(zip(images, indices, strict=True), key=lambda pair: -float(scores[pair[1]]))
     return [
-        {"src": _png(image), "index": index, "score": float(scores[index]), "id": ids.get(index, str(index))}
+        {
+            "src": _png(image, THUMBNAIL),
+            "index": index,
+            "score": float(scores[index]),
+            "id": rows[index].id if index in rows else str(index),
+        }
         for image, index in pairs[:N_THUMBNAILS]
     ]
 
@@ -456,38 +679,3 @@ def _depth_first(roots: list[dict[str, Any]]) -> list[dict[str, Any]]:
         order.append(waiting.pop())
         waiting += order[-1]["children"][::-1]
     return order
-
-
-def _histogram(scores: NDArray[Any], poison: NDArray[np.int64]) -> str:
-    """Return the distribution of scores as inline SVG, the same bytes for the same scores."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the reader's own style must not change the evidence
-        matplotlib.rcParams.update({"svg.hashsalt": "poisontrace", "svg.fonttype": "none", "font.size": 8})
-        figure = Figure(figsize=(4.6, 2.2), layout="constrained")
-        axes = figure.subplots()
-        is_poison = np.zeros(len(scores), bool)
-        is_poison[poison] = True
-        # These two colours are placeholders: the page's style sheet decides, for light and for dark.
-        axes.hist(
-            [scores[~is_poison], scores[is_poison]],
-            bins=np.linspace(0, 1, 26).tolist(),
-            color=["#010203", "#010204"],
-            label=["other samples", "responsible"],
-        )
-        axes.set(yscale="log", xlim=(0, 1), ylim=(0.6, None), xlabel="confidence that a sample is responsible")
-        axes.set_ylabel("samples (log scale)")
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        if is_poison.any():
-            axes.legend(frameon=False, loc="upper center")
-        stream = io.StringIO()
-        figure.savefig(
-            stream, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :].replace("#010203", "var(--control)").replace("#010204", "var(--event)")
-    return svg.replace("#000000", "currentColor")

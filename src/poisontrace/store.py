@@ -1,11 +1,16 @@
 """Files on disk: written whole or not at all, JSON, NumPy and safetensors, never pickle."""
 
 import hashlib
+import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 
@@ -25,17 +30,48 @@ def sha256(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that no reader ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write_together(path.parent, {path.name: content})
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that belong together: all are on the disk, under temporary names, before the first gets its own.
+
+    Args:
+        folder: exists.
+        files: content by name.
+
+    Raises:
+        StoreError: if one cannot be written; then none is.
+    """
+    partial = {name: folder / f".{name}.{os.getpid()}.partial" for name in files}
+    name = ""
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        for name, content in files.items():
+            with partial[name].open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, path in partial.items():
+            path.replace(folder / name)
     except OSError as error:
-        raise StoreError(f"'{path.name}' must be writable (got {error}).") from error
+        raise StoreError(f"'{name}' must be writable (got {error}).") from error
     finally:
-        partial.unlink(missing_ok=True)
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+def npz(arrays: Mapping[str, Any]) -> bytes:
+    """Return arrays as the content of an ``.npz`` file."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """Return an array as the content of an ``.npy`` file."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ class TextSet:
         ids: a name for each.
         classes: names of the labels.
         columns: the column of the texts.
+        sources: where each came from, if that is known.
     """
 
     form = "texts"
@@ -36,11 +37,13 @@ class TextSet:
         classes: Sequence[str] | None,
         tokenize: Tokenize,
         columns: Sequence[str] = ("text",),
+        sources: Sequence[str] | None = None,
     ) -> None:
         """Turn every text into tokens."""
         self.texts, self.y = list(texts), y
         self.ids, self.classes = tuple(ids), None if classes is None else tuple(classes)
         self.columns = tuple(columns)
+        self.sources = None if sources is None else tuple(sources)
         self._tokens = [np.array(tokens, np.float32) for tokens in tokenize(self.texts)]
 
     def __len__(self) -> int:

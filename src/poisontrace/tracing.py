@@ -20,7 +20,7 @@ from poisontrace import paper
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
-from poisontrace._types import Decision, Finding, Losses, Trace, Verdict
+from poisontrace._types import Campaign, Coordinates, Decision, Finding, Losses, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import (
@@ -28,6 +28,7 @@ from poisontrace.clustering import (
     N_FOLDS,
     ONE_KIND,
     TWO_KINDS,
+    Space,
     Split,
     against_nature,
     k_means,
@@ -93,6 +94,8 @@ N_BY_CHANCE, BEYOND_CHANCE = 4, 5
 MIN_PART = 0.2  # of a responsible cluster, to be taken for a campaign of its own
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 FAMILY = 0.4  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
+N_SHOWN, MAX_SHOWN, N_BENIGN = 400, 1 << 26, 24  # samples for the report, responsible ones within as many bytes
+N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
 
 
 @torch.inference_mode(False)  # the caller may be in it, and gradients do not work there
@@ -178,6 +181,9 @@ def trace(
     poison = np.unique(np.concatenate([finding.poison for finding in findings]))
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
+    with _one_thread(), clock.stage("clustering"):
+        coordinates = [_coordinates(features, campaign) for campaign in closed] if rule == "default" else []
+        nearest = [_nearest(features, event, found) for event, found in enumerate(findings[:MAX_EVENTS])]
     return Trace(
         verdict=verdict,
         poison=poison,
@@ -191,9 +197,11 @@ def trace(
         device=device,
         seconds=dict(clock.seconds),
         warnings=tuple(_warnings(features, findings)),
-        exhibits=_exhibits(samples, pairs, features, poison, scores, seed),
+        exhibits=_exhibits(samples, pairs, features, poison, scores, np.stack(nearest), seed),
         ids=getattr(samples, "ids", None),
         campaigns=tuple(closed),
+        coordinates=tuple(coordinates),
+        sources=getattr(samples, "sources", None),
     )
 
 
@@ -456,12 +464,36 @@ def _needed_part(
 def _certainty(features: Features, event: int, own: Indices, poison: Indices) -> NDArray[np.float32]:
     """Return how surely each sample of the event's label is poison, in the view that tells the poison apart best."""
     is_poison = torch.from_numpy(np.isin(own, poison))
+    certainty: NDArray[np.float32] = posterior(_clearest(features, event, own, is_poison), is_poison).numpy()
+    return certainty
+
+
+def _clearest(features: Features, event: int, own: Indices, is_poison: Tensor) -> Space:
+    """Return the samples of the event's label in the view that tells the poison apart best."""
     seen = condition(features, event, own)
     views = [principal(view.x) for view in (seen.leaning, *seen.agreements)]
     views.append(principal(Unconditioned(features, own).x))
-    clearest = max(views, key=lambda view: separate(view, is_poison, max_rounds=1).separation)
-    certainty: NDArray[np.float32] = posterior(clearest, is_poison).numpy()
-    return certainty
+    return max(views, key=lambda view: separate(view, is_poison, max_rounds=1).separation)
+
+
+def _coordinates(features: Features, campaign: Campaign) -> Coordinates:
+    """Return where the samples of a campaign's label lie for its first event: to be looked at, and to be re-scored."""
+    own = np.flatnonzero(features.labels.numpy() == campaign.label)
+    is_poison = torch.from_numpy(np.isin(own, campaign.poison))
+    space = _clearest(features, campaign.events[0], own, is_poison)
+    return Coordinates(own, space.x.float().numpy(), space.plane(is_poison).float().numpy())
+
+
+def _nearest(features: Features, event: int, finding: Finding) -> Indices:
+    """Return the responsible samples that lean the event's way most, the nearest first, filled up with -1."""
+    nearest = np.full(N_NEAREST, -1, np.int64)
+    own = np.flatnonzero(features.labels.numpy() == finding.label)
+    poison = np.intersect1d(own, finding.poison)
+    if len(own) > 1 and len(poison):
+        likeness = condition(features, event, own).leaning.likeness.numpy()[np.isin(own, poison)]
+        first = poison[np.argsort(-likeness, kind="stable")[:N_NEAREST]]
+        nearest[: len(first)] = first
+    return nearest
 
 
 def _split(
@@ -661,17 +693,26 @@ def _exhibits(
     features: Features,
     poison: Indices,
     scores: NDArray[np.float32],
+    nearest: NDArray[np.int64],
     seed: int,
-    n_shown: int = 24,
 ) -> dict[str, NDArray[Any]]:
-    """Pick what the report shows: the events, the most certain samples, random other ones with the same labels."""
-    certain = np.sort(poison[np.argsort(-scores[poison], kind="stable")[:n_shown]])
+    """Pick what the report shows: the events, responsible samples, random other ones with the same labels.
+
+    Three in four of the former are the most certain ones, the others the least certain; and all that are ``nearest``
+    (m, 6) to an event.
+    """
+    n_shown = max(N_BENIGN, min(N_SHOWN, MAX_SHOWN // max(1, 4 * events[0][0].numel())))
+    certain = poison[np.argsort(-scores[poison], kind="stable")]
+    if len(certain) > n_shown:
+        certain = np.concatenate([certain[: n_shown * 3 // 4], certain[n_shown * 3 // 4 - n_shown :]])
+    certain = np.union1d(certain, nearest[nearest >= 0])
     labels = features.labels.numpy()
     wanted = labels[poison] if len(poison) else np.array([int(logits.argmax()) for logits in features.event_logits])
     others = np.setdiff1d(np.flatnonzero(np.isin(labels, wanted)), poison)
     rng = numpy_generator(seed, "exhibits")
-    benign = np.sort(rng.choice(others, min(n_shown, len(others)), replace=False))
+    benign = np.sort(rng.choice(others, min(N_BENIGN, len(others)), replace=False))
     exhibits = {"events": torch.stack([x for x, _ in events]).numpy(), "poison_index": certain, "benign_index": benign}
+    exhibits["nearest_index"] = nearest
     for name, chosen in (("poison", certain), ("benign", benign)):
         if len(chosen):
             exhibits[name] = samples.inputs(chosen).numpy()
