@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from poisontrace._blocks import Blocks
+from poisontrace._rng import torch_generator
 from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Embedding
 
@@ -27,6 +29,10 @@ TWO_KINDS, ONE_KIND = 6.0, 5.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
 MAX_DIRECTIONS = 128  # principal directions kept before discriminating
 RIDGE = 0.1  # of the mean variance, added to every direction
+# Where memory is short (decision 0013): directions that are kept at least, and copies that are made of the rows in
+# their new coordinates and of their second moments.
+MIN_DIRECTIONS, SPACE_COPIES, GRAM_COPIES = 8, 6, 8
+SPARE, SWEEPS_OF_BASIS = 32, 6  # of the basis that stands for second moments too large to hold
 
 
 @dataclass(frozen=True)
@@ -181,18 +187,53 @@ def _sums(x: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return counts, torch.stack([part.sum(0) for part in parts]), torch.stack([part.T @ part for part in parts])
 
 
-def principal(x: Tensor) -> Space:
-    """Return rows (n, d) in their coordinates along their principal directions, at most ``MAX_DIRECTIONS`` of them."""
-    x = x - x.mean(0)
+def principal(x: Blocks) -> Space:
+    """Return rows (n, d) in their coordinates along their principal directions, at most ``MAX_DIRECTIONS`` of them.
+
+    Fewer where not even those of so many rows fit into the memory.
+    """
     n, d = x.shape
-    if d <= MAX_DIRECTIONS:
-        return Space(x)
-    if d <= n:
-        _, vectors = _eigh(x.T @ x)
-        return Space(x @ vectors[:, -MAX_DIRECTIONS:])
-    values, vectors = _eigh(x @ x.T)  # the smaller side: (n, n)
-    kept = min(n, MAX_DIRECTIONS)
-    return Space(vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt())
+    limit = min(MAX_DIRECTIONS, max(MIN_DIRECTIONS, x.memory // (SPACE_COPIES * 4 * max(1, n))))
+    mean = x.mean()
+    if d <= limit:
+        return Space(torch.cat([part - mean for _, part in x]))
+    if d > n and x.fits:  # the smaller side: (n, n)
+        off = x.dense() - mean
+        values, vectors = _eigh(off @ off.T)
+        kept = min(n, limit)
+        return Space(vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt())
+    if GRAM_COPIES * 4 * d * d <= x.memory:
+        gram = torch.zeros(d, d)
+        for _, part in x:
+            off = part - mean
+            gram.addmm_(off.T, off)
+        _, vectors = _eigh(gram)
+    else:
+        vectors = _leading(x, mean, limit)
+    return Space(torch.cat([(part - mean) @ vectors[:, -limit:] for _, part in x]))
+
+
+def _leading(x: Blocks, mean: Tensor, k: int) -> Tensor:
+    """Return about the k leading principal directions (d, k), ascending, of rows too wide for their second moments.
+
+    Subspace iteration, a few steps of it: Halko, Martinsson and Tropp, *Finding structure with randomness*, SIAM Review
+    2011. Leading directions are exact to single precision, the last ones are a mixture of those around them.
+    """
+    d = x.shape[1]
+    basis = torch.randn(d, min(d, k + SPARE), generator=torch_generator(0, "principal"))
+    for _ in range(SWEEPS_OF_BASIS):
+        basis, _ = torch.linalg.qr(_second_moment(x, mean, basis))
+    _, rotation = _eigh(basis.T @ _second_moment(x, mean, basis))
+    return basis @ rotation[:, -k:]
+
+
+def _second_moment(x: Blocks, mean: Tensor, basis: Tensor) -> Tensor:
+    """Return the product of the rows' second moments with a basis (d, k)."""
+    total = torch.zeros_like(basis)
+    for _, part in x:
+        off = part - mean
+        total.addmm_(off.T, off @ basis)
+    return total
 
 
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,6 @@ def unlearn(
     Raises:
         UnlearningDivergedError: if a head ends in numbers that are not finite.
     """
-    if not all(bool(torch.isfinite(t).all()) for t in (hidden, weight, bias)):
-        raise UnlearningDivergedError(_NOT_FINITE)
     n, k = len(hidden), weight.shape[0]
     is_in = torch.zeros(len(clusters), n, dtype=torch.bool)
     for b, cluster in enumerate(clusters):
@@ -87,6 +85,8 @@ def unlearn(
         chosen = torch.from_numpy(spread(rows.numpy(), MAX_ROWS))
         weight_of[chosen] = len(rows) / len(chosen) / n
     used = weight_of.nonzero()[:, 0]
+    if not all(bool(torch.isfinite(t).all()) for t in (hidden[used], weight, bias)):
+        raise UnlearningDivergedError(_NOT_FINITE)
     forget = is_in[:, used] * weight_of[used]
     keep = ~is_in[:, used] * weight_of[used]
 
