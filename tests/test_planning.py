@@ -74,14 +74,15 @@ def test_the_model_is_left_as_found() -> None:
 
 def test_a_reader_is_told_in_words() -> None:
     """Seconds as minutes where they are many, bytes as megabytes."""
-    found = Forecast(20_000, 2, 1, 9, 0.2, 300.4, 1_234_000_000, 600_000)
+    found = Forecast(20_000, 2, 1, 9, 0.2, 300.4, 1_234_000_000, 600_000, 0, 0)
 
     assert list(found.rows().values()) == [
         "20,000 samples and 2 events",
         "1 forward pass through 9 layers",
         "about 1 s for the pass and 5 min for the search",
         "about 1,234 MB of memory beside model and data",
-        "1 MB on disk",
+        "1 MB on disk for the case",
+        "1 MB for the pass",
     ]
     assert found.as_dict()["n_samples"] == 20_000
     assert np.isfinite(found.pass_seconds)

@@ -128,7 +128,9 @@ def test_rows_have_no_noise() -> None:
 
 def test_the_scale_of_a_layer_does_not_matter() -> None:
     """No layer drowns the others."""
-    _close(condition(_features(), 0, ROWS).leaning.x.dense(), condition(_features(scale=1000), 0, ROWS).leaning.x.dense())
+    _close(
+        condition(_features(), 0, ROWS).leaning.x.dense(), condition(_features(scale=1000), 0, ROWS).leaning.x.dense()
+    )
 
 
 def test_constant_coordinates_are_left_out() -> None:

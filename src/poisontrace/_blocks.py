@@ -26,9 +26,9 @@ class Blocks:
         self._kept: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor) -> "Blocks":
-        """Return rows that are there already."""
-        return cls(*x.shape, lambda part: x[part])
+    def of(cls, x: Tensor, memory: int = MEMORY) -> "Blocks":
+        """Return rows that are there already, in memory or on a disk."""
+        return cls(x.shape[0], x.shape[1], lambda part: x[part], memory)
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from poisontrace._blocks import MEMORY, Blocks
-from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError
+from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError, is_out_of_memory
 from poisontrace._validate import check_label_range
 from poisontrace.data import TrainSet
-from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, identify
+from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, claimed, identify
 
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
 
@@ -44,6 +45,7 @@ class Features:
         saliency: one (m, d_l) a layer: how much of the event's margin rests on each coordinate, in logits.
         memory: bytes that what follows may take; the activations may be on the disk.
         caution: a sentence on what was wrong with the store, if anything was.
+        folder: of the pass in the store, if there is one.
     """
 
     layers: tuple[str, ...]
@@ -59,6 +61,7 @@ class Features:
     saliency: tuple[Tensor, ...]
     memory: int = MEMORY
     caution: str = ""
+    folder: Path | None = None
 
     @property
     def hidden(self) -> Tensor:
@@ -187,6 +190,8 @@ def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # code from outside may raise anything
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(
             f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
@@ -288,7 +293,8 @@ def collect(
         layer: name of the last linear layer, see :func:`find_layers`.
         device: where to run; results come back to the CPU.
         batch_size: samples a step; does not change the result.
-        store: folder in which the pass is kept and found again, whole or in part; None keeps it in memory.
+        store: folder in which the pass is kept and found again, whole or in part; None keeps it in memory, or in a
+            temporary folder if it is too large.
         memory: bytes that what follows may take, see :class:`Features`.
         progress: called with (stage, samples done, samples in all).
 
@@ -297,31 +303,37 @@ def collect(
         StoreError: if the store cannot be written, or holds something else.
         UnsupportedModelError: if the model has no usable last linear layer.
     """
-    modules = dict(model.named_modules())
     with evaluating(model):
-        first = torch.stack([events[0][0]] * 3).to(device)
-        names = find_layers(model, first, layer)
-        watched = {name: modules[name] for name in names}
-        linear = modules[names[-1]]
+        setting = _Setting.of(model, events[0][0].to(device), layer)
+        names, watched, columns = setting.names, setting.watched, setting.columns
+        linear = watched[names[-1]]
         assert isinstance(linear, nn.Linear)
 
-        example, is_pooled = _outcome(model, watched, first, "events")
-        columns: Columns = {"labels": ("int64", 1)} | {name: ("float32", x.shape[1]) for name, x in example.items()}
-        recording = _recording(model, train_set, columns, names, device, store)
-        with closing(recording):
-            _record(model, watched, train_set, recording, example, device, batch_size, progress)
+        with ExitStack() as stack:
+            is_temporary = store is None and _size(columns, len(train_set)) > memory // 2
+            if is_temporary:
+                # The files go as soon as they are mapped; what is in them lives as long as somebody looks at it.
+                store = Path(stack.enter_context(TemporaryDirectory(prefix="poisontrace-")))
+            if store is None:
+                recording = Recording(len(train_set), columns)
+            else:
+                recording = Folder(len(train_set), *_place(model, train_set, setting, device, store))
+            with closing(recording):
+                _record(model, watched, train_set, recording, columns, device, batch_size, progress)
+            found = {name: recording[name] for name in columns}
+            folder = None if is_temporary else recording.folder
 
-        activations = tuple(recording[_column(place)] for place in range(len(names)))
-        means = [Blocks(*layer.shape, lambda part, layer=layer: layer[part], memory).mean() for layer in activations]  # type: ignore[misc]
+        activations = tuple(found[_column(place)] for place in range(len(names)))
+        means = [Blocks.of(layer, memory).mean() for layer in activations]
         parts = [_event_features(model, watched, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
     return Features(
         layers=names,
         activations=activations,
-        is_pooled=is_pooled,
-        logits=recording["logits"],
-        labels=recording["labels"][:, 0],
-        noise=recording["noise"],
+        is_pooled=setting.is_pooled,
+        logits=found["logits"],
+        labels=found["labels"][:, 0].clone(),
+        noise=found["noise"],
         weight=linear.weight.detach().float().cpu(),
         bias=bias.detach().float().cpu(),
         event_activations=tuple(torch.cat(layer) for layer in zip(*(part[0] for part in parts), strict=True)),
@@ -329,11 +341,16 @@ def collect(
         saliency=tuple(torch.cat(layer) for layer in zip(*(part[2] for part in parts), strict=True)),
         memory=memory,
         caution=recording.caution,
+        folder=folder,
     )
 
 
 def _column(place: int) -> str:
     return f"layer{place}"
+
+
+def _size(columns: Columns, n: int) -> int:
+    return n * sum(width * np.dtype(kind).itemsize for kind, width in columns.values())
 
 
 def _outcome(
@@ -360,24 +377,56 @@ def _outcome(
     return {"logits": logits, "noise": noises, **layers}, tuple(is_pooled[layer] for layer in watched)
 
 
-def _recording(
-    model: nn.Module,
-    train_set: TrainSet,
-    columns: Columns,
-    names: Sequence[str],
-    device: str,
-    store: Path | None,
-) -> Recording:
-    """Return where the pass goes: to memory, or to the folder of this model and these data in the store."""
-    if store is None:
-        return Recording(len(train_set), columns)
-    content = fingerprint(train_set)
+@dataclass(frozen=True)
+class _Setting:
+    """What is watched in a model, and what that comes to for each sample."""
+
+    names: tuple[str, ...]
+    watched: dict[str, nn.Module]
+    is_pooled: tuple[bool, ...]
+    columns: Columns
+
+    @classmethod
+    def of(cls, model: nn.Module, event: Tensor, layer: str | None) -> "_Setting":
+        """Find the layers with one event; the model is in eval mode."""
+        first, modules = torch.stack([event] * 3), dict(model.named_modules())
+        names = find_layers(model, first, layer)
+        watched = {name: modules[name] for name in names}
+        outcome, is_pooled = _outcome(model, watched, first, "events")
+        columns = {"labels": ("int64", 1)} | {name: ("float32", x.shape[1]) for name, x in outcome.items()}
+        return cls(names, watched, is_pooled, columns)
+
+
+def _place(
+    model: nn.Module, train_set: TrainSet, setting: _Setting, device: str, store: Path
+) -> tuple[Columns, Path, dict[str, Any]]:
+    """Return the columns, the folder and the identity of the pass of a model over its data in a store."""
+    content, columns = fingerprint(train_set), setting.columns
     if content is None:  # then every sample is compared when it is read again
         columns = {**columns, "digest": ("int64", 1)}
     kind = torch.device(device).type
-    identity = {"model": identify(model), "data": content, "layers": list(names), "device": kind}
+    identity = {"model": identify(model), "data": content, "layers": list(setting.names), "device": kind}
     key = blake2b(repr((len(train_set), columns, identity)).encode(), digest_size=8).hexdigest()
-    return Folder(len(train_set), columns, store / key, identity)
+    return columns, store / key, identity
+
+
+def recorded(
+    model: nn.Module,
+    train_set: TrainSet,
+    event: Tensor,
+    store: Path | None,
+    *,
+    layer: str | None = None,
+    device: str = "cpu",
+) -> tuple[int, int]:
+    """Return how many samples of a pass are in a store, by its own word, and how many bytes all of them take."""
+    with evaluating(model):
+        setting = _Setting.of(model, event.to(device), layer)
+        n_bytes = _size(setting.columns, len(train_set))
+        if store is None or not store.is_dir():
+            return 0, n_bytes
+        _, folder, _ = _place(model, train_set, setting, device, store)
+    return min(len(train_set), claimed(folder)), n_bytes
 
 
 def fingerprint(train_set: TrainSet) -> str | None:
@@ -391,7 +440,7 @@ def _record(
     watched: dict[str, nn.Module],
     train_set: TrainSet,
     recording: Recording,
-    example: dict[str, Tensor],
+    columns: Columns,
     device: str,
     batch_size: int,
     progress: Callable[[str, int, int], None] | None,
@@ -423,9 +472,9 @@ def _record(
         outcome, _ = _outcome(model, watched, rows, "data")
         check_label_range(labels, "data: y", outcome["logits"].shape[1], first_row=start + n_old)
         for name, values in outcome.items():
-            if values.shape[1] != example[name].shape[1]:
+            if values.shape[1] != columns[name][1]:
                 raise InvalidInputError(
-                    f"'events' must have the form of 'data' (got a width of {example[name].shape[1]} for "
+                    f"'events' must have the form of 'data' (got a width of {columns[name][1]} for "
                     f"{values.shape[1]} at training sample {start + n_old}). Store both as the model's input was."
                 )
         _check_finite(outcome["logits"], "training sample", start + n_old)

@@ -28,6 +28,7 @@ from poisontrace._errors import StoreError
 SCHEMA = 1
 # A block is signed after so many seconds or bytes, whichever comes first: what an interruption may cost.
 BLOCK_SECONDS, BLOCK_BYTES = 2.0, 64_000_000
+JOURNAL = "blocks.jsonl"
 CHUNK_BYTES = 1 << 22
 WAY_OUT = "Remove that folder, or name another one with --store."
 
@@ -41,7 +42,10 @@ class Recording:
         n: rows in all.
         n_done: rows that are there.
         caution: a sentence on rows that had to be thrown away, if there were any.
+        folder: where they are kept, if not in memory.
     """
+
+    folder: Path | None = None
 
     def __init__(self, n: int, columns: Columns) -> None:
         """Keep the columns in memory.
@@ -90,13 +94,14 @@ class Folder(Recording):
             StoreError: if the folder cannot be written, is in use, or holds something else.
         """
         self.n, self.n_done, self.caution = n, 0, ""
-        self._columns, self._folder = dict(columns), folder
+        self._columns, self._folder, self.folder = dict(columns), folder, folder
         self._about = json.dumps(
             {"schema": SCHEMA, "n": n, "columns": self._columns, "identity": dict(identity)}, sort_keys=True
         ).encode()
         self._maps: dict[str, Tensor] = {}
-        self._streams: dict[str, io.FileIO] = {}
+        self._files: dict[str, int] = {}
         self._lock = -1
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -109,11 +114,11 @@ class Folder(Recording):
                 ) from error
             self._open()
             self._verify()
-        except StoreError:
+        except OSError as error:  # a StoreError is one
             self._release()
-            raise
-        except OSError as error:
-            self._release()
+            if isinstance(error, StoreError):
+                raise
+            self._discard_if_empty()
             raise _unwritable(folder, error) from error
         self._start_block()
 
@@ -131,14 +136,12 @@ class Folder(Recording):
                 path.unlink(missing_ok=True)  # of a process that was killed right here
         for name in self._columns:
             head, size = self._head(name), self._size(name)
-            self._streams[name] = stream = io.FileIO(
-                os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+"
-            )
-            if os.fstat(stream.fileno()).st_size == 0 and not about.exists():
-                _reserve(stream.fileno(), size)
-                _write(stream, 0, head)
-                os.fsync(stream.fileno())
-            if os.fstat(stream.fileno()).st_size != size or os.pread(stream.fileno(), len(head), 0) != head:
+            self._files[name] = file = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            if os.fstat(file).st_size == 0 and not about.exists():
+                _reserve(file, size)
+                _write(file, 0, head)
+                os.fsync(file)
+            if os.fstat(file).st_size != size or os.pread(file, len(head), 0) != head:
                 raise StoreError(
                     f"'store' must hold {self._path(name).name!r} of {size} bytes (got another file in "
                     f"{str(self._folder)!r}). {WAY_OUT}"
@@ -151,12 +154,14 @@ class Folder(Recording):
         kept = b""
         lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.exists() else []
         for line in lines:
+            if not line.endswith(b"\n"):
+                break  # cut off while it was written
             try:
                 block = json.loads(line)
                 start, stop, signature = block["start"], block["stop"], block["sha256"]
                 is_next = start == self.n_done and type(stop) is int and start < stop <= self.n
             except (ValueError, KeyError, TypeError):
-                break  # cut off while it was written
+                break
             if not is_next or self._signature(start, stop) != signature:
                 self.caution = (
                     f"What the store held of samples {self.n_done} and following was not what was written, and was "
@@ -169,7 +174,7 @@ class Folder(Recording):
 
     @property
     def _journal(self) -> Path:
-        return self._folder / "blocks.jsonl"
+        return self._folder / JOURNAL
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
@@ -194,9 +199,9 @@ class Folder(Recording):
     def _signature(self, start: int, stop: int) -> str:
         """Return the SHA-256 of the SHA-256s of some rows of every column, as they are on the disk."""
         digests = []
-        for name, stream in self._streams.items():
+        for name, file in self._files.items():
             digest, at, end = hashlib.sha256(), self._offset(name, start), self._offset(name, stop)
-            while at < end and (chunk := os.pread(stream.fileno(), min(CHUNK_BYTES, end - at), at)):
+            while at < end and (chunk := os.pread(file, min(CHUNK_BYTES, end - at), at)):
                 digest.update(chunk)
                 at += len(chunk)
             digests.append(digest)
@@ -214,9 +219,9 @@ class Folder(Recording):
         """
         try:
             for name, values in rows.items():
-                content = values.contiguous().numpy().astype(values.numpy().dtype.newbyteorder("<"), copy=False)
-                content = content.tobytes()
-                _write(self._streams[name], self._offset(name, self.n_done), content)
+                array = values.contiguous().numpy()
+                content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+                _write(self._files[name], self._offset(name, self.n_done), content)
                 self._digests[name].update(content)
                 self._block_bytes += len(content)
             self.n_done += len(values)
@@ -226,8 +231,8 @@ class Folder(Recording):
             raise _unwritable(self._folder, error) from error
 
     def _sign(self) -> None:
-        for stream in self._streams.values():
-            os.fsync(stream.fileno())
+        for file in self._files.values():
+            os.fsync(file)
         block = {"start": self._block_start, "stop": self.n_done, "sha256": _joined(list(self._digests.values()))}
         with self._journal.open("ab") as journal:
             journal.write(json.dumps(block).encode() + b"\n")
@@ -261,29 +266,42 @@ class Folder(Recording):
             raise _unwritable(self._folder, error) from error
         finally:
             self._release()
-        if not self.n_done:  # nothing was recorded, so nothing is left behind
+        self._discard_if_empty()
+
+    def _discard_if_empty(self) -> None:
+        """Leave nothing behind where nothing was recorded."""
+        if self._folder.is_dir() and not self.n_done and not self._journal.exists():
             for path in (self._folder / "pass.json", self._folder / "lock", *map(self._path, self._columns)):
                 path.unlink(missing_ok=True)
-            for folder in (self._folder, self._folder.parent):
-                if not any(folder.iterdir()):
+            for folder in self._made:
+                if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
 
     def _release(self) -> None:
-        for stream in self._streams.values():
-            stream.close()
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def claimed(folder: Path) -> int:
+    """Return how many rows a folder says that it holds, without looking at them."""
+    try:
+        return max(0, int(json.loads((folder / JOURNAL).read_bytes().splitlines()[-1])["stop"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
 
 
 def _joined(digests: Sequence[Any]) -> str:
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
-def _write(stream: io.FileIO, offset: int, content: bytes) -> None:
+def _write(file: int, offset: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
-        written = os.pwrite(stream.fileno(), view, offset)
+        written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
 
 

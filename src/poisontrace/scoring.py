@@ -228,7 +228,9 @@ def without_mark(
 
     _, std, _ = standardise(at(cluster, siblings))
     of_cluster, of_siblings = (
-        torch.stack([((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0) for _, block in at(rows)]).sum(0)
+        torch.stack([((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0) for _, block in at(rows)]).sum(
+            0
+        )
         / len(rows)
         for rows in (cluster, siblings)
     )

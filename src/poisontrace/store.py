@@ -69,6 +69,18 @@ def new_folder(folder: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def partial_folder(folder: Path) -> Path:
+    """Return where unfinished work for a folder is kept: hidden, beside it."""
+    folder = folder.resolve()
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of ours with all that is in it, if it is there."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_new_folder(folder: Path, name: str) -> None:
     """Refuse a folder that exists with anything in it, before any long work."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
