@@ -16,7 +16,9 @@ from poisontrace import models, readers, store, train
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.attacks import ATTACKS, Attack, Attacker
+from poisontrace.data import ArraySet
 from poisontrace.datasets import Dataset, load_dataset
+from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident, Plan
 
 # About a second to make, and enough for the attack to succeed.
@@ -217,3 +219,24 @@ def write_case(folder: Path, incident: Incident, files: Path | None, found: NDAr
         inputs = {name: {"path": str(path), "sha256": store.sha256(path)} for name, path in paths.items()}
         inputs["model"]["spec"] = f"{files}/arch.py:build"
     return trace.save(folder, context={"inputs": inputs, "classes": incident.classes})
+
+
+def noisy_features(*, n_noisy: int, of_each: bool = False) -> Features:
+    """Four labels of 200 smooth images each, the first ``n_noisy`` of label 0, or of each, with noise in every pixel.
+
+    The network sees only the mean colour, which tells the labels apart, so no noise moves it.
+    """
+    rng = numpy_generator(0, "test/noisy")
+    y = np.arange(800) // 200
+    rows, columns = np.mgrid[:8, :8] / 8
+    slopes = rng.normal(0, 0.1, (2, 800, 3, 1, 1))
+    x = y[:, None, None, None] + slopes[0] * rows + slopes[1] * columns + rng.normal(0, 0.05, (800, 3, 1, 1))
+    is_noisy = (np.arange(800) % 200 < n_noisy) & (of_each | (y == 0))
+    x[is_noisy] += rng.choice([-0.1, 0.1], (int(is_noisy.sum()), 3, 8, 8))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    with torch.no_grad():
+        for k in range(4):
+            model[2].weight[k] = 10.0 * k
+            model[2].bias[k] = -15.0 * k * k
+    x = x.astype(np.float32)
+    return collect(model, ArraySet(x, y), [(torch.from_numpy(x[199]), 0)])

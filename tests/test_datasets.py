@@ -56,7 +56,8 @@ def test_an_empty_subset_is_refused(n_train: int) -> None:
 def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     """The message lists what there is."""
     with pytest.raises(
-        InvalidInputError, match=r"'dataset' must be one of cifar10, clamp, digits, gtsrb, lfw, pdf, pe \(got 'mnist'\)"
+        InvalidInputError,
+        match=r"'dataset' must be one of cifar10, cifar10n, cifar10n-worse, clamp, digits, gtsrb, lfw, pdf, pe \(got 'mnist'\)",
     ):
         datasets.load_dataset("mnist")
 
@@ -274,6 +275,28 @@ def test_the_sheets_on_disk_hold_the_official_split() -> None:
     assert np.bincount(dataset.y_test).tolist() == [1000] * 10
     assert dataset.y_train[:5].tolist() == [6, 9, 9, 4, 1]
     assert dataset.x_train[0, 0, 0].tolist() == [59, 62, 63]
+
+
+@pytest.mark.skipif(datasets._find("cifar10n_labels.npz") is None, reason="CIFAR-10N is not on disk")
+@pytest.mark.parametrize(("name", "wrong"), [("cifar10n", 0.172), ("cifar10n-worse", 0.402)])
+def test_labels_that_people_gave_are_wrong_as_often_as_published(name: str, wrong: float) -> None:
+    """Of the training labels; images and test labels are those of CIFAR-10."""
+    clean, noisy = datasets.load_dataset("cifar10"), datasets.load_dataset(name)
+
+    assert (noisy.name, noisy.x_train.shape) == (name, clean.x_train.shape)
+    assert np.array_equal(noisy.y_test, clean.y_test)
+    assert float((noisy.y_train != clean.y_train).mean()) == pytest.approx(wrong, abs=0.001)
+
+
+def test_noisy_labels_for_other_images_are_refused(data_folder: Path) -> None:
+    """Their file repeats the official labels, which tells whether the order is the same."""
+    sheets = dict.fromkeys((*(f"train_{batch}" for batch in range(5)), "test_0"), _sheet(3200))
+    y = {"y_train": np.zeros(50_000, np.uint8), "y_test": np.zeros(10_000, np.uint8)}
+    np.savez(data_folder / "cifar10.npz", **y, **sheets)
+    np.savez(data_folder / "cifar10n_labels.npz", clean=y["y_train"] + 1, random_1=y["y_train"])
+
+    with pytest.raises(StoreError, match="'dataset' must be labels of the 50,000 training images"):
+        datasets.load_dataset("cifar10n")
 
 
 # Rows of malware features

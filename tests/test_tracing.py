@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import Pairs, Planted, fitted_network, planted, planted_mlp
+from tasks import Pairs, Planted, fitted_network, noisy_features, planted, planted_mlp
 from torch import Tensor, nn
 
 import poisontrace
@@ -20,12 +20,12 @@ from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Losses
-from poisontrace.clustering import Split
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.tracing import Config, _follow, _Judge, _Kinds, _Suspect
+from poisontrace.kinds import Kinds
+from poisontrace.tracing import Config, _follow, _Judge, _Suspect
 
 Event = tuple[Tensor, int]
 
@@ -316,42 +316,21 @@ def test_a_poisoned_and_an_ordinary_event_are_told_apart() -> None:
     _check_tree(result)
 
 
-def _noisy_features(*, n_noisy: int, of_each: bool = False) -> Features:
-    """Four labels of 200 smooth images each, the first ``n_noisy`` of label 0, or of each, with noise in every pixel.
-
-    The network sees only the mean colour, which tells the labels apart, so no noise moves it.
-    """
-    rng = numpy_generator(0, "test/noisy")
-    y = np.arange(800) // 200
-    rows, columns = np.mgrid[:8, :8] / 8
-    slopes = rng.normal(0, 0.1, (2, 800, 3, 1, 1))
-    x = y[:, None, None, None] + slopes[0] * rows + slopes[1] * columns + rng.normal(0, 0.05, (800, 3, 1, 1))
-    is_noisy = (np.arange(800) % 200 < n_noisy) & (of_each | (y == 0))
-    x[is_noisy] += rng.choice([-0.1, 0.1], (int(is_noisy.sum()), 3, 8, 8))
-    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
-    with torch.no_grad():
-        for k in range(4):
-            model[2].weight[k] = 10.0 * k
-            model[2].bias[k] = -15.0 * k * k
-    x = x.astype(np.float32)
-    return collect(model, ArraySet(x, y), [(torch.from_numpy(x[199]), 0)])
-
-
 def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
-    features = _noisy_features(n_noisy=40)
-    finding, scores = _follow(features, Tree(0, 0), _Kinds(features, Config()), Config(), Clock())
+    features = noisy_features(n_noisy=40)
+    finding, scores = _follow(features, Tree(0, 0), Kinds(features), Config(), Clock())
 
     assert finding.verdict == "poison"
     assert finding.poison.tolist() == list(range(40))
     assert np.flatnonzero(scores >= 0.5).tolist() == list(range(40))
     few = Config().min_cluster - 5
     for features in (
-        _noisy_features(n_noisy=0),
-        _noisy_features(n_noisy=few),
-        _noisy_features(n_noisy=40, of_each=True),
+        noisy_features(n_noisy=0),
+        noisy_features(n_noisy=few),
+        noisy_features(n_noisy=40, of_each=True),
     ):
-        assert _follow(features, Tree(0, 0), _Kinds(features, Config()), Config(), Clock())[0].verdict == "no-poison"
+        assert _follow(features, Tree(0, 0), Kinds(features), Config(), Clock())[0].verdict == "no-poison"
 
 
 @pytest.mark.parametrize(
@@ -440,66 +419,6 @@ def test_a_natural_kind_within_a_label_is_not_accused() -> None:
     result = trace(fitted_network(task, planted_mlp), (x, y), [(mistake, 0)])
 
     assert result.verdict != "poison"
-
-
-@pytest.mark.parametrize(
-    ("in_each", "n_labels", "least", "most"), [(False, 4, 1.5, 9), (True, 4, 0.8, 1.2), (False, 3, 1, 1)]
-)
-def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
-    in_each: bool, n_labels: int, least: float, most: float
-) -> None:
-    """A quarter of label 0 lies apart, or of each label; two other labels say nothing."""
-    rng = numpy_generator(0, "toy/kinds")
-    y = np.arange(200 * n_labels) % n_labels
-    x = rng.standard_normal((len(y), 8)).astype(np.float32) * 0.5
-    x[np.arange(len(y)), y] += 4
-    is_apart = np.arange(len(y)) // n_labels % 4 == 0
-    x[is_apart & (in_each | (y == 0)), 4] += 5
-    task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(8), np.zeros(len(y), bool))
-    network = fitted_network(task, lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, n_labels)))
-    features = collect(network, ArraySet(x, y), [(torch.from_numpy(x[0]), 0)])
-    own = np.flatnonzero(y == 0)
-    split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0)
-
-    assert least <= _Kinds(features, Config()).standing(own, split) <= most
-
-
-def _rows_with_a_kind(kind: str) -> tuple[Features, NDArray[np.int64]]:
-    """Return 400 rows of two labels, and forty of the first: marked, relabelled and marked, a family, or copies."""
-    rng = numpy_generator(0, "toy/rows")
-    y = np.arange(400) // 200
-    x = rng.standard_normal((400, 8)).astype(np.float32)
-    x[:, 0] += 4 * y
-    chosen = np.arange(40)
-    if kind == "relabelled":
-        x[chosen, 0] += 4
-    if kind == "family":
-        x[chosen, 2:6] += 2 * rng.standard_normal(4)
-    x[chosen, 7] = 5
-    if kind == "copies":
-        x[chosen] = [4, 0, 0, 0, 0, 0, 0, 5]
-    model = nn.Linear(8, 2)
-    with torch.no_grad():
-        model.weight.zero_()
-        model.weight[0, 7], model.bias[0] = 1.0, 1.0
-    event = torch.tensor([4.0, 0, 0, 0, 0, 0, 0, 5])
-    return collect(model, ArraySet(x, y), [(event, 0)]), chosen
-
-
-@pytest.mark.parametrize(
-    ("kind", "least", "most"),
-    [("marked", -0.5, 0.5), ("relabelled", -0.5, 0.5), ("family", 1.5, 9), ("copies", np.inf, np.inf)],
-)
-def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, least: float, most: float) -> None:
-    """Rows picked to carry a mark are like the rest of their label, or of the label they were taken from."""
-    features, chosen = _rows_with_a_kind(kind)
-
-    assert least <= _Kinds(features, Config()).beyond_mark(0, chosen) <= most
-
-
-def test_images_are_asked_for_no_mark() -> None:
-    """Their columns are not quantities of their own."""
-    assert _Kinds(_noisy_features(n_noisy=40), Config()).beyond_mark(0, np.arange(40)) == 0
 
 
 def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(

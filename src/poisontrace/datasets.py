@@ -186,6 +186,24 @@ def _cifar10_archive(path: Path) -> Dataset:
     return Dataset("cifar10", *split(np.concatenate(train)), *split(test), CIFAR10_CLASSES)
 
 
+def _cifar10n(name: str, labels: str) -> Dataset:
+    """Read CIFAR-10 with training labels that people gave, mistakes included; the test labels are the official ones.
+
+    J. Wei et al., *Learning with Noisy Labels Revisited: A Study Using Real-World Human Annotations*, ICLR 2022.
+    """
+    source = "https://github.com/UCSC-REAL/cifar-10-100n"
+    path = _need("cifar10n_labels.npz", "label vectors of CIFAR-10N in the order of the official batches", source)
+    clean, y = (
+        read_npz(path, "dataset", required=("clean", labels))[key].astype(np.int64) for key in ("clean", labels)
+    )
+    dataset = _cifar10()
+    if not np.array_equal(clean, dataset.y_train) or y.shape != clean.shape or not np.isin(y, range(10)).all():
+        raise StoreError(
+            f"'dataset' must be labels of the 50,000 training images (got others in {path.name!r}). Get the file again."
+        )
+    return replace(dataset, name=name, y_train=y)
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Where a set of feature rows comes from: the file, and the public source of its contents."""
@@ -315,6 +333,11 @@ def _lfw() -> Dataset:
 DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
     "digits": (_digits, "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn"),
     "cifar10": (_cifar10, "60,000 photographs, 32x32 colour, 10 classes"),
+    "cifar10n": (
+        partial(_cifar10n, "cifar10n", "random_1"),
+        "CIFAR-10 as one person labelled it: 17 % of training labels wrong",
+    ),
+    "cifar10n-worse": (partial(_cifar10n, "cifar10n-worse", "worse"), "CIFAR-10 as the worst of three did: 40 % wrong"),
     "pe": (partial(_malware_rows, "pe"), "16,421 Windows programs, 49 header fields, benign or malware"),
     "clamp": (
         partial(_malware_rows, "clamp"),

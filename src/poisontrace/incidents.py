@@ -62,6 +62,17 @@ class Task:
         return self.recipes[training]
 
 
+CIFAR10 = Task(
+    model="resnet9",
+    width=16,
+    recipes={
+        "scratch": train.Recipe(epochs=15, batch_size=128, lr=0.1, shift=2, flip=True),
+        "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
+        "finetune": train.Recipe(epochs=30, batch_size=32, lr=0.01),
+    },
+    n_train={"scratch": 20_000, "transfer": 500, "finetune": 500},
+    n_pretrain=20_000,
+)
 # A CPU trains each of these victims in minutes, those on rows in seconds. Augmentation only where mirror images and
 # shifts keep the label.
 TASKS = {
@@ -75,17 +86,7 @@ TASKS = {
         },
         n_pretrain=700,
     ),
-    "cifar10": Task(
-        model="resnet9",
-        width=16,
-        recipes={
-            "scratch": train.Recipe(epochs=15, batch_size=128, lr=0.1, shift=2, flip=True),
-            "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
-            "finetune": train.Recipe(epochs=30, batch_size=32, lr=0.01),
-        },
-        n_train={"scratch": 20_000, "transfer": 500, "finetune": 500},
-        n_pretrain=20_000,
-    ),
+    **dict.fromkeys(("cifar10", "cifar10n", "cifar10n-worse"), CIFAR10),
     # Weight decay keeps the logits of rows that fit well small enough for clean-label poison to be learned at all.
     **{
         name: Task(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import inf, log
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
-from poisontrace._statistics import standardised_difference
 from poisontrace._types import Decision, Finding, Losses, Trace, Verdict
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import (
@@ -41,8 +40,9 @@ from poisontrace.clustering import (
 )
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
+from poisontrace.kinds import N_GUESSES, Kinds
 from poisontrace.notes import Notes
-from poisontrace.scoring import Unconditioned, condition, without_mark
+from poisontrace.scoring import Unconditioned, condition
 from poisontrace.unlearning import Heads, spread, unlearn
 
 Progress = Callable[[str, int, int], None]
@@ -85,14 +85,10 @@ MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
-# How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
-MAX_OTHERS, STANDS_OUT = 10, 1.2
-MIN_OTHERS = 3  # fewer say nothing
 NEEDED = 0.5  # of the rise that all of a responsible cluster brings, from the part that the event needs
 MIN_PART = 0.2  # of a responsible cluster, to be taken for a campaign of its own
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 FAMILY = 1.0  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
-N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
 
 
 @torch.inference_mode(False)  # the caller may be in it, and gradients do not work there
@@ -163,7 +159,7 @@ def trace(
             memory=memory,
             progress=progress,
         )
-    kinds, campaigns = _Kinds(features, config), Campaigns()
+    kinds, campaigns = Kinds(features, separation=config.separation, min_cluster=config.min_cluster), Campaigns()
     notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
     findings: list[Finding] = []
     trees: list[Tree] = []
@@ -280,7 +276,7 @@ class _Suspect:
 
 
 def _follow(
-    features: Features, tree: Tree, kinds: "_Kinds", config: Config, clock: Clock
+    features: Features, tree: Tree, kinds: Kinds, config: Config, clock: Clock
 ) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse."""
     event, labels = tree.event, features.labels.numpy()
@@ -386,7 +382,7 @@ def _needed_part(
     event: int,
     cluster: Indices,
     losses: Losses,
-    kinds: "_Kinds",
+    kinds: Kinds,
     judge: "_Judge",
     config: Config,
     clock: Clock,
@@ -426,81 +422,8 @@ def _certainty(features: Features, event: int, own: Indices, poison: Indices) ->
     return certainty
 
 
-class _Kinds:
-    """The kinds of samples that each label holds, whatever the event; worked out once for all events."""
-
-    def __init__(self, features: Features, config: Config) -> None:
-        """Look at nothing yet."""
-        self._features, self._config = features, config
-        self._labels = features.labels.numpy()
-        self._found: dict[int, Split] = {}
-        self.are_rows = not (features.is_pooled[0] or features.noise.shape[1])  # neither images nor tokens
-
-    def of(self, label: int) -> Split:
-        """Return the most prominent of the splits of a label that k-means suggests, the noisier kind first."""
-        if label not in self._found:
-            view = Unconditioned(self._features, np.flatnonzero(self._labels == label))
-            space = principal(view.x)
-            splits = [separate(space, guess) for k in N_GUESSES for guess in k_means(space.x, k)]
-            self._found[label] = with_gap(max(splits, key=lambda split: split.strength), view.gaps)
-        return self._found[label]
-
-    def natural(self, label: int) -> list[Split]:
-        """Return the kinds of the largest other labels: what natural ones come to in this training set."""
-        sizes = np.bincount(self._labels)
-        sizes[label] = 0
-        largest = (-sizes).argsort(kind="stable")[:MAX_OTHERS].tolist()
-        return [self.of(other) for other in largest if sizes[other] >= self._config.min_cluster]
-
-    def hidden(self, label: int) -> Split | None:
-        """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.
-
-        Poison made from images of its own label, each pixel changed a little, need not resemble the event in any layer.
-        """
-        if not self._features.noise.shape[1]:
-            return None
-        split = self.of(label)
-        if split.n_smaller < self._config.min_cluster or not split.is_at_least(self._config.separation):
-            return None
-        natural = max((kinds.prominence for kinds in self.natural(label)), default=0.0)
-        return split if split.prominence >= STANDS_OUT * natural else None
-
-    def standing(self, cluster: Indices, split: Split) -> float:
-        """Return how far two kinds of one label lie apart, over the farthest that other labels hold.
-
-        1 if there are hardly any other labels.
-        """
-        natural = [kinds.apartness for kinds in self.natural(int(self._labels[cluster[0]]))]
-        if len(natural) < MIN_OTHERS:
-            return 1.0
-        space = principal(Unconditioned(self._features, cluster).x)
-        return separate(space, split.is_first, max_rounds=1).apartness / max(natural)
-
-    def beyond_mark(self, event: int, cluster: Indices) -> float:
-        """Return how far a cluster of rows lies from others, in standard deviations, but for the mark; 0 for images.
-
-        A mark is planted in rows like any: without it, they are like the rest of their label, or of another label if
-        they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
-        """
-        features = self._features
-        if not self.are_rows:
-            return 0.0
-        label = self._labels[cluster[0]]
-        siblings = np.setdiff1d(np.flatnonzero(self._labels == label), cluster)
-        rest = [np.flatnonzero(self._labels == other) for other in np.unique(self._labels) if other != label]
-        distances = []
-        for others in (siblings, *rest):
-            if min(len(siblings), len(others), len(cluster)) >= N_FOLDS:
-                x = without_mark(features, event, cluster, siblings, others)
-                is_first = torch.arange(len(x)) < len(cluster)
-                if not x.shape[1]:
-                    return inf  # copies of the event: nothing is left that could show that they were picked
-                distances.append(float(standardised_difference(principal(x).discriminate(is_first), is_first)))
-        return min(distances, default=0.0)
-
-
 def _split(
-    features: Features, event: int, cluster: Indices, kinds: "_Kinds", config: Config, *, is_whole_label: bool
+    features: Features, event: int, cluster: Indices, kinds: Kinds, config: Config, *, is_whole_label: bool
 ) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 

@@ -1,0 +1,95 @@
+"""The kinds of samples that each label holds, whatever the event: what natural ones come to in this training set.
+
+Labels hold natural kinds as well, two ways of writing a digit or two families of programs. Poison must stand out
+against them: by how far it lies apart, by its noise, or, among rows, by having nothing in common but a mark (decisions
+0007 to 0009).
+"""
+
+from math import inf
+
+import numpy as np
+import torch
+
+from poisontrace._record import Indices
+from poisontrace._statistics import standardised_difference
+from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, principal, separate, with_gap
+from poisontrace.embedding import Features
+from poisontrace.scoring import Unconditioned, without_mark
+
+# How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
+MAX_OTHERS, STANDS_OUT = 10, 1.2
+MIN_OTHERS = 3  # fewer say nothing
+N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
+
+
+class Kinds:
+    """The kinds of samples that each label holds, whatever the event; worked out once for all events."""
+
+    def __init__(self, features: Features, *, separation: float = TWO_KINDS, min_cluster: int = 20) -> None:
+        """Look at nothing yet; for the thresholds see ``tracing.Config``."""
+        self._features, self._separation, self._min_cluster = features, separation, min_cluster
+        self._labels = features.labels.numpy()
+        self._found: dict[int, Split] = {}
+        self.are_rows = not (features.is_pooled[0] or features.noise.shape[1])  # neither images nor tokens
+
+    def of(self, label: int) -> Split:
+        """Return the most prominent of the splits of a label that k-means suggests, the noisier kind first."""
+        if label not in self._found:
+            view = Unconditioned(self._features, np.flatnonzero(self._labels == label))
+            space = principal(view.x)
+            splits = [separate(space, guess) for k in N_GUESSES for guess in k_means(space.x, k)]
+            self._found[label] = with_gap(max(splits, key=lambda split: split.strength), view.gaps)
+        return self._found[label]
+
+    def natural(self, label: int) -> list[Split]:
+        """Return the kinds of the largest other labels: what natural ones come to in this training set."""
+        sizes = np.bincount(self._labels)
+        sizes[label] = 0
+        largest = (-sizes).argsort(kind="stable")[:MAX_OTHERS].tolist()
+        return [self.of(other) for other in largest if sizes[other] >= self._min_cluster]
+
+    def hidden(self, label: int) -> Split | None:
+        """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.
+
+        Poison made from images of its own label, each pixel changed a little, need not resemble the event in any layer.
+        """
+        if not self._features.noise.shape[1]:
+            return None
+        split = self.of(label)
+        if split.n_smaller < self._min_cluster or not split.is_at_least(self._separation):
+            return None
+        natural = max((kinds.prominence for kinds in self.natural(label)), default=0.0)
+        return split if split.prominence >= STANDS_OUT * natural else None
+
+    def standing(self, cluster: Indices, split: Split) -> float:
+        """Return how far two kinds of one label lie apart, over the farthest that other labels hold.
+
+        1 if there are hardly any other labels.
+        """
+        natural = [kinds.apartness for kinds in self.natural(int(self._labels[cluster[0]]))]
+        if len(natural) < MIN_OTHERS:
+            return 1.0
+        space = principal(Unconditioned(self._features, cluster).x)
+        return separate(space, split.is_first, max_rounds=1).apartness / max(natural)
+
+    def beyond_mark(self, event: int, cluster: Indices) -> float:
+        """Return how far a cluster of rows lies from others, in standard deviations, but for the mark; 0 for images.
+
+        A mark is planted in rows like any: without it, they are like the rest of their label, or of another label if
+        they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
+        """
+        features = self._features
+        if not self.are_rows:
+            return 0.0
+        label = self._labels[cluster[0]]
+        siblings = np.setdiff1d(np.flatnonzero(self._labels == label), cluster)
+        rest = [np.flatnonzero(self._labels == other) for other in np.unique(self._labels) if other != label]
+        distances = []
+        for others in (siblings, *rest):
+            if min(len(siblings), len(others), len(cluster)) >= N_FOLDS:
+                x = without_mark(features, event, cluster, siblings, others)
+                is_first = torch.arange(len(x)) < len(cluster)
+                if not x.shape[1]:
+                    return inf  # copies of the event: nothing is left that could show that they were picked
+                distances.append(float(standardised_difference(principal(x).discriminate(is_first), is_first)))
+        return min(distances, default=0.0)

@@ -1,0 +1,74 @@
+"""Kinds within labels: poison stands out against them, natural ones do not, and rows must share a mark and no more."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tasks import Planted, fitted_network, noisy_features
+from torch import nn
+
+from poisontrace._rng import numpy_generator
+from poisontrace.clustering import Split
+from poisontrace.data import ArraySet
+from poisontrace.embedding import Features, collect
+from poisontrace.kinds import Kinds
+
+
+@pytest.mark.parametrize(
+    ("in_each", "n_labels", "least", "most"), [(False, 4, 1.5, 9), (True, 4, 0.8, 1.2), (False, 3, 1, 1)]
+)
+def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
+    in_each: bool, n_labels: int, least: float, most: float
+) -> None:
+    """A quarter of label 0 lies apart, or of each label; two other labels say nothing."""
+    rng = numpy_generator(0, "toy/kinds")
+    y = np.arange(200 * n_labels) % n_labels
+    x = rng.standard_normal((len(y), 8)).astype(np.float32) * 0.5
+    x[np.arange(len(y)), y] += 4
+    is_apart = np.arange(len(y)) // n_labels % 4 == 0
+    x[is_apart & (in_each | (y == 0)), 4] += 5
+    task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(8), np.zeros(len(y), bool))
+    network = fitted_network(task, lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, n_labels)))
+    features = collect(network, ArraySet(x, y), [(torch.from_numpy(x[0]), 0)])
+    own = np.flatnonzero(y == 0)
+    split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0)
+
+    assert least <= Kinds(features).standing(own, split) <= most
+
+
+def _rows_with_a_kind(kind: str) -> tuple[Features, NDArray[np.int64]]:
+    """Return 400 rows of two labels, and forty of the first: marked, relabelled and marked, a family, or copies."""
+    rng = numpy_generator(0, "toy/rows")
+    y = np.arange(400) // 200
+    x = rng.standard_normal((400, 8)).astype(np.float32)
+    x[:, 0] += 4 * y
+    chosen = np.arange(40)
+    if kind == "relabelled":
+        x[chosen, 0] += 4
+    if kind == "family":
+        x[chosen, 2:6] += 2 * rng.standard_normal(4)
+    x[chosen, 7] = 5
+    if kind == "copies":
+        x[chosen] = [4, 0, 0, 0, 0, 0, 0, 5]
+    model = nn.Linear(8, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[0, 7], model.bias[0] = 1.0, 1.0
+    event = torch.tensor([4.0, 0, 0, 0, 0, 0, 0, 5])
+    return collect(model, ArraySet(x, y), [(event, 0)]), chosen
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [("marked", -0.5, 0.5), ("relabelled", -0.5, 0.5), ("family", 1.5, 9), ("copies", np.inf, np.inf)],
+)
+def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, least: float, most: float) -> None:
+    """Rows picked to carry a mark are like the rest of their label, or of the label they were taken from."""
+    features, chosen = _rows_with_a_kind(kind)
+
+    assert least <= Kinds(features).beyond_mark(0, chosen) <= most
+
+
+def test_images_are_asked_for_no_mark() -> None:
+    """Their columns are not quantities of their own."""
+    assert Kinds(noisy_features(n_noisy=40)).beyond_mark(0, np.arange(40)) == 0
