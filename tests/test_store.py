@@ -171,3 +171,27 @@ def test_the_hash_of_a_folder_is_that_of_the_list_of_its_files(tmp_path: Path) -
     listing = f"{hashlib.sha256(b'2').hexdigest()}  a\n{hashlib.sha256(b'1').hexdigest()}  b/x\n"
 
     assert store.sha256(tmp_path) == hashlib.sha256(listing.encode()).hexdigest()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """A new folder clears away the halves of processes that are gone, and of nobody else."""
+    gone, running, other = (tmp_path / f".case.{number}.partial" for number in (1 << 40, os.getppid(), "kept"))
+    for folder in (gone, running, other, tmp_path / ".case.partial"):
+        folder.mkdir()
+
+    with store.new_folder(tmp_path / "case", "out"):
+        pass
+
+    assert not gone.exists()
+    assert running.exists() and other.exists() and (tmp_path / ".case.partial").exists()
+
+
+def test_removing_follows_no_link(tmp_path: Path) -> None:
+    """What is elsewhere stays."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+
+    store.remove(tmp_path / "link")
+    store.remove(tmp_path / "missing")
+
+    assert (tmp_path / "mine").is_dir()

@@ -19,10 +19,20 @@ class Blocks:
         fits: whether the rows are made once and kept.
     """
 
-    def __init__(self, n: int, d: int, make: Callable[[slice], Tensor], memory: int = MEMORY) -> None:
-        """Take ``make``, which returns the rows (b, d) at a slice of positions, the same each time it is asked."""
+    def __init__(
+        self, n: int, d: int, make: Callable[[slice], Tensor], memory: int = MEMORY, *, n_alike: int = 1
+    ) -> None:
+        """Take what makes the rows.
+
+        Args:
+            n: rows.
+            d: columns.
+            make: returns the rows (b, d) at a slice of positions, the same each time it is asked.
+            memory: bytes to get along with.
+            n_alike: how many such matrices there are at a time.
+        """
         self.shape, self.memory, self._make = (n, d), memory, make
-        self.fits = 4 * n * d <= memory // KEPT
+        self.fits = 4 * n * d <= memory // KEPT // n_alike
         self._kept: Tensor | None = None
 
     @classmethod
@@ -53,7 +63,10 @@ class Blocks:
 
     def sum(self) -> Tensor:
         """Return the sum of the rows, (d,)."""
-        return torch.stack([x.sum(0) for _, x in self]).sum(0)
+        total = torch.zeros(self.shape[1])
+        for _, x in self:
+            total += x.sum(0)
+        return total
 
     def mean(self) -> Tensor:
         """Return the mean row, (d,)."""

@@ -84,7 +84,9 @@ class Leaning(View):
         """Return the gaps, the clusters' midpoint as the origin: the mean of the set is that of the larger cluster."""
         n_first = int(is_first.sum())
         is_smaller = is_first if 2 * n_first <= len(is_first) else ~is_first
-        of_smaller = torch.stack([part[is_smaller[where]].sum(0) for where, part in self.x]).sum(0)
+        of_smaller = torch.zeros_like(self._sum)
+        for where, part in self.x:
+            of_smaller += part[is_smaller[where]].sum(0)
         n_smaller = min(n_first, len(is_first) - n_first)
         origin = (of_smaller / n_smaller + (self._sum - of_smaller) / (len(is_first) - n_smaller)) / 2
         gaps = [standardised_difference(likeness, is_first) for likeness in self._cosines(origin)]
@@ -165,7 +167,7 @@ def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Con
         indices: (n,) training samples, at least two.
     """
     rows = torch.from_numpy(indices)
-    memory = features.memory // (1 + features.is_pooled.count(False))  # for each of the views
+    memory, n_views = features.memory, 1 + features.is_pooled.count(False)
     layers, events, agreements = [], [], []
     for activation, of_event, saliency, is_pooled in zip(
         features.activations, features.event_activations, features.saliency, features.is_pooled, strict=True
@@ -178,17 +180,19 @@ def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Con
         events.append((of_event[event] - mean) * weight)
         if not is_pooled:
             # Equal values mean something only where a coordinate is one quantity, not a mean or maximum of many.
-            agreements.append(Agreement(_shares(activation, rows, of_event[event], share, std, memory)))
+            agreements.append(Agreement(_shares(activation, rows, of_event[event], share, std, memory, n_views)))
 
     def make(part: slice) -> Tensor:
         return torch.cat([(layer[rows[part]] - mean) * weight for layer, mean, weight in layers], 1)
 
     widths = [len(mean) for _, mean, _ in layers]
-    leaning = Leaning(Blocks(len(rows), sum(widths), make, memory), torch.cat(events), widths)
+    leaning = Leaning(Blocks(len(rows), sum(widths), make, memory, n_alike=n_views), torch.cat(events), widths)
     return Conditioned(leaning, tuple(agreements))
 
 
-def _shares(activation: Tensor, rows: Tensor, event: Tensor, share: Tensor, std: Tensor, memory: int) -> Blocks:
+def _shares(
+    activation: Tensor, rows: Tensor, event: Tensor, share: Tensor, std: Tensor, memory: int, n_views: int
+) -> Blocks:
     """Return each coordinate's part in how much samples agree with the event at one layer, (n, d)."""
     root = share.sqrt()  # flatter: one coordinate alone agrees by chance
     root = root / root.sum().clamp_min(1e-30)
@@ -197,7 +201,7 @@ def _shares(activation: Tensor, rows: Tensor, event: Tensor, share: Tensor, std:
         distance = (activation[rows[part]] - event) / (AGREEMENT_WIDTH * std)
         return root * torch.exp(-distance.square() / 2)
 
-    return Blocks(len(rows), activation.shape[1], make, memory)
+    return Blocks(len(rows), activation.shape[1], make, memory, n_alike=n_views)
 
 
 def without_mark(
@@ -227,20 +231,20 @@ def without_mark(
         return _at(x, torch.from_numpy(np.concatenate(parts)), features.memory)
 
     _, std, _ = standardise(at(cluster, siblings))
-    of_cluster, of_siblings = (
-        torch.stack([((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0) for _, block in at(rows)]).sum(
-            0
-        )
-        / len(rows)
-        for rows in (cluster, siblings)
-    )
-    both = at(cluster, others)
-    mean, std, is_constant = standardise(both)
-    is_kept = ~is_constant & (of_cluster - of_siblings <= MARK_SHARE)
+
+    def share_near(part: NDArray[np.int64]) -> Tensor:
+        total = torch.zeros(len(std))
+        for _, block in at(part):
+            total += ((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0)
+        return total / len(part)
+
+    is_marked = share_near(cluster) - share_near(siblings) > MARK_SHARE
+    mean, spread, is_constant = standardise(at(cluster, others))
+    is_kept = ~is_constant & ~is_marked
     rows = torch.from_numpy(np.concatenate([cluster, others]))
-    return Blocks(
-        len(rows),
-        int(is_kept.sum()),
-        lambda part: ((x[rows[part]] - mean) / std)[:, is_kept],
-        features.memory,
-    )
+
+    def make(part: slice) -> Tensor:
+        kept: Tensor = ((x[rows[part]] - mean) / spread)[:, is_kept]
+        return kept
+
+    return Blocks(len(rows), int(is_kept.sum()), make, features.memory)

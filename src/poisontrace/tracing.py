@@ -511,7 +511,8 @@ class _Judge:
     def _unlearn(self, *clusters: Indices) -> Heads:
         with self._clock.stage("unlearning"):
             f = self._features
-            return unlearn(f.hidden, f.labels, f.weight, f.bias, (np.array([], np.int64), *clusters))
+            nobody = np.array([], np.int64)
+            return unlearn(f.hidden, f.labels, f.weight, f.bias, (nobody, *clusters), memory=f.memory)
 
     def _losses(self, heads: Heads) -> list[Losses]:
         with self._clock.stage("unlearning"):
