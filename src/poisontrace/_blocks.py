@@ -7,7 +7,7 @@ from torch import Tensor
 
 MEMORY = 1 << 30  # bytes, beside the model and one batch: the default of --memory
 # Shares of the memory: of what is kept whole, which is copied a few times on its way, and of one block.
-KEPT, BLOCK = 8, 64
+KEPT, BLOCK = 8, 16
 
 
 class Blocks:

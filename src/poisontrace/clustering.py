@@ -141,7 +141,7 @@ class Space:
     def __init__(self, x: Tensor) -> None:
         """Take coordinates (n, d)."""
         self.x, self.fold = x, torch.arange(len(x)) % N_FOLDS
-        self._total = _sums(x, self.fold)
+        self._total = _sums([x[k::N_FOLDS] for k in range(N_FOLDS)])
 
     def discriminate(self, is_first: Tensor) -> Tensor:
         """Return cross-fitted positions (n,) along the ridge discriminant of two clusters: 0 and 1 are their means.
@@ -153,38 +153,49 @@ class Space:
         """
         n_first = int(is_first.sum())
         is_smaller = is_first if 2 * n_first <= len(is_first) else ~is_first
-        x = self.x[is_smaller]
+        rows = is_smaller.nonzero()[:, 0]
+        x, usual = self.x[rows], self.fold[rows]
         # Of the smaller cluster each fold holds the same share. The larger one keeps its folds, so that its sums are
         # those of all samples less those of the smaller one: few terms where the cluster is small.
         fold = self.fold.clone()
-        fold[is_smaller] = torch.arange(len(x)) % N_FOLDS
-        smaller = _sums(x, fold[is_smaller])
-        larger = [total - part for total, part in zip(self._total, _sums(x, self.fold[is_smaller]), strict=True)]
-        sides = (larger, smaller) if is_smaller is is_first else (smaller, larger)
-        # (2, folds, ...) of all but one fold.
-        counts, sums, grams = (
-            torch.stack([part.sum(0) - part for part in parts]) for parts in zip(*sides, strict=True)
-        )
-        mean = sums / counts[..., None]  # (2, folds, d)
-        # Both clusters weigh the same however small one of them is.
-        second_moment = (grams / counts[..., None, None]).mean(0)
+        fold[rows] = torch.arange(len(x)) % N_FOLDS
+        smaller = _sums([x[k::N_FOLDS] for k in range(N_FOLDS)])
+        by_fold = torch.split(x[usual.argsort(stable=True)], usual.bincount(minlength=N_FOLDS).tolist())  # type: ignore[no-untyped-call]
+        larger = [total - part for total, part in zip(self._total, _sums(by_fold), strict=True)]
+        means, second_moment = [], torch.zeros(())
+        for counts, sums, grams in (larger, smaller) if is_smaller is is_first else (smaller, larger):
+            # Of all but one fold: (folds, ...).
+            n = counts.sum() - counts
+            means.append((sums.sum(0) - sums) / n[:, None])
+            # Both clusters weigh the same however small one of them is.
+            second_moment = second_moment + (grams.sum(0) - grams) / (2 * n)[:, None, None]
+        mean = torch.stack(means)  # (2, folds, d)
         centre, gap = mean.mean(0), mean[1] - mean[0]
         within = second_moment - centre[:, :, None] * centre[:, None]
         within.diagonal(dim1=1, dim2=2).add_(
             RIDGE * within.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
         )
-        direction = torch.linalg.solve(within, gap)  # (folds, d)
+        direction = _solve(within, gap)  # (folds, d)
         direction = direction / (gap * direction).sum(1, keepdim=True).clamp_min(1e-12)
         position = self.x @ direction.T - (mean[0] * direction).sum(1)  # (n, folds)
         of_own_fold: Tensor = position.gather(1, fold[:, None])[:, 0]
         return of_own_fold
 
 
-def _sums(x: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of each fold of rows."""
-    parts = [x[fold == k] for k in range(N_FOLDS)]
+def _sums(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of the rows of folds."""
     counts = torch.tensor([float(len(part)) for part in parts])
     return counts, torch.stack([part.sum(0) for part in parts]), torch.stack([part.T @ part for part in parts])
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return the solutions (b, d) of symmetric systems (b, d, d)."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.any():  # rows all alike: single precision may end below zero
+        solution: Tensor = torch.linalg.solve(matrix, right)
+        return solution
+    solution = torch.cholesky_solve(right[..., None], factor)[..., 0]
+    return solution
 
 
 def principal(x: Blocks) -> Space:
