@@ -19,11 +19,11 @@ from torch import Tensor, nn
 import poisontrace
 from poisontrace._rng import torch_generator
 
-N_COPIES = 64  # of each hidden unit
+N_COPIES, DEPTH = 32, 7  # of each hidden unit, and layers that hand them on
 
 
 class Repeated:
-    """The planted task many times over, each row with noise of its own, made when it is read."""
+    """The planted task many times over, each row with noise of its own, made when it is read, as a signal (8, 2)."""
 
     def __init__(self, n: int) -> None:
         """Take the number of rows."""
@@ -34,24 +34,31 @@ class Repeated:
         return self.n
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return a row of the task with a little noise."""
+        """Return a row of the task with a little noise, twice side by side."""
         row = index % len(self.task.y)
         noise = torch.randn(8, generator=torch_generator(index, "test/memory"))
-        return self.task.x[row] + 0.1 * noise, int(self.task.y[row])
+        return (self.task.x[row] + 0.1 * noise)[:, None].repeat(1, 2), int(self.task.y[row])
 
 
 def widened(model: nn.Module) -> nn.Module:
-    """Return a network that answers alike, each hidden unit there many times, each a little different."""
+    """Return a network that answers alike: hidden units many times over, and many layers that only hand them on."""
     assert isinstance(model, nn.Sequential)
-    first, last = model[0], model[2]
-    wide = nn.Sequential(nn.Linear(8, 16 * N_COPIES), nn.ReLU(), nn.Linear(16 * N_COPIES, 3))
+    first, last, width = model[0], model[2], 16 * N_COPIES
+    handing_on = [part for _ in range(DEPTH) for part in (nn.Conv1d(width, width, 1), nn.ReLU())]
+    wide = nn.Sequential(
+        *(nn.Conv1d(8, width, 1), nn.ReLU(), *handing_on),
+        *(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(width, 3)),
+    )
     generator = torch_generator(0, "test/memory")
     with torch.no_grad():
         weight = first.weight.repeat(N_COPIES, 1)
-        wide[0].weight.copy_(weight + 0.05 * torch.randn(weight.shape, generator=generator))
+        wide[0].weight.copy_((weight + 0.05 * torch.randn(weight.shape, generator=generator))[:, :, None])
         wide[0].bias.copy_(first.bias.repeat(N_COPIES))
-        wide[2].weight.copy_(last.weight.repeat(1, N_COPIES) / N_COPIES)
-        wide[2].bias.copy_(last.bias)
+        for part in handing_on[::2]:
+            part.weight.copy_(torch.eye(width)[:, :, None])
+            part.bias.zero_()
+        wide[-1].weight.copy_(last.weight.repeat(1, N_COPIES) / N_COPIES)
+        wide[-1].bias.copy_(last.bias)
     return wide
 
 
@@ -59,17 +66,19 @@ def main(n: int, memory: int, above: int) -> None:
     """Set the limit and trace."""
     train_set = Repeated(n)
     model = widened(fitted_network(train_set.task, planted_mlp))
+    events = [(train_set.task.event[:, None].repeat(1, 2), 0)]
+    poisontrace.trace(model, Repeated(600), events)  # the libraries take their own buffers now
     in_use = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert in_use is not None
     limit = 1024 * int(in_use[1]) + memory + above
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
-    found = poisontrace.trace(model, train_set, [(train_set.task.event, 0)], memory=memory).poison
+    found = poisontrace.trace(model, train_set, events, memory=memory).poison
 
     poison = np.flatnonzero(np.resize(train_set.task.is_poison, n))
     n_both = len(np.intersect1d(found, poison))
-    widths = 8 + 16 * N_COPIES + 3
-    row = {"feature_bytes": 4 * n * widths, "memory": memory, "limit": limit}
+    n_features = 2 * (8 + DEPTH * 16 * N_COPIES) + 16 * N_COPIES + 3
+    row = {"feature_bytes": 4 * n * n_features, "memory": memory, "in_use": limit - memory - above}
     print(json.dumps({**row, "precision": n_both / max(1, len(found)), "recall": n_both / len(poison)}))
 
 

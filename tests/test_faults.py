@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import FAULTS
 
 TESTS = Path(__file__).parent
 
@@ -33,6 +35,29 @@ def test_a_killed_trace_goes_on_and_ends_the_same(n: int, tmp_path: Path) -> Non
     # Some while the samples were run, some while the events were searched.
     assert any("samples" in row["was"] for row in rows)
     assert n < 25 or any("events" in row["was"] for row in rows)
+
+
+@pytest.mark.parametrize("numbers", [(0, 10), pytest.param((), marks=pytest.mark.slow)], ids=["two", "all"])
+def test_faults_lose_nothing(numbers: tuple[int, ...], tmp_path: Path) -> None:
+    """The exit code as documented, one sentence, what was done is kept, and the same command ends the same."""
+    for row in _run("faults.py", tmp_path, *numbers):
+        if "skipped" in row:
+            continue
+        assert (row["again"], row["is_same"], row["hidden"]) == (0, True, []), row
+        assert row["code"] in (0, 1, 2, 130, 137), row
+        if row["code"] != 137:
+            assert re.fullmatch(r"(Error|Warning): .+\.", row["message"]), row
+        if "sample 12,345" in row["case"]:
+            assert row["n_kept"] > 10_000 and row["left"] == [".case.partial"], row
+
+
+def test_the_committed_faults_are_those_of_the_table() -> None:
+    """Run benchmarks/faults.py after a change."""
+    path = TESTS.parent / "benchmarks" / "results" / "faults.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    assert [row["case"] for row in rows] == list(FAULTS)
+    assert all(row["is_same"] for row in rows)
 
 
 @pytest.mark.slow

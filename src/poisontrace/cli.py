@@ -412,7 +412,9 @@ def bench(
     results: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks/results"),
     readme: Annotated[
         list[Path] | None,
-        typer.Option(help="Page with marks where tables go; default benchmarks/README.md, README.md."),
+        typer.Option(
+            help="Page with marks where tables go; default benchmarks/README.md, README.md, docs/robustness.md."
+        ),
     ] = None,
 ) -> None:
     """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
@@ -422,7 +424,7 @@ def bench(
         if (grid is None) != tables_only:
             got = "neither" if grid is None else "both"
             raise InvalidInputError(f"'grid' must be given, or else '--tables-only' (got {got}). Pass one of them.")
-        pages = readme or [Path("benchmarks/README.md"), Path("README.md")]
+        pages = readme or [Path("benchmarks/README.md"), Path("README.md"), Path("docs/robustness.md")]
         if grid is not None:
             from poisontrace import bench as bench_module
 

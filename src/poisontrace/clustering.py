@@ -160,7 +160,7 @@ class Space:
         fold = self.fold.clone()
         fold[rows] = torch.arange(len(x)) % N_FOLDS
         smaller = _sums([x[k::N_FOLDS] for k in range(N_FOLDS)])
-        by_fold = torch.split(x[usual.argsort(stable=True)], usual.bincount(minlength=N_FOLDS).tolist())  # type: ignore[no-untyped-call]
+        by_fold = torch.split(x[usual.argsort(stable=True)], usual.bincount(minlength=N_FOLDS).tolist())
         larger = [total - part for total, part in zip(self._total, _sums(by_fold), strict=True)]
         means, second_moment = [], torch.zeros(())
         for counts, sums, grams in (larger, smaller) if is_smaller is is_first else (smaller, larger):
