@@ -22,22 +22,25 @@ from poisontrace._rng import torch_generator
 N_COPIES, DEPTH = 32, 7  # of each hidden unit, and layers that hand them on
 
 
-class Repeated:
-    """The planted task many times over, each row with noise of its own, made when it is read, as a signal (8, 2)."""
+class Signals:
+    """A planted task, each row as a signal (8, 2), the same twice."""
 
     def __init__(self, n: int) -> None:
-        """Take the number of rows."""
-        self.task, self.n = planted(), n
+        """Take the number of rows; a twelfth is poison."""
+        self.task = planted(n, n // 12)
 
     def __len__(self) -> int:
         """Return it."""
-        return self.n
+        return len(self.task.y)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return a row of the task with a little noise, twice side by side."""
-        row = index % len(self.task.y)
-        noise = torch.randn(8, generator=torch_generator(index, "test/memory"))
-        return (self.task.x[row] + 0.1 * noise)[:, None].repeat(1, 2), int(self.task.y[row])
+        """Return a row."""
+        return as_signal(self.task.x[index]), int(self.task.y[index])
+
+
+def as_signal(row: Tensor) -> Tensor:
+    """Return a row (8,) as (8, 2)."""
+    return row[:, None].repeat(1, 2)
 
 
 def widened(model: nn.Module) -> nn.Module:
@@ -64,10 +67,10 @@ def widened(model: nn.Module) -> nn.Module:
 
 def main(n: int, memory: int, above: int) -> None:
     """Set the limit and trace."""
-    train_set = Repeated(n)
-    model = widened(fitted_network(train_set.task, planted_mlp))
-    events = [(train_set.task.event[:, None].repeat(1, 2), 0)]
-    poisontrace.trace(model, Repeated(600), events)  # the libraries take their own buffers now
+    train_set = Signals(n)
+    model = widened(fitted_network(planted(), planted_mlp))
+    events = [(as_signal(train_set.task.event), 0)]
+    poisontrace.trace(model, Signals(600), events)  # the libraries take their own buffers now
     in_use = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert in_use is not None
     limit = 1024 * int(in_use[1]) + memory + above
@@ -75,7 +78,7 @@ def main(n: int, memory: int, above: int) -> None:
 
     found = poisontrace.trace(model, train_set, events, memory=memory).poison
 
-    poison = np.flatnonzero(np.resize(train_set.task.is_poison, n))
+    poison = train_set.task.poison
     n_both = len(np.intersect1d(found, poison))
     n_features = 2 * (8 + DEPTH * 16 * N_COPIES) + 16 * N_COPIES + 3
     row = {"feature_bytes": 4 * n * n_features, "memory": memory, "in_use": limit - memory - above}
