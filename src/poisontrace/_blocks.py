@@ -57,9 +57,17 @@ class Blocks:
             part = slice(start, min(start + step, n))
             yield part, self._make(part)
 
+    def map(self, width: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what a function makes of the rows, (n, width), block by block."""
+        # Made in one piece: many small results between large blocks would leave holes that no block fits into.
+        result = torch.empty(len(self), width)
+        for part, x in self:
+            result[part] = function(x)
+        return result
+
     def dense(self) -> Tensor:
         """Return all rows, (n, d), whether they fit or not."""
-        return torch.cat([x for _, x in self])
+        return self.map(self.shape[1], lambda x: x)
 
     def sum(self) -> Tensor:
         """Return the sum of the rows, (d,)."""

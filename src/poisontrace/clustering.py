@@ -207,7 +207,7 @@ def principal(x: Blocks) -> Space:
     limit = min(MAX_DIRECTIONS, max(MIN_DIRECTIONS, x.memory // (SPACE_COPIES * 4 * max(1, n))))
     mean = x.mean()
     if d <= limit:
-        return Space(torch.cat([part - mean for _, part in x]))
+        return Space(x.map(d, lambda part: part - mean))
     if d > n and x.fits:  # the smaller side: (n, n)
         off = x.dense() - mean
         values, vectors = _eigh(off @ off.T)
@@ -221,7 +221,8 @@ def principal(x: Blocks) -> Space:
         _, vectors = _eigh(gram)
     else:
         vectors = _leading(x, mean, limit)
-    return Space(torch.cat([(part - mean) @ vectors[:, -limit:] for _, part in x]))
+    vectors = vectors[:, -limit:]
+    return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors))
 
 
 def _leading(x: Blocks, mean: Tensor, k: int) -> Tensor:

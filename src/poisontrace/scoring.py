@@ -64,7 +64,7 @@ class Leaning(View):
         layer_of = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
         self._is_in = functional.one_hot(layer_of, len(widths)).float()  # (d, m)
         # Squared lengths (n, m) and the sum of all rows, for any origin to come.
-        self._squares = torch.cat([part.square() @ self._is_in for _, part in x])
+        self._squares = x.map(len(widths), lambda part: part.square() @ self._is_in)
         self._sum = x.sum()
         self.by_layer = self._cosines(torch.zeros_like(event))
         self.likeness = self.by_layer.mean(0)
@@ -73,7 +73,7 @@ class Leaning(View):
         """Return the cosine of each sample to the event at each layer, seen from an origin (d,), as (m, n)."""
         towards, m = self._event - origin, self._is_in.shape[1]
         directions = torch.cat([self._is_in * towards[:, None], self._is_in * origin[:, None]], 1)  # (d, 2 m)
-        products = torch.cat([part @ directions for _, part in self.x])  # (n, d) @ (d, 2 m) -> (n, 2 m)
+        products = self.x.map(2 * m, lambda part: part @ directions)  # (n, d) @ (d, 2 m) -> (n, 2 m)
         dot = products[:, :m] - (origin * towards) @ self._is_in
         # |x - o|^2 = |x|^2 - 2 x o + |o|^2, so that no row is moved.
         lengths = (self._squares - 2 * products[:, m:] + origin.square() @ self._is_in).clamp_min(0).sqrt()
@@ -102,7 +102,7 @@ class Agreement(View):
 
     def __init__(self, shares: Blocks) -> None:
         """Take each coordinate's part in the share, (n, d)."""
-        self.x, self.likeness = shares, torch.cat([part.sum(1) for _, part in shares])
+        self.x, self.likeness = shares, shares.map(1, lambda part: part.sum(1, keepdim=True))[:, 0]
         # The variance if every coordinate went its own way; a gap is measured in no less.
         self._chance = float(shares.moments()[1].sum())
 
