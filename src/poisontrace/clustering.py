@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,27 +176,19 @@ class Space:
         within.diagonal(dim1=1, dim2=2).add_(
             RIDGE * within.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
         )
-        direction = _solve(within, gap)  # (folds, d)
+        direction = torch.linalg.solve(within, gap)  # (folds, d)
         direction = direction / (gap * direction).sum(1, keepdim=True).clamp_min(1e-12)
-        position = self.x @ direction.T - (mean[0] * direction).sum(1)  # (n, folds)
-        of_own_fold: Tensor = position.gather(1, fold[:, None])[:, 0]
+        position = direction @ self.x.T - (mean[0] * direction).sum(1, keepdim=True)  # (folds, n)
+        of_own_fold: Tensor = position.gather(0, fold[None])[0]
         return of_own_fold
 
 
 def _sums(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of the rows of folds."""
     counts = torch.tensor([float(len(part)) for part in parts])
-    return counts, torch.stack([part.sum(0) for part in parts]), torch.stack([part.T @ part for part in parts])
-
-
-def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Return the solutions (b, d) of symmetric systems (b, d, d)."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed.any():  # rows all alike: single precision may end below zero
-        solution: Tensor = torch.linalg.solve(matrix, right)
-        return solution
-    solution = torch.cholesky_solve(right[..., None], factor)[..., 0]
-    return solution
+    # NumPy sees that a product is symmetric, and works out half of it.
+    grams = np.stack([rows.T @ rows for rows in (part.numpy() for part in parts)])
+    return counts, torch.stack([part.sum(0) for part in parts]), torch.from_numpy(grams)
 
 
 def principal(x: Blocks) -> Space:
