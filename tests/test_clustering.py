@@ -137,6 +137,20 @@ def test_principal_goes_on_in_double_precision(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(got.abs(), expected.abs(), rtol=1e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("memory", [8 * 4 * 200 * 200, 8 * 4 * 200 * 200 - 1], ids=["second moments", "iteration"])
+def test_principal_in_blocks_is_principal(memory: int) -> None:
+    """Rows that do not fit, and second moments that do not: the same inner products where the variance is leading."""
+    x = _noise(3000, 10) @ _noise(10, 200, seed=1) / 10 + 0.01 * _noise(3000, 200, seed=2)
+    blocks = Blocks.of(x, memory)
+    assert not blocks.fits
+
+    kept, whole = principal(blocks).x, principal(Blocks.of(x)).x
+
+    assert kept.shape[1] == min(MAX_DIRECTIONS, memory // (clustering.SPACE_COPIES * 4 * 3000))
+    rows = torch.arange(0, 3000, 30)
+    torch.testing.assert_close(kept[rows] @ kept[rows].T, whole[rows] @ whole[rows].T, rtol=1e-2, atol=0.1)
+
+
 @pytest.mark.parametrize(("n", "n_first"), [(40, 5), (61, 30), (61, 50)])
 def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
     """Sums over folds give what a refit of each fold with an explicit covariance gives."""
