@@ -1,6 +1,7 @@
 """What a pass leaves: found again whole, in part, or not believed."""
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -168,7 +169,17 @@ def _claim(folder: Path) -> None:
     (folder / "pass.json").write_text(json.dumps({**about, "n": 1 << 60}))
 
 
-@pytest.mark.parametrize("spoil", [_shorten, _retype, _link, _claim])
+def _lead_away(folder: Path) -> None:
+    (folder / "blocks.jsonl").rename(folder.parent / "victim")
+    (folder / "blocks.jsonl").symlink_to(folder.parent / "victim")
+
+
+def _wait(folder: Path) -> None:
+    (folder / "blocks.jsonl").unlink()
+    os.mkfifo(folder / "blocks.jsonl")
+
+
+@pytest.mark.parametrize("spoil", [_shorten, _retype, _link, _claim, _lead_away, _wait])
 def test_a_folder_that_we_would_not_have_written_is_refused(tmp_path: Path, spoil) -> None:  # type: ignore[no-untyped-def]
     """Sizes, heads, links and claims are checked before anything is read; the message says the way out."""
     spoil(_written(tmp_path / "pass", N))

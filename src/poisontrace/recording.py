@@ -28,7 +28,7 @@ from poisontrace._errors import StoreError
 SCHEMA = 1
 # A block is signed after so many seconds or bytes, whichever comes first: what an interruption may cost.
 BLOCK_SECONDS, BLOCK_BYTES = 2.0, 64_000_000
-JOURNAL = "blocks.jsonl"
+JOURNAL, MAX_JOURNAL = "blocks.jsonl", 1 << 26
 CHUNK_BYTES = 1 << 22
 WAY_OUT = "Remove that folder, or name another one with --store."
 
@@ -151,8 +151,13 @@ class Folder(Recording):
 
     def _verify(self) -> None:
         """Count the rows whose signatures hold; what follows the first that does not is done again."""
-        kept = b""
-        lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.exists() else []
+        kept, content = b"", _plain_content(self._journal)
+        if content is None:
+            raise StoreError(
+                f"'store' must hold a plain file {JOURNAL!r} of less than {MAX_JOURNAL:,} bytes (got another thing in "
+                f"{str(self._folder)!r}). {WAY_OUT}"
+            )
+        lines = content.splitlines(keepends=True)
         for line in lines:
             if not line.endswith(b"\n"):
                 break  # cut off while it was written
@@ -270,7 +275,7 @@ class Folder(Recording):
 
     def _discard_if_empty(self) -> None:
         """Leave nothing behind where nothing was recorded."""
-        if self._folder.is_dir() and not self.n_done and not self._journal.exists():
+        if self._folder.is_dir() and not self.n_done and not os.path.lexists(self._journal):
             for path in (self._folder / "pass.json", self._folder / "lock", *map(self._path, self._columns)):
                 path.unlink(missing_ok=True)
             for folder in self._made:
@@ -289,9 +294,18 @@ class Folder(Recording):
 def claimed(folder: Path) -> int:
     """Return how many rows a folder says that it holds, without looking at them."""
     try:
-        return max(0, int(json.loads((folder / JOURNAL).read_bytes().splitlines()[-1])["stop"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return max(0, int(json.loads((_plain_content(folder / JOURNAL) or b"").splitlines()[-1])["stop"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return 0
+
+
+def _plain_content(path: Path) -> bytes | None:
+    """Return the content of a file, nothing if it is missing, None if it is no plain file or too large for us."""
+    if not path.is_symlink() and not path.exists():
+        return b""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_JOURNAL:
+        return None
+    return path.read_bytes()
 
 
 def _joined(digests: Sequence[Any]) -> str:
