@@ -57,7 +57,8 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     """The message lists what there is."""
     with pytest.raises(
         InvalidInputError,
-        match=r"'dataset' must be one of cifar10, cifar10n, cifar10n-worse, clamp, digits, gtsrb, lfw, pdf, pe \(got 'mnist'\)",
+        match=r"'dataset' must be one of cifar10, cifar10n, cifar10n-worse, clamp, digits, gtsrb, lfw, pdf, pe "
+        r"\(got 'mnist'\)",
     ):
         datasets.load_dataset("mnist")
 

@@ -458,7 +458,7 @@ def _record(
         if n_old and not start:
             # Whatever a store cannot know of a model shows in what it makes of the first batch.
             outcome, _ = _outcome(model, watched, x[:n_old].to(device), "data")
-            if not torch.allclose(outcome["logits"], recording["logits"][:n_old], rtol=1e-3, atol=1e-3):
+            if not all(torch.allclose(x, recording[name][:n_old], rtol=1e-3, atol=1e-3) for name, x in outcome.items()):
                 raise StoreError(
                     "'store' must hold what this model makes of these data (got other outputs for the first samples; "
                     f"something changed that the weights do not show). {WAY_OUT}"
