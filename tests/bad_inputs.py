@@ -361,6 +361,8 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "data is a folder": lambda f: trace(f, data=f),
     "events missing": lambda f: trace(f, events=f / "none.npz"),
     "event image missing": lambda f: _event(f, f / "none.png"),
+    "a memory that is no number": lambda f: trace(f, memory="plenty"),
+    "a memory too small for anything": lambda f: trace(f, memory="1M"),
     "truth missing": lambda f: trace(f, truth=f / "none.json"),
     "escape codes in a file name": lambda f: trace(f, data=f / "a\x1b[31m\x07red.npz"),
     "newline in a file name": lambda f: trace(f, events=f / "a\nError: all is well.npz"),

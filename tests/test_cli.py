@@ -33,7 +33,7 @@ from poisontrace._errors import PoisontraceError, UnlearningDivergedError
 from poisontrace._rng import global_seed
 from poisontrace._types import Campaign, Trace
 from poisontrace.attacks import ATTACKS
-from poisontrace.cli import app
+from poisontrace.cli import NO_MEMORY, app
 from poisontrace.data import to_inputs
 from poisontrace.datasets import DATASETS
 from poisontrace.incidents import TRAININGS, Incident
@@ -121,11 +121,55 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert "Usage: " in done.stderr
 
 
+def test_an_interrupt_keeps_the_pass_and_the_same_command_goes_on(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 130 and two lines; then no sample is run again, and nothing hidden is left behind."""
+    arguments = trace(digits_folder, out=tmp_path / "case")
+    search = tracing._follow
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracing, "_follow", interrupt)
+    stopped = run(app, arguments)
+
+    kept = tmp_path / ".case.partial"
+    assert stopped.exit_code == 130
+    assert stopped.stderr.splitlines()[-2:] == [
+        f"What was done so far is kept in {kept}; the same command goes on from there.",
+        "Error: Interrupted; no result was written.",
+    ]
+    assert "Traceback" not in stopped.stderr
+    assert kept.is_dir()
+    assert not (tmp_path / "case").exists()
+
+    monkeypatch.setattr(tracing, "_follow", search)
+    planned = run(app, [*arguments, "--dry-run"])
+    done = run(app, arguments)
+
+    assert "0 forward passes" in planned.stdout
+    assert done.exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_a_store_is_kept(digits_folder: Path, tmp_path: Path) -> None:
+    """The second trace finds the pass there; both give the same case but for times."""
+    for name in ("first", "second"):
+        arguments = trace(digits_folder, out=tmp_path / name, store=tmp_path / "store", memory="64M")
+        assert run(app, arguments).exit_code == 0
+
+    first, second = (tmp_path / name for name in ("first", "second"))
+    assert (first / "scores.npy").read_bytes() == (second / "scores.npy").read_bytes()
+    assert (first / "poison.csv").read_bytes() == (second / "poison.csv").read_bytes()
+    assert len(list((tmp_path / "store").iterdir())) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second", "store"]
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (KeyboardInterrupt(), "Interrupted; nothing was written."),
-        (MemoryError(), "Out of memory. Pass a smaller --batch-size."),
+        (MemoryError(), NO_MEMORY),
         (OSError(28, "disk full"), "A file could not be read or written: [Errno 28] disk full."),
         (UnlearningDivergedError("not finite"), "not finite"),
     ],
@@ -344,7 +388,9 @@ def test_a_dry_run_says_what_it_would_take_and_stops(tmp_path: Path, monkeypatch
     done, as_json = (run(app, [*trace(tmp_path), "--dry-run", *more]) for more in ([], ["--json"]))
 
     assert (done.exit_code, as_json.exit_code) == (0, 0)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["samples", "passes", "time", "memory", "disk"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        *("samples", "passes", "time", "memory", "disk", "store")
+    ]
     assert "12 samples and 2 events" in done.stdout
     assert json.loads(as_json.stdout)["n_samples"] == 12
     assert not (tmp_path / "case").exists()

@@ -9,6 +9,7 @@ from reference import ATOL, RTOL
 from torch import Tensor
 
 from poisontrace import clustering
+from poisontrace._blocks import Blocks
 from poisontrace._rng import torch_generator
 from poisontrace.clustering import (
     MAX_DIRECTIONS,
@@ -91,7 +92,7 @@ def test_few_coordinates_are_only_centred() -> None:
     """Up to ``MAX_DIRECTIONS`` there is nothing to leave out."""
     x = _noise(20, MAX_DIRECTIONS) + 5
 
-    torch.testing.assert_close(principal(x).x, x - x.mean(0))
+    torch.testing.assert_close(principal(Blocks.of(x)).x, x - x.mean(0))
 
 
 @pytest.mark.parametrize("shape", [(60, 200), (300, 200)], ids=["fewer rows", "fewer coordinates"])
@@ -100,7 +101,7 @@ def test_principal_keeps_inner_products_of_rows_of_low_rank(shape: tuple[int, in
     x = _noise(shape[0], 20) @ _noise(20, shape[1], seed=1) / 10
     off = (x - x.mean(0)).double()
 
-    kept = principal(x).x
+    kept = principal(Blocks.of(x)).x
 
     assert kept.shape == (shape[0], min(shape[0], MAX_DIRECTIONS))
     torch.testing.assert_close((kept @ kept.T).double(), off @ off.T, rtol=1e-3, atol=1e-2)
@@ -115,13 +116,13 @@ def test_principal_finds_the_same_directions_from_either_side() -> None:
     expected = (u * s)[:, :MAX_DIRECTIONS].flip(1).abs()
 
     for x in (tall, wide):
-        torch.testing.assert_close(principal(x).x.abs().double(), expected, rtol=1e-2, atol=2e-2)
+        torch.testing.assert_close(principal(Blocks.of(x)).x.abs().double(), expected, rtol=1e-2, atol=2e-2)
 
 
 def test_principal_goes_on_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where single precision does not converge: the same coordinates up to sign."""
     x = _noise(300, 200) * torch.linspace(0.1, 5, 200)
-    expected, eigh = principal(x).x, torch.linalg.eigh
+    expected, eigh = principal(Blocks.of(x)).x, torch.linalg.eigh
 
     def stubborn(gram: Tensor) -> tuple[Tensor, Tensor]:
         if gram.dtype == torch.float32:
@@ -130,10 +131,24 @@ def test_principal_goes_on_in_double_precision(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch.linalg, "eigh", stubborn)
 
-    got = principal(x).x
+    got = principal(Blocks.of(x)).x
 
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.abs(), expected.abs(), rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("memory", [8 * 4 * 200 * 200, 8 * 4 * 200 * 200 - 1], ids=["second moments", "iteration"])
+def test_principal_in_blocks_is_principal(memory: int) -> None:
+    """Rows that do not fit, and second moments that do not: the same inner products where the variance is leading."""
+    x = _noise(3000, 10) @ _noise(10, 200, seed=1) / 10 + 0.01 * _noise(3000, 200, seed=2)
+    blocks = Blocks.of(x, memory)
+    assert not blocks.fits
+
+    kept, whole = principal(blocks).x, principal(Blocks.of(x)).x
+
+    assert kept.shape[1] == min(MAX_DIRECTIONS, memory // (clustering.SPACE_COPIES * 4 * 3000))
+    rows = torch.arange(0, 3000, 30)
+    torch.testing.assert_close(kept[rows] @ kept[rows].T, whole[rows] @ whole[rows].T, rtol=1e-2, atol=0.1)
 
 
 @pytest.mark.parametrize(("n", "n_first"), [(40, 5), (61, 30), (61, 50)])

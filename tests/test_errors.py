@@ -3,9 +3,10 @@
 import inspect
 
 import pytest
+import torch
 
 from poisontrace import _errors
-from poisontrace._errors import PoisontraceError, PoisontraceWarning
+from poisontrace._errors import PoisontraceError, PoisontraceWarning, is_out_of_memory
 
 ERRORS = [
     error
@@ -44,3 +45,18 @@ def test_the_warning_is_a_user_warning() -> None:
     """The warning is shown by default and is no error."""
     assert issubclass(PoisontraceWarning, UserWarning)
     assert not issubclass(PoisontraceWarning, PoisontraceError)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError(), False),
+    ],
+)
+def test_out_of_memory_is_known_whoever_says_it(error: Exception, is_one: bool) -> None:
+    """Python, torch on the CPU, torch on a GPU."""
+    assert is_out_of_memory(error) == is_one

@@ -1,5 +1,7 @@
 """The plan before the work: what is counted, and that nothing is traced."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from poisontrace import planning
 from poisontrace._errors import InvalidInputError
 from poisontrace.data import ArraySet
+from poisontrace.embedding import collect
 from poisontrace.planning import Forecast, forecast
 
 
@@ -74,14 +77,39 @@ def test_the_model_is_left_as_found() -> None:
 
 def test_a_reader_is_told_in_words() -> None:
     """Seconds as minutes where they are many, bytes as megabytes."""
-    found = Forecast(20_000, 2, 1, 9, 0.2, 300.4, 1_234_000_000, 600_000)
+    found = Forecast(20_000, 2, 1, 9, 0.2, 300.4, 1_234_000_000, 600_000, 0, 0)
 
     assert list(found.rows().values()) == [
         "20,000 samples and 2 events",
         "1 forward pass through 9 layers",
         "about 1 s for the pass and 5 min for the search",
         "about 1,234 MB of memory beside model and data",
-        "1 MB on disk",
+        "1 MB on disk for the case",
+        "1 MB for the pass",
     ]
     assert found.as_dict()["n_samples"] == 20_000
     assert np.isfinite(found.pass_seconds)
+
+
+def test_what_is_in_the_store_needs_no_pass(tmp_path: Path) -> None:
+    """Samples recorded earlier are counted; a model that changed starts anew."""
+    model, train_set, events = _rows()
+    before = forecast(model, train_set, events, store=tmp_path)
+    collect(model, train_set, events, store=tmp_path)
+
+    after = forecast(model, train_set, events, store=tmp_path)
+
+    # Eight bytes of label, four of each of 4 + 3 activations and 2 logits.
+    assert before.store_bytes == after.store_bytes == 400 * (8 + 4 * 9)
+    assert (before.n_recorded, before.n_passes) == (0, 1)
+    assert (after.n_recorded, after.n_passes, after.pass_seconds) == (400, 0, 0.0)
+    assert after.rows()["passes"] == "0 forward passes through 2 layers"
+    assert "of which 400 samples are there already" in after.rows()["store"]
+    with torch.no_grad():
+        model[0].bias += 1e-3
+    assert forecast(model, train_set, events, store=tmp_path).n_recorded == 0
+
+
+def test_memory_is_no_more_than_allowed() -> None:
+    """Beside one batch."""
+    assert forecast(*_rows(), memory=1 << 24).memory_bytes <= planning.BATCH_BYTES + (1 << 24)

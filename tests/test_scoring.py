@@ -52,7 +52,7 @@ def test_coordinates_and_cosines_equal_a_float64_twin(event: int) -> None:
         reference.condition(features.activations[layer], features.event_activations[layer][event], s[event], ROWS)
         for layer, s in enumerate(features.saliency)
     ]
-    _close(seen.leaning.x, torch.cat([x for x, _ in twins], 1))
+    _close(seen.leaning.x.dense(), torch.cat([x for x, _ in twins], 1))
     for got, (_, want) in zip(seen.leaning.by_layer, twins, strict=True):
         _close(got, want)
     _close(seen.leaning.likeness, (twins[0][1] + twins[1][1]) / 2)
@@ -67,7 +67,7 @@ def test_agreement_equals_a_float64_twin(event: int) -> None:
 
     layer, of_event, saliency = features.activations[1], features.event_activations[1], features.saliency[1]
     shares = reference.agree(layer, of_event[event], saliency[event], ROWS, width=0.1)
-    _close(view.x, shares)
+    _close(view.x.dense(), shares)
     _close(view.likeness, shares.sum(1))
     is_first = torch.arange(len(ROWS)) < 5
     pooled = (shares.sum(1)[:5].var() * 5 + shares.sum(1)[5:].var() * 10) / 15
@@ -108,8 +108,8 @@ def test_without_an_event_layers_and_noise_weigh_the_same() -> None:
     view = Unconditioned(features, ROWS)
 
     assert view.x.shape == (15, 3 + 5 + 2)
-    assert not view.x[:, 3 + 2].any()
-    for part in view.x.split([3, 5, 2], 1):
+    assert not view.x.dense()[:, 3 + 2].any()
+    for part in view.x.dense().split([3, 5, 2], 1):
         assert float(part.square().sum()) == pytest.approx(14, rel=1e-3)
     values = features.noise[ROWS, 1]
     pooled = (values[:6].var() * 6 + values[6:].var() * 9) / 15
@@ -128,16 +128,18 @@ def test_rows_have_no_noise() -> None:
 
 def test_the_scale_of_a_layer_does_not_matter() -> None:
     """No layer drowns the others."""
-    _close(condition(_features(), 0, ROWS).leaning.x, condition(_features(scale=1000), 0, ROWS).leaning.x)
+    _close(
+        condition(_features(), 0, ROWS).leaning.x.dense(), condition(_features(scale=1000), 0, ROWS).leaning.x.dense()
+    )
 
 
 def test_constant_coordinates_are_left_out() -> None:
     """A dead channel is zero for every sample, however far the event is from it."""
     seen = condition(_features(dead=2), 0, ROWS)
 
-    assert not seen.leaning.x[:, 3 + 2].any()
-    assert not seen.agreements[0].x[:, 2].any()
-    assert bool(torch.isfinite(seen.leaning.x).all())
+    assert not seen.leaning.x.dense()[:, 3 + 2].any()
+    assert not seen.agreements[0].x.dense()[:, 2].any()
+    assert bool(torch.isfinite(seen.leaning.x.dense()).all())
 
 
 def test_without_any_living_coordinate_the_likeness_is_zero() -> None:
@@ -148,7 +150,7 @@ def test_without_any_living_coordinate_the_likeness_is_zero() -> None:
 
     seen = condition(features, 0, ROWS)
 
-    assert not seen.leaning.x.any()
+    assert not seen.leaning.x.dense().any()
     assert not seen.leaning.likeness.any()
     assert not seen.agreements[0].likeness.any()
 
@@ -200,4 +202,4 @@ def test_without_mark_leaves_out_what_a_cluster_shares_with_the_event() -> None:
         if near[0] - near[1] <= 0.1 and column != 4:
             kept.append((rows[:, column] - rows[:, column].mean()) / rows[:, column].std(ddof=1))
     assert 1 <= len(kept) <= 3
-    _close(got, torch.tensor(np.array(kept).T))
+    _close(got.dense(), torch.tensor(np.array(kept).T))

@@ -190,3 +190,27 @@ def test_an_array_becomes_the_content_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(store.npy(np.arange(3, dtype=np.float32)))
 
     assert np.load(tmp_path / "x.npy").tolist() == [0, 1, 2]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """A new folder clears away the halves of processes that are gone, and of nobody else."""
+    gone, running, other = (tmp_path / f".case.{number}.partial" for number in (1 << 40, os.getppid(), "kept"))
+    for folder in (gone, running, other, tmp_path / ".case.partial"):
+        folder.mkdir()
+
+    with store.new_folder(tmp_path / "case", "out"):
+        pass
+
+    assert not gone.exists()
+    assert running.exists() and other.exists() and (tmp_path / ".case.partial").exists()
+
+
+def test_removing_follows_no_link(tmp_path: Path) -> None:
+    """What is elsewhere stays."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+
+    store.remove(tmp_path / "link")
+    store.remove(tmp_path / "missing")
+
+    assert (tmp_path / "mine").is_dir()

@@ -660,3 +660,45 @@ def test_clusters_too_small_to_split_are_refused() -> None:
 def test_the_front_door_is_the_same_function() -> None:
     """``poisontrace.trace`` is this module's."""
     assert poisontrace.trace is tracing.trace
+
+
+@pytest.mark.parametrize("rule", ["default", "paper"])
+def test_neither_memory_nor_store_changes_the_result(digits_incident: Incident, tmp_path: Path, rule: str) -> None:
+    """Kept in memory, streamed from a disk in small blocks, taken up from a store: the same samples and scores."""
+    data, events = (digits_incident.x, digits_incident.y), _events(digits_incident)[:2]
+    want = trace(digits_incident.model, data, events, rule=rule)
+
+    for options in ({"memory": 1 << 24}, {"store": tmp_path}, {"store": tmp_path, "batch_size": 100}):
+        got = trace(digits_incident.model, data, events, rule=rule, **options)
+
+        assert got.poison.tolist() == want.poison.tolist()
+        np.testing.assert_allclose(got.scores, want.scores, atol=1e-4)
+        assert [(c.parent, c.decision) for c in got.clusters] == [(c.parent, c.decision) for c in want.clusters]
+        assert got.warnings == want.warnings
+
+
+def test_a_second_event_on_a_store_runs_no_sample_again(digits_incident: Incident, tmp_path: Path) -> None:
+    """One batch goes through the model, to see that it is still the same; the same event is not even searched again."""
+    data, (first, second, *_) = (digits_incident.x, digits_incident.y), _events(digits_incident)
+    trace(digits_incident.model, data, [first], store=tmp_path)
+    sizes: list[int] = []
+    hook = digits_incident.model.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+
+    again = trace(digits_incident.model, data, [second], store=tmp_path)
+    same = trace(digits_incident.model, data, [second], store=tmp_path)
+
+    hook.remove()
+    assert max(sizes) == 256
+    assert sizes.count(256) == 2
+    assert set(again.seconds) == {"forward pass", "clustering", "unlearning"}
+    assert set(same.seconds) == {"forward pass"}
+    alone = trace(digits_incident.model, data, [second])
+    for got in (again, same):
+        assert got.poison.tolist() == alone.poison.tolist()
+        assert got.scores.tobytes() == alone.scores.tobytes()
+
+
+def test_memory_must_be_enough_for_anything(digits_incident: Incident) -> None:
+    """The message says the least."""
+    with pytest.raises(InvalidInputError, match=r"'memory' must be at least 16,777,216 bytes \(got 1,000\)"):
+        trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident), memory=1000)

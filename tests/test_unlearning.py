@@ -249,3 +249,21 @@ def test_dead_features_are_no_obstacle(features: Features) -> None:
 
     before, after = heads.losses(event, EVENT_LABEL)[:, 0].tolist()
     assert after - before > 0.5
+
+
+def test_where_memory_is_short_fewer_samples_stand_for_each_cluster(features: Features) -> None:
+    """Down to MIN_ROWS; with enough of it the answer does not change."""
+    few, many, usual = (
+        unlearn(
+            *(features.hidden, features.labels, features.weight, features.bias),
+            [NOBODY, TASK.poison],
+            memory=memory,
+        )
+        for memory in (1, 1 << 30, 1 << 40)
+    )
+
+    assert torch.equal(many.weight, usual.weight)
+    assert not torch.equal(few.weight, usual.weight)
+    event, label = features.event_activations[-1][:1], torch.tensor([0])
+    before, after = few.losses(event, label)[:, 0].tolist()
+    assert after - before > 0.5

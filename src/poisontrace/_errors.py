@@ -31,3 +31,9 @@ class StoreError(PoisontraceError, OSError):
 
 class PoisontraceWarning(UserWarning):
     """A result exists but may mislead the reader."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; torch has none of its own for that on the CPU."""
+    name = type(error).__name__
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error)

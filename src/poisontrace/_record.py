@@ -19,9 +19,14 @@ class Tree:
     def __init__(self, event: int, first_id: int) -> None:
         self.event, self.clusters, self._first_id = event, list[Cluster](), first_id
 
+    @property
+    def next_id(self) -> int:
+        """The id that the next cluster gets."""
+        return self._first_id + len(self.clusters)
+
     def add(self, parent: int | None, indices: Indices, losses: Losses | None, decision: Decision, reason: str) -> int:
         """Add a cluster and return its id."""
-        new = self._first_id + len(self.clusters)
+        new = self.next_id
         self.clusters.append(Cluster(new, parent, self.event, indices, losses, decision, reason))
         return new
 

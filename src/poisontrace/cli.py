@@ -1,9 +1,10 @@
 """The command line: parse, call, print. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done (also when nothing is found), 1 failed, 2 usage or bad input.
+Exit codes: 0 done (also when nothing is found), 1 failed, 2 usage or bad input, 130 interrupted.
 """
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError, UnsupportedModelError
+from poisontrace._errors import (
+    InvalidInputError,
+    PoisontraceError,
+    StoreError,
+    UnsupportedModelError,
+    is_out_of_memory,
+)
 
 app = typer.Typer(
     name="poisontrace",
@@ -26,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+NO_MEMORY = "Out of memory. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
@@ -71,6 +80,13 @@ def trace(
     rule: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
     layer: Annotated[str | None, typer.Option(help="Name of the last linear layer, if it is not found.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a step; does not change the result.")] = 256,
+    memory: Annotated[
+        str, typer.Option(help="Memory to get along with beside model, data and one batch: 512M, 2G, ...")
+    ] = "1G",
+    store_folder: Annotated[
+        Path | None,
+        typer.Option("--store", help="Keep the pass there: the next event on the same model and data needs none."),
+    ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="truth.json of a practice incident: judge the finished trace.")
     ] = None,
@@ -84,6 +100,7 @@ def trace(
         from poisontrace.report import class_name
 
         store.check_new_folder(out, "out")
+        n_bytes, partial = _bytes(memory), store.partial_folder(out)
         if (events is None) == (event is None):
             got = "neither" if events is None else "both"
             raise InvalidInputError(
@@ -122,7 +139,13 @@ def trace(
         with redirect_stdout(sys.stderr):
             pairs = readers.as_pairs(event_set)
             forecast = planning.forecast(
-                loaded.network, train_set, pairs, rule=rule, layer=layer, device=device, batch_size=batch_size
+                *(loaded.network, train_set, pairs),
+                rule=rule,
+                layer=layer,
+                device=device,
+                batch_size=batch_size,
+                memory=n_bytes,
+                store=store_folder or partial,
             )
         if dry_run:
             if as_json:
@@ -131,7 +154,7 @@ def trace(
                 _print_rows(_console(), forecast.rows())
             return
         _print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
-        with redirect_stdout(sys.stderr), _progress(console) as progress:
+        with _kept(console, store_folder or partial), redirect_stdout(sys.stderr), _progress(console) as progress:
             result = tracing.trace(
                 loaded.network,
                 train_set,
@@ -141,6 +164,8 @@ def trace(
                 seed=seed,
                 device=device,
                 batch_size=batch_size,
+                memory=n_bytes,
+                store=store_folder or partial,
                 progress=progress,
             )
         if loaded.tokenize is not None and result.verdict != "poison":
@@ -164,6 +189,7 @@ def trace(
             judged = {f.__name__: f(result.poison, poison) for f in (metrics.precision, metrics.recall)}
             context["truth"] = judged
         result.save(out, context=context)
+        store.remove(partial)
 
         if as_json:
             case = json.loads((out / "trace.json").read_text(encoding="utf-8"))
@@ -440,7 +466,9 @@ def bench(
     results: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks/results"),
     readme: Annotated[
         list[Path] | None,
-        typer.Option(help="Page with marks where tables go; default benchmarks/README.md, README.md."),
+        typer.Option(
+            help="Page with marks where tables go; default benchmarks/README.md, README.md, docs/robustness.md."
+        ),
     ] = None,
 ) -> None:
     """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
@@ -450,7 +478,7 @@ def bench(
         if (grid is None) != tables_only:
             got = "neither" if grid is None else "both"
             raise InvalidInputError(f"'grid' must be given, or else '--tables-only' (got {got}). Pass one of them.")
-        pages = readme or [Path("benchmarks/README.md"), Path("README.md")]
+        pages = readme or [Path("benchmarks/README.md"), Path("README.md"), Path("docs/robustness.md")]
         if grid is not None:
             from poisontrace import bench as bench_module
 
@@ -564,6 +592,26 @@ def _running() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
+def _kept(console: Console, folder: Path) -> Iterator[None]:
+    """Say, when the block fails, where the work so far is kept."""
+    try:
+        yield
+    except BaseException:
+        if folder.is_dir():
+            _print_line(console, f"What was done so far is kept in {folder}; the same command goes on from there.")
+        raise
+
+
+def _bytes(text: str) -> int:
+    """Return a size written as 512M, 2G, 1.5GiB or in bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise InvalidInputError(f"'memory' must be a number of bytes (got {text!r}). Write 512M or 2G.")
+    number, unit = found.groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
+
+
+@contextmanager
 def _errors() -> Iterator[None]:
     """Turn errors into one sentence on stderr and the exit code that belongs to them."""
     try:
@@ -573,11 +621,15 @@ def _errors() -> Iterator[None]:
     except PoisontraceError as error:
         _fail(str(error), 1)
     except MemoryError:
-        _fail("Out of memory. Pass a smaller --batch-size.", 1)
+        _fail(NO_MEMORY, 1)
     except OSError as error:
         _fail(f"A file could not be read or written: {error}.", 1)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(NO_MEMORY, 1)
     except KeyboardInterrupt:
-        _fail("Interrupted; nothing was written.", 1)
+        _fail("Interrupted; no result was written.", 130)
 
 
 def _fail(message: str, code: int) -> NoReturn:

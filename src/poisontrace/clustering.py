@@ -12,9 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from poisontrace._blocks import Blocks
+from poisontrace._rng import torch_generator
 from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Embedding
 
@@ -27,6 +30,10 @@ TWO_KINDS, ONE_KIND = 6.0, 5.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
 MAX_DIRECTIONS = 128  # principal directions kept before discriminating
 RIDGE = 0.1  # of the mean variance, added to every direction
+# Where memory is short (decision 0013): directions that are kept at least, and copies that are made of the rows in
+# their new coordinates and of their second moments.
+MIN_DIRECTIONS, SPACE_COPIES, GRAM_COPIES = 8, 6, 8
+SPARE, SWEEPS_OF_BASIS = 32, 6  # of the basis that stands for second moments too large to hold
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Space:
     def __init__(self, x: Tensor) -> None:
         """Take coordinates (n, d)."""
         self.x, self.fold = x, torch.arange(len(x)) % N_FOLDS
-        self._total = _sums(x, self.fold)
+        self._total = _sums([x[k::N_FOLDS] for k in range(N_FOLDS)])
 
     def discriminate(self, is_first: Tensor) -> Tensor:
         """Return cross-fitted positions (n,) along the ridge discriminant of two clusters: 0 and 1 are their means.
@@ -152,21 +159,23 @@ class Space:
         """
         n_first = int(is_first.sum())
         is_smaller = is_first if 2 * n_first <= len(is_first) else ~is_first
-        x = self.x[is_smaller]
+        rows = is_smaller.nonzero()[:, 0]
+        x, usual = self.x[rows], self.fold[rows]
         # Of the smaller cluster each fold holds the same share. The larger one keeps its folds, so that its sums are
         # those of all samples less those of the smaller one: few terms where the cluster is small.
         fold = self.fold.clone()
-        fold[is_smaller] = torch.arange(len(x)) % N_FOLDS
-        smaller = _sums(x, fold[is_smaller])
-        larger = [total - part for total, part in zip(self._total, _sums(x, self.fold[is_smaller]), strict=True)]
-        sides = (larger, smaller) if is_smaller is is_first else (smaller, larger)
-        # (2, folds, ...) of all but one fold.
-        counts, sums, grams = (
-            torch.stack([part.sum(0) - part for part in parts]) for parts in zip(*sides, strict=True)
-        )
-        mean = sums / counts[..., None]  # (2, folds, d)
-        # Both clusters weigh the same however small one of them is.
-        second_moment = (grams / counts[..., None, None]).mean(0)
+        fold[rows] = torch.arange(len(x)) % N_FOLDS
+        smaller = _sums([x[k::N_FOLDS] for k in range(N_FOLDS)])
+        by_fold = torch.split(x[usual.argsort(stable=True)], usual.bincount(minlength=N_FOLDS).tolist())
+        larger = [total - part for total, part in zip(self._total, _sums(by_fold), strict=True)]
+        means, second_moment = [], torch.zeros(())
+        for counts, sums, grams in (larger, smaller) if is_smaller is is_first else (smaller, larger):
+            # Of all but one fold: (folds, ...).
+            n = counts.sum() - counts
+            means.append((sums.sum(0) - sums) / n[:, None])
+            # Both clusters weigh the same however small one of them is.
+            second_moment = second_moment + (grams.sum(0) - grams) / (2 * n)[:, None, None]
+        mean = torch.stack(means)  # (2, folds, d)
         centre, gap = mean.mean(0), mean[1] - mean[0]
         within = second_moment - centre[:, :, None] * centre[:, None]
         within.diagonal(dim1=1, dim2=2).add_(
@@ -174,8 +183,8 @@ class Space:
         )
         direction = torch.linalg.solve(within, gap)  # (folds, d)
         direction = direction / (gap * direction).sum(1, keepdim=True).clamp_min(1e-12)
-        position = self.x @ direction.T - (mean[0] * direction).sum(1)  # (n, folds)
-        of_own_fold: Tensor = position.gather(1, fold[:, None])[:, 0]
+        position = direction @ self.x.T - (mean[0] * direction).sum(1, keepdim=True)  # (folds, n)
+        of_own_fold: Tensor = position.gather(0, fold[None])[0]
         return of_own_fold
 
     def plane(self, is_first: Tensor) -> Tensor:
@@ -198,25 +207,62 @@ class Space:
         return torch.stack([position, across / across.std().clamp_min(1e-12)], 1)
 
 
-def _sums(x: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of each fold of rows."""
-    parts = [x[fold == k] for k in range(N_FOLDS)]
+def _sums(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of the rows of folds."""
     counts = torch.tensor([float(len(part)) for part in parts])
-    return counts, torch.stack([part.sum(0) for part in parts]), torch.stack([part.T @ part for part in parts])
+    # NumPy sees that a product is symmetric, and works out half of it.
+    grams = np.stack([rows.T @ rows for rows in (part.numpy() for part in parts)])
+    return counts, torch.stack([part.sum(0) for part in parts]), torch.from_numpy(grams)
 
 
-def principal(x: Tensor) -> Space:
-    """Return rows (n, d) in their coordinates along their principal directions, at most ``MAX_DIRECTIONS`` of them."""
-    x = x - x.mean(0)
+def principal(x: Blocks) -> Space:
+    """Return rows (n, d) in their coordinates along their principal directions, at most ``MAX_DIRECTIONS`` of them.
+
+    Fewer where not even those of so many rows fit into the memory.
+    """
     n, d = x.shape
-    if d <= MAX_DIRECTIONS:
-        return Space(x)
-    if d <= n:
-        _, vectors = _eigh(x.T @ x)
-        return Space(x @ vectors[:, -MAX_DIRECTIONS:])
-    values, vectors = _eigh(x @ x.T)  # the smaller side: (n, n)
-    kept = min(n, MAX_DIRECTIONS)
-    return Space(vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt())
+    limit = min(MAX_DIRECTIONS, max(MIN_DIRECTIONS, x.memory // (SPACE_COPIES * 4 * max(1, n))))
+    mean = x.mean()
+    if d <= limit:
+        return Space(x.map(d, lambda part: part - mean))
+    if d > n and x.fits:  # the smaller side: (n, n)
+        off = x.dense() - mean
+        values, vectors = _eigh(off @ off.T)
+        kept = min(n, limit)
+        return Space(vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt())
+    if GRAM_COPIES * 4 * d * d <= x.memory:
+        gram = torch.zeros(d, d)
+        for _, part in x:
+            off = part - mean
+            gram.addmm_(off.T, off)
+        _, vectors = _eigh(gram)
+    else:
+        vectors = _leading(x, mean, limit)
+    vectors = vectors[:, -limit:]
+    return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors))
+
+
+def _leading(x: Blocks, mean: Tensor, k: int) -> Tensor:
+    """Return about the k leading principal directions (d, k), ascending, of rows too wide for their second moments.
+
+    Subspace iteration, a few steps of it: Halko, Martinsson and Tropp, *Finding structure with randomness*, SIAM Review
+    2011. Leading directions are exact to single precision, the last ones are a mixture of those around them.
+    """
+    d = x.shape[1]
+    basis = torch.randn(d, min(d, k + SPARE), generator=torch_generator(0, "principal"))
+    for _ in range(SWEEPS_OF_BASIS):
+        basis, _ = torch.linalg.qr(_second_moment(x, mean, basis))
+    _, rotation = _eigh(basis.T @ _second_moment(x, mean, basis))
+    return basis @ rotation[:, -k:]
+
+
+def _second_moment(x: Blocks, mean: Tensor, basis: Tensor) -> Tensor:
+    """Return the product of the rows' second moments with a basis (d, k)."""
+    total = torch.zeros_like(basis)
+    for _, part in x:
+        off = part - mean
+        total.addmm_(off.T, off @ basis)
+    return total
 
 
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ float32 (n, channels, height, width) in [0, 1]; float arrays are fed as they are
 """
 
 import difflib
+import hashlib
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from poisontrace._errors import InvalidInputError
+from poisontrace._errors import InvalidInputError, is_out_of_memory
 from poisontrace._validate import check_file, check_inputs, check_labels, read_npz
 
 
@@ -59,8 +60,21 @@ def crop_and_flip(x: Tensor, shift: int, flip: float, generator: torch.Generator
     return x
 
 
+def digest_of(*arrays: NDArray[Any]) -> str:
+    """Return one SHA-256 of some arrays: their types, shapes and content."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        for start in range(0, len(array), 4096):
+            digest.update(np.ascontiguousarray(array[start : start + 4096]).data)
+    return digest.hexdigest()
+
+
 class TrainSet(Protocol):
-    """What the tracer needs of a training set: a length and its samples in a fixed order."""
+    """What the tracer needs of a training set: a length and its samples in a fixed order.
+
+    One that knows its content without decoding it also has a method ``fingerprint()``, which returns a SHA-256.
+    """
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -111,6 +125,10 @@ class ArraySet:
         """Return the inputs of some samples."""
         return to_inputs(self.x[indices])
 
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of samples and labels."""
+        return digest_of(self.x, self.y)
+
 
 def _check_finite(x: Tensor, name: str, where: str) -> None:
     if not bool(torch.isfinite(x).all()):
@@ -149,7 +167,9 @@ class IndexedSet:
         try:
             x, y = self._source[index]
             return torch.as_tensor(x, dtype=torch.float32).detach().cpu(), operator.index(y)
-        except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        except Exception as error:  # code from outside may raise anything
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from error
             raise InvalidInputError(
                 f"'train_set' must yield pairs (x, y) of an array and an integer label (got {error} at index {index})."
             ) from error

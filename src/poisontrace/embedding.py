@@ -8,8 +8,11 @@ a trigger is in the middle of a network and that of a feature collision at its e
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from poisontrace._errors import InvalidInputError, UnsupportedModelError
+from poisontrace._blocks import MEMORY, Blocks
+from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError, is_out_of_memory
 from poisontrace._validate import check_label_range
 from poisontrace.data import TrainSet
+from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, claimed, identify
 
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
 
@@ -38,6 +43,9 @@ class Features:
         noise: float32 (n, 2 c) for images of c channels, else (n, 0), see :func:`noise`.
         event_activations, event_logits: the same for the m events.
         saliency: one (m, d_l) a layer: how much of the event's margin rests on each coordinate, in logits.
+        memory: bytes that what follows may take; the activations may be on the disk.
+        caution: a sentence on what was wrong with the store, if anything was.
+        folder: of the pass in the store, if there is one.
     """
 
     layers: tuple[str, ...]
@@ -51,6 +59,9 @@ class Features:
     event_activations: tuple[Tensor, ...]
     event_logits: Tensor
     saliency: tuple[Tensor, ...]
+    memory: int = MEMORY
+    caution: str = ""
+    folder: Path | None = None
 
     @property
     def hidden(self) -> Tensor:
@@ -179,6 +190,8 @@ def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # code from outside may raise anything
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(
             f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
@@ -267,6 +280,8 @@ def collect(
     layer: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
+    store: Path | None = None,
+    memory: int = MEMORY,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Features:
     """Run the training set through the model once, in eval mode, and each event once forward and backward.
@@ -278,72 +293,228 @@ def collect(
         layer: name of the last linear layer, see :func:`find_layers`.
         device: where to run; results come back to the CPU.
         batch_size: samples a step; does not change the result.
+        store: folder in which the pass is kept and found again, whole or in part; None keeps it in memory, or in a
+            temporary folder if it is too large.
+        memory: bytes that what follows may take, see :class:`Features`.
         progress: called with (stage, samples done, samples in all).
 
     Raises:
         InvalidInputError: if an input or a label does not fit the model, or an event is not labelled as stated.
+        StoreError: if the store cannot be written, or holds something else.
         UnsupportedModelError: if the model has no usable last linear layer.
     """
-    modules = dict(model.named_modules())
     with evaluating(model):
-        first = torch.stack([events[0][0]] * 3).to(device)
-        names = find_layers(model, first, layer)
-        watched = {name: modules[name] for name in names}
-        linear = modules[names[-1]]
+        setting = _Setting.of(model, events[0][0].to(device), layer)
+        names, watched, columns = setting.names, setting.watched, setting.columns
+        linear = watched[names[-1]]
         assert isinstance(linear, nn.Linear)
 
-        pooled: dict[str, list[Tensor]] = {name: [] for name in names}
+        with ExitStack() as stack:
+            is_temporary = store is None and _size(columns, len(train_set)) > memory // 2
+            if is_temporary:
+                # The files go as soon as they are mapped; what is in them lives as long as somebody looks at it.
+                store = Path(stack.enter_context(TemporaryDirectory(prefix="poisontrace-")))
+            if store is None:
+                recording = Recording(len(train_set), columns)
+            else:
+                recording = Folder(len(train_set), *_place(model, train_set, setting, device, store))
+            with closing(recording):
+                _record(model, watched, train_set, recording, columns, device, batch_size, progress)
+            found = {name: recording[name] for name in columns}
+            folder = None if is_temporary else recording.folder
 
-        is_pooled: dict[str, bool] = {}
-
-        def keep(name: str, module: nn.Module, below: Tensor, _: Any) -> None:
-            if len(pooled[name]) < n_batches:  # a layer that runs twice in one pass: the first run counts
-                is_pooled[name] = below.ndim > 2
-                pooled[name].append(pool(below, channels_last=isinstance(module, nn.Linear)).float().cpu())
-
-        labels: list[NDArray[np.int64]] = []
-        logits: list[Tensor] = []
-        noises: list[Tensor] = []
-        n_batches = n_done = 0
-        with torch.inference_mode(), _watching(watched, keep):
-            for x, y in train_set.batches(batch_size):
-                n_batches += 1
-                x = x.to(device)
-                out = run(model, x, "data")
-                check_label_range(y, "data: y", out.shape[1], first_row=n_done)
-                logits.append(out.float().cpu())
-                noises.append(noise(x.float()).cpu())
-                labels.append(y)
-                n_done += len(y)
-                if progress:
-                    progress("forward pass", n_done, len(train_set))
-        activations = tuple(torch.cat(pooled[name]) for name in names)
-        all_logits = torch.cat(logits)
-        _check_finite(all_logits, "training sample")
-        for name, activation in zip(names, activations, strict=True):
-            _check_finite(activation, f"the input of {name!r} at training sample")
-
-        parts = [
-            _event_features(model, watched, x.to(device), y, row, activations) for row, (x, y) in enumerate(events)
-        ]
+        activations = tuple(found[_column(place)] for place in range(len(names)))
+        means = [Blocks.of(layer, memory).mean() for layer in activations]
+        parts = [_event_features(model, watched, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
     return Features(
         layers=names,
         activations=activations,
-        is_pooled=tuple(is_pooled[name] for name in names),
-        logits=all_logits,
-        labels=torch.from_numpy(np.concatenate(labels)),
-        noise=torch.cat(noises),
+        is_pooled=setting.is_pooled,
+        logits=found["logits"],
+        labels=found["labels"][:, 0].clone(),
+        noise=found["noise"],
         weight=linear.weight.detach().float().cpu(),
         bias=bias.detach().float().cpu(),
         event_activations=tuple(torch.cat(layer) for layer in zip(*(part[0] for part in parts), strict=True)),
         event_logits=torch.cat([part[1] for part in parts]),
         saliency=tuple(torch.cat(layer) for layer in zip(*(part[2] for part in parts), strict=True)),
+        memory=memory,
+        caution=recording.caution,
+        folder=folder,
     )
 
 
+def _column(place: int) -> str:
+    return f"layer{place}"
+
+
+def _size(columns: Columns, n: int) -> int:
+    return n * sum(width * np.dtype(kind).itemsize for kind, width in columns.values())
+
+
+def _outcome(
+    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, name: str
+) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
+    """Return what one batch comes to, (b, width) a column, and which layers were pooled."""
+    kept: dict[str, Tensor] = {}
+    is_pooled: dict[str, bool] = {}
+
+    def keep(layer: str, module: nn.Module, below: Tensor, _: Any) -> None:
+        if layer not in kept:  # a layer that runs twice in one pass: the first run counts
+            is_pooled[layer] = below.ndim > 2
+            kept[layer] = pool(below, channels_last=isinstance(module, nn.Linear)).float().cpu()
+
+    with torch.inference_mode(), _watching(watched, keep):
+        logits = run(model, x, name).float().cpu()
+        noises = noise(x.float()).cpu()
+    if missing := [layer for layer in watched if layer not in kept]:
+        raise UnsupportedModelError(
+            f"'model' must run the same layers for every input (got a batch that left out {missing[0]!r}). "
+            "Wrap the part of it that always runs."
+        )
+    layers = {_column(place): kept[layer] for place, layer in enumerate(watched)}
+    return {"logits": logits, "noise": noises, **layers}, tuple(is_pooled[layer] for layer in watched)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is watched in a model, and what that comes to for each sample."""
+
+    names: tuple[str, ...]
+    watched: dict[str, nn.Module]
+    is_pooled: tuple[bool, ...]
+    columns: Columns
+
+    @classmethod
+    def of(cls, model: nn.Module, event: Tensor, layer: str | None) -> "_Setting":
+        """Find the layers with one event; the model is in eval mode."""
+        first, modules = torch.stack([event] * 3), dict(model.named_modules())
+        names = find_layers(model, first, layer)
+        watched = {name: modules[name] for name in names}
+        outcome, is_pooled = _outcome(model, watched, first, "events")
+        columns = {"labels": ("int64", 1)} | {name: ("float32", x.shape[1]) for name, x in outcome.items()}
+        return cls(names, watched, is_pooled, columns)
+
+
+def _place(
+    model: nn.Module, train_set: TrainSet, setting: _Setting, device: str, store: Path
+) -> tuple[Columns, Path, dict[str, Any]]:
+    """Return the columns, the folder and the identity of the pass of a model over its data in a store."""
+    content, columns = fingerprint(train_set), setting.columns
+    if content is None:  # then every sample is compared when it is read again
+        columns = {**columns, "digest": ("int64", 1)}
+    kind = torch.device(device).type
+    identity = {"model": identify(model), "data": content, "layers": list(setting.names), "device": kind}
+    key = blake2b(repr((len(train_set), columns, identity)).encode(), digest_size=8).hexdigest()
+    return columns, store / key, identity
+
+
+def recorded(
+    model: nn.Module,
+    train_set: TrainSet,
+    event: Tensor,
+    store: Path | None,
+    *,
+    layer: str | None = None,
+    device: str = "cpu",
+) -> tuple[int, int]:
+    """Return how many samples of a pass are in a store, by its own word, and how many bytes all of them take."""
+    with evaluating(model):
+        setting = _Setting.of(model, event.to(device), layer)
+        n_bytes = _size(setting.columns, len(train_set))
+        if store is None or not store.is_dir():
+            return 0, n_bytes
+        _, folder, _ = _place(model, train_set, setting, device, store)
+    return min(len(train_set), claimed(folder)), n_bytes
+
+
+def fingerprint(train_set: TrainSet) -> str | None:
+    """Return the SHA-256 of a training set's content, or None if it must be read sample by sample to know."""
+    digest = getattr(train_set, "fingerprint", None)
+    return str(digest()) if callable(digest) else None
+
+
+def _record(
+    model: nn.Module,
+    watched: dict[str, nn.Module],
+    train_set: TrainSet,
+    recording: Recording,
+    columns: Columns,
+    device: str,
+    batch_size: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Run what is not recorded yet through the model, in order, and record it."""
+    n, n_read, n_before = len(train_set), 0, recording.n_done
+    for x, y in train_set.batches(batch_size):
+        start, n_read = n_read, n_read + len(y)
+        if n_read > n:
+            break
+        digests = _digests(x, y) if recording.has("digest") else None
+        n_old = max(0, min(len(y), n_before - start))
+        if n_old and digests is not None:
+            _check_same(digests[:n_old], recording["digest"][start : start + n_old], start)
+        if n_old and not start:
+            # Whatever a store cannot know of a model shows in what it makes of the first batch.
+            outcome, _ = _outcome(model, watched, x[:n_old].to(device), "data")
+            if not all(torch.allclose(x, recording[name][:n_old], rtol=1e-3, atol=1e-3) for name, x in outcome.items()):
+                raise StoreError(
+                    "'store' must hold what this model makes of these data (got other outputs for the first samples; "
+                    f"something changed that the weights do not show). {WAY_OUT}"
+                )
+        if n_old == len(y):
+            if digests is None and n_before == n:
+                n_read = n
+                break
+            continue
+        rows, labels = x[n_old:].to(device), y[n_old:]
+        outcome, _ = _outcome(model, watched, rows, "data")
+        check_label_range(labels, "data: y", outcome["logits"].shape[1], first_row=start + n_old)
+        for name, values in outcome.items():
+            if values.shape[1] != columns[name][1]:
+                raise InvalidInputError(
+                    f"'events' must have the form of 'data' (got a width of {columns[name][1]} for "
+                    f"{values.shape[1]} at training sample {start + n_old}). Store both as the model's input was."
+                )
+        _check_finite(outcome["logits"], "training sample", start + n_old)
+        for place, layer in enumerate(watched):
+            _check_finite(outcome[_column(place)], f"the input of {layer!r} at training sample", start + n_old)
+        outcome["labels"] = torch.from_numpy(labels.astype(np.int64, copy=False))[:, None]
+        if digests is not None:
+            outcome["digest"] = digests[n_old:]
+        recording.add(outcome)
+        if progress:
+            progress("forward pass", n_read, n)
+    if n_read != n:
+        raise InvalidInputError(
+            f"'train_set' must yield as many samples as its length ({n}; got {'more' if n_read > n else n_read}). "
+            "Drop what wraps or filters it."
+        )
+    if progress and n_before == n:
+        progress("forward pass", n, n)
+
+
+def _digests(x: Tensor, y: NDArray[np.int64]) -> Tensor:
+    """Return a fingerprint of each sample and its label, int64 (b, 1)."""
+    rows = [
+        blake2b(row.tobytes() + str(int(label)).encode(), digest_size=8).digest()
+        for row, label in zip(x.numpy(), y, strict=True)
+    ]
+    return torch.from_numpy(np.frombuffer(b"".join(rows), np.int64).copy())[:, None]
+
+
+def _check_same(digests: Tensor, recorded: Tensor, first_row: int) -> None:
+    changed = (digests != recorded)[:, 0].nonzero()[:, 0]
+    if len(changed):
+        raise InvalidInputError(
+            f"'train_set' must be the same each time it is read (got another sample {first_row + int(changed[0])} than "
+            f"when the store was written). Undo the change, or remove the store to begin anew."
+        )
+
+
 def _event_features(
-    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, label: int, row: int, activations: tuple[Tensor, ...]
+    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, label: int, row: int, means: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Return an event's pooled activations, logits and saliency, each with a leading axis of 1.
 
@@ -384,7 +555,7 @@ def _event_features(
     gradients = torch.autograd.grad(margin, list(below.values()), allow_unused=True, materialize_grads=True)
 
     pooled, saliency = [], []
-    for (name, activation), gradient, train in zip(values.items(), gradients, activations, strict=True):
+    for (name, activation), gradient, mean in zip(values.items(), gradients, means, strict=True):
         is_linear = isinstance(watched[name], nn.Linear)
         pooled.append(pool(activation, channels_last=is_linear).float().cpu())
         axis = -1 if is_linear else 1
@@ -392,7 +563,6 @@ def _event_features(
             t.detach().float().cpu().movedim(axis, 1).flatten(2) if t.ndim > 2 else t.detach().float().cpu()[..., None]
             for t in (activation, gradient)
         )  # (1, c, positions)
-        mean = train[:, : a.shape[1]].mean(0)[None, :, None]
-        share = ((a - mean) * g).sum(2).abs()  # (1, c)
+        share = ((a - mean[None, : a.shape[1], None]) * g).sum(2).abs()  # (1, c)
         saliency.append(share.repeat(1, pooled[-1].shape[1] // share.shape[1]))
     return pooled, logits.detach().float().cpu(), saliency

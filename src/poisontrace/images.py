@@ -4,6 +4,7 @@ Files come from outside and may be hostile. Only common formats are opened, none
 unpack to more than Pillow's limit, links and files that are not what their names say are refused.
 """
 
+import hashlib
 import io
 import os
 import warnings
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poisontrace._errors import InvalidInputError
-from poisontrace.data import ArraySet, folders_at, number_labels, to_inputs
+from poisontrace.data import ArraySet, digest_of, folders_at, number_labels, to_inputs
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -103,6 +104,15 @@ class ImageSet:
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the inputs of some samples."""
         return to_inputs(self.pixels(indices))
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the images as they are stored, of their form and labels."""
+        digest = hashlib.sha256(digest_of(self.y).encode())
+        for source in self._sources:
+            content = source if isinstance(source, bytes) else source.read_bytes()
+            digest.update(hashlib.sha256(content).digest())
+        digest.update(repr(self.shape).encode())
+        return digest.hexdigest()
 
 
 class _opened:

@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from poisontrace._blocks import MEMORY
 from poisontrace.data import TrainSet
-from poisontrace.embedding import collect
+from poisontrace.embedding import collect, recorded
 from poisontrace.tracing import check_options, placed, resolve
 
 N_PROBE = 64
@@ -37,6 +39,8 @@ class Forecast:
         pass_seconds, search_seconds: of the one pass, and of all searches together.
         memory_bytes: what is held of the training set at the peak, without the model and the data themselves.
         disk_bytes: of the case folder.
+        n_recorded: samples of which the pass is in the store already.
+        store_bytes: what the whole pass takes there.
     """
 
     n_samples: int
@@ -47,6 +51,8 @@ class Forecast:
     search_seconds: float
     memory_bytes: int
     disk_bytes: int
+    n_recorded: int
+    store_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -55,12 +61,15 @@ class Forecast:
     def rows(self) -> dict[str, str]:
         """Return what to tell a reader, by name."""
         events = "1 event" if self.n_events == 1 else f"{self.n_events:,} events"
+        passes = "1 forward pass" if self.n_passes == 1 else f"{self.n_passes} forward passes"
         return {
             "samples": f"{self.n_samples:,} samples and {events}",
-            "passes": f"1 forward pass through {self.n_layers} layers",
+            "passes": f"{passes} through {self.n_layers} layers",
             "time": f"about {_time(self.pass_seconds)} for the pass and {_time(self.search_seconds)} for the search",
             "memory": f"about {_size(self.memory_bytes)} of memory beside model and data",
-            "disk": f"{_size(self.disk_bytes)} on disk",
+            "disk": f"{_size(self.disk_bytes)} on disk for the case",
+            "store": f"{_size(self.store_bytes)} for the pass"
+            + (f", of which {self.n_recorded:,} samples are there already" if self.n_recorded else ""),
         }
 
 
@@ -97,6 +106,8 @@ def forecast(
     layer: str | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    memory: int = MEMORY,
+    store: Path | None = None,
 ) -> Forecast:
     """Say what a trace with these arguments, which are those of :func:`poisontrace.trace`, will take.
 
@@ -104,7 +115,7 @@ def forecast(
         InvalidInputError: if the events or the first batch do not fit the model.
         UnsupportedModelError: if the model has no usable last linear layer.
     """
-    check_options(rule, batch_size)
+    check_options(rule, batch_size, memory)
     device = resolve(device)
     n = len(train_set)
     n_probe = min(N_PROBE, batch_size)
@@ -120,13 +131,17 @@ def forecast(
     labels = getattr(train_set, "y", None)
     n_alike = [n / features.logits.shape[1] if labels is None else int((labels == label).sum()) for _, label in events]
     exhibit = 4 * int(np.prod(events[0][0].shape))
+    with placed(model, device):
+        n_recorded, store_bytes = recorded(model, train_set, events[0][0], store, layer=layer, device=device)
     return Forecast(
         n_samples=n,
         n_events=len(events),
-        n_passes=1,
+        n_passes=int(n_recorded < n),
         n_layers=len(features.layers),
-        pass_seconds=seconds * n / len(probe),
+        pass_seconds=seconds * (n - n_recorded) / len(probe),
         search_seconds=sum(SEARCH_SECONDS + SEARCH_SECONDS_A_SAMPLE * alike for alike in n_alike),
-        memory_bytes=BATCH_BYTES + COPIES * 4 * n * n_kept,
+        memory_bytes=BATCH_BYTES + min(memory, COPIES * 4 * n * n_kept),
         disk_bytes=REPORT_BYTES + 4 * n + (48 + len(events)) * exhibit,
+        n_recorded=n_recorded,
+        store_bytes=store_bytes,
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from poisontrace._blocks import Blocks
 from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Features
 
@@ -26,16 +27,17 @@ AGREEMENT_WIDTH = 0.1  # of a coordinate's standard deviation: nearly the same v
 MARK_SHARE = 0.1  # of a cluster, that agrees with the event at a coordinate where its label does not
 # Standard deviations by which one kind must exceed the other: decisions 0006 to 0008.
 LEANING_GAP, AGREEMENT_GAP, NOISE_GAP = 2.0, 5.0, 3.0
+TINY = 1e-8  # a length below which there is no direction
 
 
 class View(ABC):
     """A set of samples in the coordinates of one question.
 
     Attributes:
-        x: (n, d) coordinates.
+        x: (n, d) coordinates, made in blocks.
     """
 
-    x: Tensor
+    x: Blocks
 
     @abstractmethod
     def gaps(self, is_first: Tensor) -> Tensor:
@@ -56,22 +58,38 @@ class Leaning(View):
         likeness: (n,), the mean over layers.
     """
 
-    def __init__(self, layers: Sequence[Tensor], events: Sequence[Tensor]) -> None:
-        """Take the coordinates at each layer, (n, d_l), and the event's, (d_l,)."""
-        self.x = torch.cat([*layers], 1)
-        self.by_layer = torch.stack(
-            [functional.cosine_similarity(layer, event[None]) for layer, event in zip(layers, events, strict=True)]
-        )
+    def __init__(self, x: Blocks, event: Tensor, widths: Sequence[int]) -> None:
+        """Take the coordinates of the layers side by side, (n, d), the event's, (d,), and the layers' widths."""
+        self.x, self._event = x, event
+        layer_of = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+        self._is_in = functional.one_hot(layer_of, len(widths)).float()  # (d, m)
+        # Squared lengths (n, m) and the sum of all rows, for any origin to come.
+        self._squares = x.map(len(widths), lambda part: part.square() @ self._is_in)
+        self._sum = x.sum()
+        self.by_layer = self._cosines(torch.zeros_like(event))
         self.likeness = self.by_layer.mean(0)
-        self._layers, self._events = layers, events
+
+    def _cosines(self, origin: Tensor) -> Tensor:
+        """Return the cosine of each sample to the event at each layer, seen from an origin (d,), as (m, n)."""
+        towards, m = self._event - origin, self._is_in.shape[1]
+        directions = torch.cat([self._is_in * towards[:, None], self._is_in * origin[:, None]], 1)  # (d, 2 m)
+        products = self.x.map(2 * m, lambda part: part @ directions)  # (n, d) @ (d, 2 m) -> (n, 2 m)
+        dot = products[:, :m] - (origin * towards) @ self._is_in
+        # |x - o|^2 = |x|^2 - 2 x o + |o|^2, so that no row is moved.
+        lengths = (self._squares - 2 * products[:, m:] + origin.square() @ self._is_in).clamp_min(0).sqrt()
+        scale = lengths.clamp_min(TINY) * (towards.square() @ self._is_in).sqrt().clamp_min(TINY)
+        return (dot / scale).T.contiguous()
 
     def gaps(self, is_first: Tensor) -> Tensor:
         """Return the gaps, the clusters' midpoint as the origin: the mean of the set is that of the larger cluster."""
-        gaps = []
-        for layer, event in zip(self._layers, self._events, strict=True):
-            origin = (layer[is_first].mean(0) + layer[~is_first].mean(0)) / 2
-            likeness = functional.cosine_similarity(layer - origin, (event - origin)[None])
-            gaps.append(standardised_difference(likeness, is_first))
+        n_first = int(is_first.sum())
+        is_smaller = is_first if 2 * n_first <= len(is_first) else ~is_first
+        of_smaller = torch.zeros_like(self._sum)
+        for where, part in self.x:
+            of_smaller += part[is_smaller[where]].sum(0)
+        n_smaller = min(n_first, len(is_first) - n_first)
+        origin = (of_smaller / n_smaller + (self._sum - of_smaller) / (len(is_first) - n_smaller)) / 2
+        gaps = [standardised_difference(likeness, is_first) for likeness in self._cosines(origin)]
         return torch.stack(gaps) / LEANING_GAP
 
 
@@ -82,11 +100,11 @@ class Agreement(View):
         likeness: (n,), the share of the event's saliency on such coordinates, in [0, 1].
     """
 
-    def __init__(self, shares: Tensor) -> None:
+    def __init__(self, shares: Blocks) -> None:
         """Take each coordinate's part in the share, (n, d)."""
-        self.x, self.likeness = shares, shares.sum(1)
+        self.x, self.likeness = shares, shares.map(1, lambda part: part.sum(1, keepdim=True))[:, 0]
         # The variance if every coordinate went its own way; a gap is measured in no less.
-        self._chance = float(shares.var(0).sum())
+        self._chance = float(shares.moments()[1].sum())
 
     def gaps(self, is_first: Tensor) -> Tensor:
         """Return the one gap."""
@@ -101,11 +119,17 @@ class Conditioned:
     agreements: tuple[Agreement, ...]
 
 
-def standardise(activation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def standardise(activation: Blocks) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and standard deviation (d,) of rows (n, d), and what is constant; its deviation is given as 1."""
-    mean, std = activation.mean(0), activation.std(0)
-    is_constant = std <= 1e-6 * activation.abs().amax(0).clamp_min(1e-12)
+    mean, variance, largest = activation.moments()
+    std = variance.sqrt()
+    is_constant = std <= 1e-6 * largest.clamp_min(1e-12)
     return mean, std.masked_fill(is_constant, 1), is_constant
+
+
+def _at(activation: Tensor, rows: Tensor, memory: int) -> Blocks:
+    """Return some rows of a layer's activations."""
+    return Blocks(len(rows), activation.shape[1], lambda part: activation[rows[part]], memory)
 
 
 class Unconditioned(View):
@@ -116,13 +140,17 @@ class Unconditioned(View):
         rows = torch.from_numpy(indices)
         self._noise = features.noise[rows]
         layers = []
-        for activation in (*(layer[rows] for layer in features.activations), self._noise):
+        for activation in (*features.activations, features.noise):
             if activation.shape[1]:
-                mean, std, is_constant = standardise(activation)
+                mean, std, is_constant = standardise(_at(activation, rows, features.memory))
                 # Each layer weighs the same, however wide it is.
                 weight = (~is_constant).float() / (~is_constant).sum().clamp_min(1).sqrt()
-                layers.append((activation - mean) / std * weight)
-        self.x = torch.cat(layers, 1)
+                layers.append((activation, mean, std, weight))
+
+        def make(part: slice) -> Tensor:
+            return torch.cat([(layer[rows[part]] - mean) / std * weight for layer, mean, std, weight in layers], 1)
+
+        self.x = Blocks(len(rows), sum(len(mean) for _, mean, _, _ in layers), make, features.memory)
 
     def gaps(self, is_first: Tensor) -> Tensor:
         """Return the gaps in noise; 0 where there is none to be had."""
@@ -139,23 +167,41 @@ def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Con
         indices: (n,) training samples, at least two.
     """
     rows = torch.from_numpy(indices)
+    memory, n_views = features.memory, 1 + features.is_pooled.count(False)
     layers, events, agreements = [], [], []
     for activation, of_event, saliency, is_pooled in zip(
         features.activations, features.event_activations, features.saliency, features.is_pooled, strict=True
     ):
-        own, seen_event = activation[rows], of_event[event]
-        mean, std, is_constant = standardise(own)
+        mean, std, is_constant = standardise(_at(activation, rows, memory))
         share = saliency[event].masked_fill(is_constant, 0)
         # Weights have mean 1 in each layer, so that no layer drowns the others by its width or its scale.
         weight = (share / share.mean().clamp_min(1e-30)).sqrt() / std
-        layers.append((own - mean) * weight)
-        events.append((seen_event - mean) * weight)
+        layers.append((activation, mean, weight))
+        events.append((of_event[event] - mean) * weight)
         if not is_pooled:
             # Equal values mean something only where a coordinate is one quantity, not a mean or maximum of many.
-            distance = (own - seen_event) / (AGREEMENT_WIDTH * std)
-            root = share.sqrt()  # flatter: one coordinate alone agrees by chance
-            agreements.append(Agreement(root / root.sum().clamp_min(1e-30) * torch.exp(-distance.square() / 2)))
-    return Conditioned(Leaning(layers, events), tuple(agreements))
+            agreements.append(Agreement(_shares(activation, rows, of_event[event], share, std, memory, n_views)))
+
+    def make(part: slice) -> Tensor:
+        return torch.cat([(layer[rows[part]] - mean) * weight for layer, mean, weight in layers], 1)
+
+    widths = [len(mean) for _, mean, _ in layers]
+    leaning = Leaning(Blocks(len(rows), sum(widths), make, memory, n_alike=n_views), torch.cat(events), widths)
+    return Conditioned(leaning, tuple(agreements))
+
+
+def _shares(
+    activation: Tensor, rows: Tensor, event: Tensor, share: Tensor, std: Tensor, memory: int, n_views: int
+) -> Blocks:
+    """Return each coordinate's part in how much samples agree with the event at one layer, (n, d)."""
+    root = share.sqrt()  # flatter: one coordinate alone agrees by chance
+    root = root / root.sum().clamp_min(1e-30)
+
+    def make(part: slice) -> Tensor:
+        distance = (activation[rows[part]] - event) / (AGREEMENT_WIDTH * std)
+        return root * torch.exp(-distance.square() / 2)
+
+    return Blocks(len(rows), activation.shape[1], make, memory, n_alike=n_views)
 
 
 def without_mark(
@@ -164,7 +210,7 @@ def without_mark(
     cluster: NDArray[np.int64],
     siblings: NDArray[np.int64],
     others: NDArray[np.int64],
-) -> Tensor:
+) -> Blocks:
     """Return rows of the model's input, standardised, less the columns of the mark that a cluster shares with an event.
 
     A column is one of the mark if clearly more of the cluster than of its siblings has nearly the event's value there.
@@ -180,11 +226,25 @@ def without_mark(
         (a + c, d), the cluster first; d may be 0.
     """
     x, of_event = features.activations[0], features.event_activations[0][event]
-    _, std, _ = standardise(x[np.concatenate([cluster, siblings])])
-    of_cluster, of_siblings = (
-        ((x[rows] - of_event).abs() <= AGREEMENT_WIDTH * std).float().mean(0) for rows in (cluster, siblings)
-    )
-    rows = x[np.concatenate([cluster, others])]
-    mean, std, is_constant = standardise(rows)
-    kept: Tensor = ((rows - mean) / std)[:, ~is_constant & (of_cluster - of_siblings <= MARK_SHARE)]
-    return kept
+
+    def at(*parts: NDArray[np.int64]) -> Blocks:
+        return _at(x, torch.from_numpy(np.concatenate(parts)), features.memory)
+
+    _, std, _ = standardise(at(cluster, siblings))
+
+    def share_near(part: NDArray[np.int64]) -> Tensor:
+        total = torch.zeros(len(std))
+        for _, block in at(part):
+            total += ((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0)
+        return total / len(part)
+
+    is_marked = share_near(cluster) - share_near(siblings) > MARK_SHARE
+    mean, spread, is_constant = standardise(at(cluster, others))
+    is_kept = ~is_constant & ~is_marked
+    rows = torch.from_numpy(np.concatenate([cluster, others]))
+
+    def make(part: slice) -> Tensor:
+        kept: Tensor = ((x[rows[part]] - mean) / spread)[:, is_kept]
+        return kept
+
+    return Blocks(len(rows), int(is_kept.sum()), make, features.memory)

@@ -1,5 +1,6 @@
 """Files on disk: written whole or not at all, JSON, NumPy and safetensors, never pickle."""
 
+import glob
 import hashlib
 import io
 import os
@@ -91,7 +92,9 @@ def new_folder(folder: Path, name: str) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # of an earlier process of the same number, killed
+        for stale in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+            if not _is_running(stale.name.split(".")[-2]):
+                remove(stale)  # of a process that was killed
         partial.mkdir()
         yield partial
         if folder.exists():
@@ -103,6 +106,33 @@ def new_folder(folder: Path, name: str) -> Iterator[Path]:
         raise StoreError(f"'{name}' must be a folder that can be written (got {error}).") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return where unfinished work for a folder is kept: hidden, beside it."""
+    folder = folder.resolve()
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of ours with all that is in it, if it is there."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: str) -> bool:
+    """Return whether another process of this machine has an id; what is no id is nobody's to remove."""
+    if not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    except OverflowError:
+        return False
+    return int(process) != os.getpid()
 
 
 def check_new_folder(folder: Path, name: str) -> None:

@@ -458,6 +458,17 @@ def _start_table(rows: list[Row]) -> str:
     return _table(("make setup, s", "make demo, s", "precision", "recall", "make test, s", "its last line"), lines)
 
 
+def _fault_table(rows: list[Row]) -> str:
+    """One line for each fault: what the command line answered, and what the same command did after it."""
+    lines = []
+    for row in rows:
+        if row["kind"] == "fault":
+            kept = f"goes on after {row['n_kept']:,} samples, " if row["n_kept"] else ""
+            then = f"{kept}{'same result' if row['is_same'] else 'another result'}"
+            lines.append([row["case"], row["code"], f"`{row['message']}`" if row["message"] else DASH, then])
+    return _table(("fault", "exit code", "standard error", "the same command after it"), lines)
+
+
 def _bad_input_table(rows: list[Row]) -> str:
     """One line for each bad input: what the command line answered."""
     lines = [[row["case"], row["code"], f"`{row['message']}`"] for row in rows if row["kind"] == "bad-input"]
@@ -542,4 +553,5 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "speed": _speed_table,
     "start": _start_table,
     "bad-input": _bad_input_table,
+    "fault": _fault_table,
 }

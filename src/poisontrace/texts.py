@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from poisontrace.data import digest_of
+
 Tokenize = Callable[[list[str]], list[list[int]]]
 
 PADDING = -1.0
@@ -60,6 +62,10 @@ class TextSet:
         """Return the inputs of some samples, as long as the longest of all."""
         longest = max(len(tokens) for tokens in self._tokens)
         return _padded([self._tokens[int(index)] for index in indices], longest)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the tokens and labels."""
+        return digest_of(self.y, np.array([len(tokens) for tokens in self._tokens]), *self._tokens)
 
 
 def _padded(tokens: Sequence[NDArray[np.float32]], longest: int = 1) -> Tensor:

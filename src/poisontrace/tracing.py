@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import log
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from poisontrace import paper
+from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
@@ -41,6 +43,7 @@ from poisontrace.clustering import (
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds
+from poisontrace.notes import Notes
 from poisontrace.scoring import Unconditioned, condition
 from poisontrace.unlearning import Heads, spread, unlearn
 
@@ -80,6 +83,7 @@ class Config:
             raise InvalidInputError(f"'min_cluster' must be at least {2 * N_FOLDS} (got {self.min_cluster}).")
 
 
+MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
@@ -110,6 +114,8 @@ def trace(
     device: str = "auto",
     batch_size: int = 256,
     config: Config | None = None,
+    store: str | Path | None = None,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Trace:
     """Find the training samples that are responsible for misclassifications.
@@ -129,6 +135,9 @@ def trace(
         device: "auto", "cpu", "cuda", ...: where the network runs.
         batch_size: samples a step; does not change the result.
         config: thresholds; None for the defaults.
+        store: folder in which the pass is kept, so that the next event on the same model and data needs none, and a
+            trace that was cut short goes on where it was; None keeps it no longer than the trace.
+        memory: bytes to get along with, beside model, data and one batch.
         progress: called with (stage, done, in all).
 
     Returns:
@@ -146,25 +155,40 @@ def trace(
         >>> poisontrace.trace(model, (x, np.arange(60) % 4), [(x[0], 0)]).verdict
         'no-poison'
     """
-    check_options(rule, batch_size)
+    check_options(rule, batch_size, memory)
     samples, pairs, config = as_train_set(train_set), as_events(events), config or Config()
     device = resolve(device)
     clock = Clock()
 
     with clock.stage("forward pass"), placed(model, device):
-        features = collect(model, samples, pairs, layer=layer, device=device, batch_size=batch_size, progress=progress)
+        features = collect(
+            *(model, samples, pairs),
+            layer=layer,
+            device=device,
+            batch_size=batch_size,
+            store=None if store is None else Path(store),
+            memory=memory,
+            progress=progress,
+        )
     kinds, campaigns = Kinds(features, separation=config.separation, min_cluster=config.min_cluster), Campaigns()
+    notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
     findings: list[Finding] = []
     trees: list[Tree] = []
     for event in range(len(pairs)):
         tree = Tree(event, first_id=sum(len(tree.clusters) for tree in trees))
-        with _one_thread():
-            if rule == "paper":
-                finding, scores = paper.follow(
-                    features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
-                )
-            else:
-                finding, scores = _follow(features, tree, kinds, config, clock)
+        x, y = pairs[event]
+        about = f"{event if rule == 'paper' else ''} {y} {x.shape}".encode() + x.numpy().tobytes()
+        if known := notes.read(about, tree):
+            finding, scores = known
+        else:
+            with _one_thread():
+                if rule == "paper":
+                    finding, scores = paper.follow(
+                        features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
+                    )
+                else:
+                    finding, scores = _follow(features, tree, kinds, config, clock)
+            notes.write(about, tree, finding, scores)
         trees.append(tree)
         findings.append(finding)
         if finding.verdict == "poison":
@@ -205,12 +229,16 @@ def trace(
     )
 
 
-def check_options(rule: str, batch_size: int) -> None:
+def check_options(rule: str, batch_size: int, memory: int = MEMORY) -> None:
     """Refuse options that no trace can have."""
     if rule not in RULES:
         raise InvalidInputError(f"'rule' must be one of {', '.join(RULES)} (got {rule!r}).")
     if batch_size < 1:
         raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}). Leave it out for 256.")
+    if memory < MIN_MEMORY:
+        raise InvalidInputError(
+            f"'memory' must be at least {MIN_MEMORY:,} bytes (got {memory:,}). Leave it out for 1 GiB."
+        )
 
 
 def _adopted(
@@ -626,7 +654,8 @@ class _Judge:
     def _unlearn(self, *clusters: Indices) -> Heads:
         with self._clock.stage("unlearning"):
             f = self._features
-            return unlearn(f.hidden, f.labels, f.weight, f.bias, (np.array([], np.int64), *clusters))
+            nobody = np.array([], np.int64)
+            return unlearn(f.hidden, f.labels, f.weight, f.bias, (nobody, *clusters), memory=f.memory)
 
     def _losses(self, heads: Heads) -> list[Losses]:
         with self._clock.stage("unlearning"):
@@ -675,6 +704,8 @@ def placed(model: nn.Module, device: str) -> Iterator[None]:
 
 def _warnings(features: Features, findings: Sequence[Finding]) -> Iterator[str]:
     """Yield what a reader of the result should know before acting on it."""
+    if features.caution:
+        yield features.caution
     fitted = float((features.logits.argmax(1) == features.labels).float().mean())
     if fitted < 0.8:
         yield (

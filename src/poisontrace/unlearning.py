@@ -7,16 +7,17 @@ drift for guilt (decision 0004), and for all clusters of a level at once, as a b
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from poisontrace._blocks import MEMORY
 from poisontrace._errors import UnlearningDivergedError
 
 MAX_ROWS = 3000  # samples that stand for each cluster, and for those in none
+MIN_ROWS, COPIES = 100, 5  # of them where memory is short; and copies of their features, in double precision
 TETHER = 1e-3  # price of changing the logits, per squared unit; makes the problem strongly convex
 RIDGE = 1e-4  # of the mean second moment, where features are collinear
 MAX_STEPS = 100
@@ -50,7 +51,13 @@ def spread(indices: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
 
 
 def unlearn(
-    hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, clusters: Sequence[NDArray[np.int64]]
+    hidden: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    clusters: Sequence[NDArray[np.int64]],
+    *,
+    memory: int = MEMORY,
 ) -> Heads:
     """Refit the last layer once for each cluster, to answer "don't know" on it and to keep the labels of the rest.
 
@@ -67,12 +74,11 @@ def unlearn(
         weight: of the trained layer, (k, d).
         bias: of the trained layer, (k,).
         clusters: sets of training indices; may be empty sets.
+        memory: bytes to get along with; where it is short, fewer samples stand for each cluster.
 
     Raises:
         UnlearningDivergedError: if a head ends in numbers that are not finite.
     """
-    if not all(bool(torch.isfinite(t).all()) for t in (hidden, weight, bias)):
-        raise UnlearningDivergedError(_NOT_FINITE)
     n, k = len(hidden), weight.shape[0]
     is_in = torch.zeros(len(clusters), n, dtype=torch.bool)
     for b, cluster in enumerate(clusters):
@@ -82,17 +88,23 @@ def unlearn(
     order = labels.argsort(stable=True)  # by label, so that an even spread keeps every class
     part = (is_in.long() << torch.arange(len(clusters))[:, None]).sum(0)[order]
     weight_of = torch.zeros(n, dtype=torch.float64)
-    for which in sorted(set(part.tolist())):
+    parts = sorted(set(part.tolist()))
+    max_rows = min(MAX_ROWS, max(MIN_ROWS, memory // (COPIES * 8 * (hidden.shape[1] + 1) * len(parts))))
+    for which in parts:
         rows = order[part == which]
-        chosen = torch.from_numpy(spread(rows.numpy(), MAX_ROWS))
+        chosen = torch.from_numpy(spread(rows.numpy(), max_rows))
         weight_of[chosen] = len(rows) / len(chosen) / n
     used = weight_of.nonzero()[:, 0]
+    kept = hidden[used]
+    if not all(bool(torch.isfinite(t).all()) for t in (kept, weight, bias)):
+        raise UnlearningDivergedError(_NOT_FINITE)
     forget = is_in[:, used] * weight_of[used]
     keep = ~is_in[:, used] * weight_of[used]
 
     # In coordinates where the features have unit second moment the problem is well conditioned, and the squared
     # distance between two heads is the mean squared difference of the logits they give.
-    h = torch.cat([hidden[used].double(), torch.ones(len(used), 1, dtype=torch.float64)], 1)  # (u, d + 1)
+    h = torch.ones(len(used), hidden.shape[1] + 1, dtype=torch.float64)  # (u, d + 1)
+    h[:, :-1] = kept
     moment = (h * weight_of[used, None]).T @ h
     moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
     root = torch.linalg.cholesky(moment)  # (d + 1, d + 1), root @ root.T = moment
@@ -102,7 +114,7 @@ def unlearn(
     target = torch.nn.functional.one_hot(labels[used], k).double()  # (u, k)
     goal = keep[:, :, None] * target + forget[:, :, None] / k  # (b, u, k)
     total = keep + forget  # (b, u)
-    heads = start.repeat(len(clusters), 1, 1).requires_grad_()  # (b, k, d + 1)
+    heads = start.repeat(len(clusters), 1, 1)  # (b, k, d + 1)
     optimiser = torch.optim.LBFGS(
         [heads],
         max_iter=MAX_STEPS,
@@ -112,15 +124,19 @@ def unlearn(
         line_search_fn="strong_wolfe",
     )
 
-    def objective() -> Tensor:
-        optimiser.zero_grad()
-        logits = torch.einsum("bkd,ud->buk", heads, h)
-        loss = (total * logits.logsumexp(2)).sum() - (goal * logits).sum()
-        loss = loss + TETHER / 2 * (heads - start).square().sum()
-        loss.backward()
-        return cast(Tensor, loss)
+    # The gradient written out: what a head answers less what it should, by the features. One product for all heads.
+    goal, total = goal.transpose(0, 1).contiguous(), total.T.contiguous()  # (u, b, k), (u, b)
 
-    with torch.enable_grad():
+    def objective() -> Tensor:
+        logits = (h @ heads.flatten(0, 1).T).unflatten(1, goal.shape[1:])  # (u, d + 1) @ (d + 1, b k) -> (u, b, k)
+        log_sum = logits.logsumexp(2, keepdim=True)
+        off = heads - start
+        loss: Tensor = (total * log_sum[..., 0]).sum() - (goal * logits).sum() + TETHER / 2 * off.square().sum()
+        wrong = total[..., None] * (logits - log_sum).exp() - goal
+        heads.grad = (wrong.flatten(1).T @ h).unflatten(0, goal.shape[1:]) + TETHER * off
+        return loss
+
+    with torch.no_grad():
         optimiser.step(objective)  # type: ignore[no-untyped-call]
     fitted = torch.linalg.solve_triangular(root, heads.detach(), upper=False, left=False)
     if not bool(torch.isfinite(fitted).all()):

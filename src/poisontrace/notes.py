@@ -1,0 +1,152 @@
+"""What the search for one event came to, written down, so that a trace that was cut short does not search again.
+
+A note belongs to a pass in a store, and is named after all else that its content depends on: the event, the options
+and the source of this package.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poisontrace import store
+from poisontrace._errors import InvalidInputError
+from poisontrace._record import Tree
+from poisontrace._types import Cluster, Finding, Losses
+from poisontrace._validate import read_npz
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The notes of one pass.
+
+    Attributes:
+        folder: of the pass; None keeps no notes.
+        n: training samples.
+        options: what all notes of a trace depend on.
+    """
+
+    folder: Path | None
+    n: int
+    options: str
+
+    def _path(self, event: bytes) -> Path | None:
+        if self.folder is None:
+            return None
+        about = f"{self.n} {self.options} {_source_digest()}".encode()
+        return self.folder / f"event-{hashlib.sha256(hashlib.sha256(about).digest() + event).hexdigest()[:32]}.npz"
+
+    def write(self, event: bytes, tree: Tree, finding: Finding, scores: NDArray[np.float32]) -> None:
+        """Write down what an event led to.
+
+        Args:
+            event: its input and label.
+            tree: the clusters.
+            finding: what they came to.
+            scores: (n,).
+
+        Raises:
+            StoreError: if that fails.
+        """
+        path = self._path(event)
+        if path is None:
+            return
+        # Clusters are long runs of positions: steps between them take hardly any room.
+        arrays = {f"cluster{i}": _steps(cluster.indices) for i, cluster in enumerate(tree.clusters)}
+        facts = {
+            "clusters": [
+                {
+                    "parent": None if cluster.parent is None else cluster.parent - tree.clusters[0].id,
+                    "losses": None if cluster.losses is None else asdict(cluster.losses),
+                    "decision": cluster.decision,
+                    "reason": cluster.reason,
+                }
+                for cluster in tree.clusters
+            ],
+            "label": finding.label,
+            "probability": finding.probability,
+            "verdict": finding.verdict,
+            "statistics": dict(finding.statistics),
+        }
+        content = io.BytesIO()
+        np.savez_compressed(
+            content,
+            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+            poison=_steps(finding.poison),
+            scores=scores,
+            **arrays,  # type: ignore[arg-type]  # NumPy's stub takes them for an option
+        )
+        store.write_atomically(path, content.getvalue())
+
+    def read(self, event: bytes, tree: Tree) -> tuple[Finding, NDArray[np.float32]] | None:
+        """Return what an event led to and fill its tree; None if that is not known, or the note is not sound.
+
+        Args:
+            event: its input and label.
+            tree: empty.
+        """
+        path = self._path(event)
+        if path is None or not path.is_file():
+            return None
+        try:
+            arrays = read_npz(path, "store", required=("facts", "poison", "scores"))
+            facts = json.loads(arrays["facts"].tobytes())
+            clusters = [(fact, self._positions(arrays[f"cluster{i}"])) for i, fact in enumerate(facts["clusters"])]
+            first = tree.next_id
+            found = [
+                Cluster(
+                    id=first + i,
+                    parent=None if fact["parent"] is None else first + int(fact["parent"]),
+                    event=tree.event,
+                    indices=indices,
+                    losses=None if fact["losses"] is None else Losses(**fact["losses"]),
+                    decision=fact["decision"],
+                    reason=str(fact["reason"]),
+                )
+                for i, (fact, indices) in enumerate(clusters)
+            ]
+            finding = Finding(
+                int(facts["label"]),
+                float(facts["probability"]),
+                facts["verdict"],
+                self._positions(arrays["poison"]),
+                facts["statistics"],
+            )
+            scores = arrays["scores"]
+            if scores.shape != (self.n,) or scores.dtype != np.float32:
+                raise ValueError("scores of other samples")
+        except (InvalidInputError, ValueError, KeyError, TypeError):
+            return None  # as good as none: the search is done again
+        tree.clusters += found
+        return finding, scores
+
+    def _positions(self, steps: NDArray[Any]) -> NDArray[np.int64]:
+        indices = np.cumsum(steps.astype(np.int64))
+        if indices.ndim != 1 or (len(indices) and not 0 <= indices[0] <= indices[-1] < self.n):
+            raise ValueError("positions of other samples")
+        return indices
+
+
+def _steps(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.diff(indices, prepend=0)
+
+
+@cache
+def _source_digest() -> str:
+    """Return the SHA-256 of this package's source: another version may come to another result."""
+    return digest_of_files(sorted(Path(__file__).parent.rglob("*.py")))
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 of the content of some files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
