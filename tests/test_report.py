@@ -148,6 +148,7 @@ def test_trace_json_holds_the_schema(tmp_path: Path) -> None:
         "probability": 0.987,
         "verdict": "poison",
         "n_poison": 10,
+        "error": None,
         "statistics": {"event_rise": 9.49},
     }
     root, responsible, _ = case["clusters"]
@@ -492,11 +493,13 @@ def with_places(trace: types.Trace, **changes: Any) -> types.Trace:
 def test_the_page_says_how_sure_the_verdict_is(tmp_path: Path) -> None:
     """What it rests on, in numbers; nothing where nobody is accused."""
     finding = replace(
-        make_trace().findings[0], statistics={"separation": 12.3, "event_rise": 4.25, "control_rise": 0.01}
+        make_trace().findings[0],
+        statistics={"separation": 12.3, "event_rise": 4.25, "control_rise": 0.01, "p_poison": 0.98},
     )
     page = (save_case(make_trace(findings=(finding,)), tmp_path / "case", CONTEXT) / "report.html").read_text()
 
     assert "10 of the 10 samples have a score of 0.9 or more." in page
+    assert "On such evidence the verdict is wrong in 2.0% of cases, if poison was as likely as not beforehand." in page
     assert "They lie 12.30 standard deviations from the other samples of their label; forgetting them" in page
     assert "label by 4.250 nats, and that of ordinary samples by 0.010." in page
     assert "have a score of" not in render(save_case(make_empty_trace(), tmp_path / "none", CONTEXT))

@@ -691,7 +691,7 @@ def test_a_second_event_on_a_store_runs_no_sample_again(digits_incident: Inciden
     assert max(sizes) == 256
     assert sizes.count(256) == 2
     assert set(again.seconds) == {"forward pass", "clustering", "unlearning"}
-    assert set(same.seconds) == {"forward pass"}
+    assert "unlearning" not in same.seconds
     alone = trace(digits_incident.model, data, [second])
     for got in (again, same):
         assert got.poison.tolist() == alone.poison.tolist()

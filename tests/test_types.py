@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 
 from poisontrace import _types
@@ -39,3 +40,19 @@ def test_a_rise_is_after_minus_before() -> None:
     test = _types.Losses(event_before=0.5, event_after=2.0, control_before=0.25, control_after=0.5)
 
     assert (test.event_rise, test.control_rise) == (1.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "statistics", "error"),
+    [
+        ("poison", {"p_poison": 0.75}, 0.25),
+        ("no-poison", {"p_poison": 0.75}, 0.75),
+        ("inconclusive", {"p_poison": 0.75}, None),  # it claims nothing
+        ("poison", {}, None),  # the paper's rule knows no probability
+    ],
+)
+def test_the_error_is_that_of_the_verdict(
+    verdict: _types.Verdict, statistics: dict[str, float], error: float | None
+) -> None:
+    """The probability of the other thing."""
+    assert _types.Finding(0, 0.9, verdict, np.array([], np.int64), statistics).error == error

@@ -285,6 +285,7 @@ def _describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
                 "probability": finding.probability,
                 "verdict": finding.verdict,
                 "n_poison": len(finding.poison),
+                "error": finding.error,
                 "statistics": finding.statistics,
             }
             for finding in trace.findings
@@ -526,8 +527,15 @@ def _how_sure(
     case: Mapping[str, Any], scores: NDArray[Any], rows: Mapping[int, Row], sections: Mapping[str, Any]
 ) -> list[str]:
     """Return sentences on what the verdict rests on, with its numbers."""
+    errors = [event["error"] for event in case["events"] if event["verdict"] == case["verdict"] and event.get("error")]
+    chance = []
+    if errors:
+        share = _percent(float(min(errors)))
+        chance = [
+            f"On such evidence the verdict is wrong in {share} of cases, if poison was as likely as not beforehand."
+        ]
     if not rows:
-        return []
+        return chance
     n_sure = int((scores[list(rows)] >= SURE).sum())
     said = [f"{n_sure:,} of the {len(rows):,} samples have a score of {SURE} or more."]
     found = [event["statistics"] for event in case["events"] if event["verdict"] == "poison"]
@@ -543,7 +551,7 @@ def _how_sure(
     if len(said) > 1:
         said[1:] = ["; ".join(said[1:]).replace("; and", ", and") + "."]
         said[1] = said[1][0].upper() + said[1][1:]
-    return said + ([sections["verify"]["summary"]] if "verify" in sections else [])
+    return chance + said + ([sections["verify"]["summary"]] if "verify" in sections else [])
 
 
 def _data(
