@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +100,7 @@ def run(arguments: list[str], log: Path, limits: dict[int, int]) -> int:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
             recording.BLOCK_SECONDS = 0.05  # or so short a pass would be signed once
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
             for limit, value in limits.items():
                 resource.setrlimit(limit, (value, value))
             try:

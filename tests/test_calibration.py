@@ -1,10 +1,14 @@
-"""From a margin to a probability: it grows, and a fit finds the odds that made the data."""
+"""From a margin to a probability: it grows, and says what the committed rows say."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from poisontrace import calibration
+from poisontrace import calibration, tables
 from poisontrace._rng import numpy_generator
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def test_the_probability_grows_with_the_margin() -> None:
@@ -29,3 +33,12 @@ def test_a_fit_finds_the_odds_that_made_the_data() -> None:
 
         assert intercept == pytest.approx(0, abs=0.2)
         assert slope == pytest.approx(4, rel=0.1)
+
+
+def test_the_constants_are_those_of_the_committed_rows() -> None:
+    """Natural mistakes, and events of attacks that worked."""
+    rows = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in tables.read_rows(path)]
+    margins, is_poison = tables.judged(rows)
+
+    assert min(sum(is_poison), len(is_poison) - sum(is_poison)) >= 40
+    assert calibration.fit(margins, is_poison) == pytest.approx((calibration.INTERCEPT, calibration.SLOPE), abs=0.01)

@@ -170,9 +170,9 @@ def test_samples_are_marked_and_the_decisions_downloaded(opened: Any, tmp_path: 
     page.click("#unmark-all")
     assert page.inner_text("#n-marked") == "0"
     page.set_input_files("#load", download.value.path())
-    page.wait_for_function("document.getElementById('n-marked').textContent === '5'")
+    page.get_by_text("5", exact=True).and_(page.locator("#n-marked")).wait_for()
     page.set_input_files("#load", {"name": "a.json", "mimeType": "", "buffer": b'{"case": {}}'})
-    page.wait_for_function("document.getElementById('status').textContent.includes('another case')")
+    page.locator("#status", has_text="another case").wait_for()
 
 
 def test_rows_and_texts_are_listed(opened: Any) -> None:

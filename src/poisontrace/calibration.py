@@ -7,7 +7,8 @@ are rows of the benchmarks, and ``fit`` is all that was done to them.
 import math
 from collections.abc import Sequence
 
-INTERCEPT, SLOPE = 0.0, 4.0
+# What ``fit`` gives on the committed rows; a test fits again.
+INTERCEPT, SLOPE = -0.330, 3.797
 RANGE = (0.1, 10.0)  # a margin beyond says no more
 
 

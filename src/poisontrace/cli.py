@@ -210,7 +210,7 @@ def trace(
         }
         errors = [finding.error for finding in result.findings if finding.verdict == result.verdict and finding.error]
         if errors:
-            rows["chance of error"] = f"{min(errors):.1%}, if poison was as likely as not beforehand"
+            rows["error"] = f"{min(errors):.1%} of such verdicts, if poison was as likely as not beforehand"
         if len(result.findings) > 1:
             for number, campaign in enumerate(result.campaigns, 1):
                 some = f"event{'' if len(campaign.events) == 1 else 's'} {', '.join(map(str, campaign.events))}"

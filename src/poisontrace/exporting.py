@@ -95,7 +95,7 @@ def export(case: str | Path, what: str, out: str | Path, *, data: Place = None) 
         if not is_folder:
             raise InvalidInputError(
                 f"'what' must be clean-index or poison-list where the data are no folder of images (got {what!r} for "
-                f"{source.name!r})."
+                f"{source.name!r}). Ask for one of these."
             )
         _check_out(written, SUFFIXES[what])
         files = _files(source, n)

@@ -88,8 +88,9 @@ RULES = ("default", "paper")
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
 NEEDED = 0.5  # of the rise that all of a responsible cluster brings, from the part that the event needs
-# An accusation with a smaller margin than this must exceed what the same search finds in so many other labels.
-DOUBTFUL, N_NATURAL = 2.0, 8
+# An accusation with a smaller margin than this must exceed what the same search finds in other labels: so many are
+# asked, so many must reach it, and this share of its apartness is as much.
+DOUBTFUL, N_NATURAL, N_REACHED, NEARLY = 2.0, 8, 2, 0.9
 TINY = 1e-9
 FAR = 2.0  # times the separation of two kinds: the features alone nearly say it
 WHISPER = 0.002  # nats that the event must rise by even so
@@ -331,6 +332,7 @@ def _follow(
     is_weak = False
     responsible: list[tuple[Indices, Losses]] = []
     margins: list[float] = []  # of the responsible
+    apartness: list[float] = []
     accused: list[int] = []  # their nodes
     others_margins = [0.0]  # of what was looked at and let go
     noisy: _Suspect | None = None
@@ -367,6 +369,7 @@ def _follow(
                 if decision == "responsible":
                     responsible.append((cluster, losses))
                     margins.append(margin)
+                    apartness.append(suspect.split.apartness if suspect.split else 0.0)
                     accused.append(node)
                 else:
                     others_margins.append(margin)
@@ -423,16 +426,17 @@ def _follow(
             tree.decide(node, "responsible", reason)
             responsible.append((suspect.cluster, losses))
             margins.append(suspect.apart(config))
+            apartness.append(suspect.split.apartness if suspect.split else 0.0)
             accused.append(node)
 
     if responsible and not noisy and min(margins) < DOUBTFUL:
         with clock.stage("clustering"):
-            natural = _natural_margin(features, event, kinds, config, enough=min(margins))
-        statistics["natural_margin"] = natural
-        margins.append(min(margins) / max(natural, TINY))
-        if min(margins) <= 1:
+            natural = _natural(features, event, kinds, config, min(margins), apartness[int(np.argmin(margins))])
+        statistics["natural"] = natural
+        margins.append(1 / max(natural, TINY))
+        if natural >= 1:
             for node in accused:
-                tree.decide(node, "pruned", "the same search finds as much in a label that the event was not given")
+                tree.decide(node, "pruned", "the same search finds as much in labels that the event was not given")
             is_weak, responsible = True, []
 
     poison = np.sort(np.concatenate([cluster for cluster, _ in responsible] or [np.array([], np.int64)]))
@@ -560,30 +564,34 @@ def _split(
     return replace(best, standing=best.standing * max(1.0, kinds.standing(cluster, best)))
 
 
-def _natural_margin(features: Features, event: int, kinds: Kinds, config: Config, *, enough: float) -> float:
-    """Return the largest margin that the same search, for the same event, finds in labels that the event was not given.
+def _natural(features: Features, event: int, kinds: Kinds, config: Config, margin: float, apartness: float) -> float:
+    """Return how nearly the same search, for the same event, finds as much in labels that the event was not given.
 
     What it finds there cannot be why the model erred, so an accusation must exceed it. Asked are the labels nearest in
-    size; too few say nothing: 0.
+    size; the second one counts, for one may be odd, and both by margin and by how far apart the kinds lie. Too few
+    labels say nothing: 0.
 
     Args:
         features: of the training set.
         event: row of the event.
         kinds: of each label.
         config: the thresholds.
-        enough: the search ends with the first label that reaches this.
+        margin: of the accusation.
+        apartness: of its clusters.
+
+    Returns:
+        at least 1 if other labels reach the accusation; the search ends there.
     """
     labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
     others = kinds.nearest(label)[:N_NATURAL]
-    largest = 0.0
+    reached = [0.0, 0.0]
     for other in others if len(others) >= MIN_OTHERS else []:
-        own = np.flatnonzero(labels == other)
-        largest = max(
-            largest, _split(features, event, own, kinds, config, is_whole_label=True).margin(config.separation)
-        )
-        if largest >= enough:
+        split = _split(features, event, np.flatnonzero(labels == other), kinds, config, is_whole_label=True)
+        near = split.apartness / max(NEARLY * apartness, TINY)
+        reached.append(min(split.margin(config.separation) / margin, near))
+        if sorted(reached)[-N_REACHED] >= 1:
             break
-    return largest
+    return sorted(reached)[-N_REACHED]
 
 
 class _Judge:
