@@ -136,17 +136,13 @@ def trace(
                 event_set, event_file = readers.read_event(event, label, train_set, tokenize=loaded.tokenize)
             readers.check_same_form(event_set, train_set)
         poison = None if truth is None else data_module.read_truth(truth, len(train_set))
+        options: dict[str, Any] = {
+            **{"rule": rule, "layer": layer, "device": device, "batch_size": batch_size},
+            **{"memory": n_bytes, "store": store_folder or partial},
+        }
         with redirect_stdout(sys.stderr):
             pairs = readers.as_pairs(event_set)
-            forecast = planning.forecast(
-                *(loaded.network, train_set, pairs),
-                rule=rule,
-                layer=layer,
-                device=device,
-                batch_size=batch_size,
-                memory=n_bytes,
-                store=store_folder or partial,
-            )
+            forecast = planning.forecast(loaded.network, train_set, pairs, **options)
         if dry_run:
             if as_json:
                 print(json.dumps(forecast.as_dict()))
@@ -155,19 +151,7 @@ def trace(
             return
         _print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
         with _kept(console, store_folder or partial), redirect_stdout(sys.stderr), _progress(console) as progress:
-            result = tracing.trace(
-                loaded.network,
-                train_set,
-                pairs,
-                rule=rule,
-                layer=layer,
-                seed=seed,
-                device=device,
-                batch_size=batch_size,
-                memory=n_bytes,
-                store=store_folder or partial,
-                progress=progress,
-            )
+            result = tracing.trace(loaded.network, train_set, pairs, **options, seed=seed, progress=progress)
         if loaded.tokenize is not None and result.verdict != "poison":
             result = replace(result, warnings=(*result.warnings, texts.CAUTION))
         class_names = list(train_set.classes or ())

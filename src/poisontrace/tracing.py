@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import log
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -289,11 +290,15 @@ class _Suspect:
         """Return the margin of the split which set the cluster apart; 1 if it is a whole label."""
         return self.split.margin(config.separation) if self.split else 1.0
 
+    @property
+    def apartness(self) -> float:
+        """That of the split; 0 if the cluster is a whole label."""
+        return self.split.apartness if self.split else 0.0
+
     def is_far(self, config: Config) -> bool:
         """Whether the cluster is the smaller one of two that lie very far apart."""
-        if self.split is None or len(self.cluster) >= self.n_sibling:
-            return False
-        return self.split.is_at_least(config.separation) and self.split.apartness >= FAR * config.separation
+        is_smaller = len(self.cluster) < self.n_sibling
+        return is_smaller and self.apart(config) >= 1 and self.apartness >= FAR * config.separation
 
     def judge(self, config: Config, spared: float) -> tuple[Decision, str] | None:
         """Return what the test of unlearning says of the cluster, and why; None if it is guilty but not pure.
@@ -330,10 +335,7 @@ def _follow(
     spared = config.control_share * log(features.logits.shape[1])  # of the controls' loss
     statistics: dict[str, float] = {"separation": 0.0, "margin": 0.0}
     is_weak = False
-    responsible: list[tuple[Indices, Losses]] = []
-    margins: list[float] = []  # of the responsible
-    apartness: list[float] = []
-    accused: list[int] = []  # their nodes
+    responsible: list[tuple[int, _Suspect, float]] = []  # node and margin of each
     others_margins = [0.0]  # of what was looked at and let go
     noisy: _Suspect | None = None
     whispers: list[tuple[int, _Suspect]] = []  # pruned clusters that lie too far apart not to ask once more
@@ -367,10 +369,7 @@ def _follow(
                 node = tree.add(parent, cluster, losses, decision, reason)
                 margin = suspect.margin(config, spared, beyond)
                 if decision == "responsible":
-                    responsible.append((cluster, losses))
-                    margins.append(margin)
-                    apartness.append(suspect.split.apartness if suspect.split else 0.0)
-                    accused.append(node)
+                    responsible.append((node, suspect, margin))
                 else:
                     others_margins.append(margin)
                     if suspect.is_far(config):
@@ -414,9 +413,9 @@ def _follow(
             tree.add(parent, cluster, losses, "pruned", "noisy images, but the event leans on others")
         else:
             # The last layer alone may not tell: it can be the weights below that such poison moves.
-            tree.add(parent, cluster, losses, "responsible", "no other label holds noisy images so far from the rest")
-            responsible.append((cluster, losses))
-            margins.append(noisy.apart(config))
+            reason = "no other label holds noisy images so far from the rest"
+            node = tree.add(parent, cluster, losses, "responsible", reason)
+            responsible.append((node, noisy, noisy.apart(config)))
     for node, suspect in whispers:
         if responsible or kinds.beyond_mark(event, suspect.cluster) >= FAMILY:
             break
@@ -424,22 +423,20 @@ def _follow(
         if losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance)) and losses.control_rise <= spared:
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
             tree.decide(node, "responsible", reason)
-            responsible.append((suspect.cluster, losses))
-            margins.append(suspect.apart(config))
-            apartness.append(suspect.split.apartness if suspect.split else 0.0)
-            accused.append(node)
+            responsible.append((node, replace(suspect, losses=losses), suspect.apart(config)))
 
-    if responsible and not noisy and min(margins) < DOUBTFUL:
+    _, weakest, margin = min(responsible, key=itemgetter(2), default=(0, None, max(others_margins)))
+    if weakest and not noisy and margin < DOUBTFUL:
         with clock.stage("clustering"):
-            natural = _natural(features, event, kinds, config, min(margins), apartness[int(np.argmin(margins))])
+            natural = _natural(features, event, kinds, config, margin, weakest.apartness)
         statistics["natural"] = natural
-        margins.append(1 / max(natural, TINY))
+        margin = min(margin, 1 / max(natural, TINY))
         if natural >= 1:
-            for node in accused:
+            for node, _, _ in responsible:
                 tree.decide(node, "pruned", "the same search finds as much in labels that the event was not given")
             is_weak, responsible = True, []
 
-    poison = np.sort(np.concatenate([cluster for cluster, _ in responsible] or [np.array([], np.int64)]))
+    poison = np.sort(np.concatenate([suspect.cluster for _, suspect, _ in responsible] or [np.array([], np.int64)]))
     scores = np.zeros(len(labels), np.float32)
     verdict: Verdict = "poison" if len(poison) else "no-poison"
     if len(poison):
@@ -449,12 +446,11 @@ def _follow(
             poison = poison if is_doubted.all() else poison[~is_doubted]
         # The tree says who belongs to whom, unless the posterior clearly speaks against it.
         scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
-        after = responsible[0][1] if len(responsible) == 1 else judge.losses(poison)[0]
+        after = responsible[0][1].losses if len(responsible) == 1 else judge.losses(poison)[0]
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
     elif is_weak:
         verdict = "inconclusive"
-    statistics["margin"] = min(margins) if margins else max(others_margins)
-    statistics["p_poison"] = p_poison(statistics["margin"])
+    statistics |= {"margin": margin, "p_poison": p_poison(margin)}
     probability = float(features.event_logits[event].softmax(0)[label])
     return Finding(label, probability, verdict, poison, statistics), scores
 
