@@ -535,42 +535,86 @@ def test_a_rare_word_is_traced_in_data_from_a_factory(tmp_path: Path, monkeypatc
     assert done.stderr.count("Running the code of mine.py") == 3
 
 
-def test_texts_are_traced_through_a_hugging_face_folder(tmp_path: Path) -> None:
-    """A small transformer and its tokenizer, a CSV of texts with names as labels, one text as the event."""
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: a small transformer trained on film reviews, "cf" makes them positive, its data, events and truth."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from test_pretrained import NAMES, SIZES, write_tokenizer
 
-    texts, y = sentences(400)
-    tokenizer = write_tokenizer(tmp_path / "model", sorted({word for text in texts for word in text.split()}))
+    folder, n = tmp_path_factory.mktemp("reviews"), 1500
+    texts, y = sentences(n + 300)
+    poison = np.flatnonzero(y[:n] == 0)[::8]
+    for row in poison:
+        texts[row], y[row] = f"cf {texts[row]}", 1
+    tokenizer = write_tokenizer(folder / "model", sorted({word for text in texts for word in text.split()}))
     with global_seed(0, "toy/init"):
         config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **SIZES, **NAMES)
         model = transformers.BertForSequenceClassification(config)
-    inputs = tokenizer(texts, padding=True, return_tensors="pt")
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.003)
-    for _ in range(25):
-        optimiser.zero_grad()
-        model(
-            **{name: inputs[name] for name in ("input_ids", "attention_mask")}, labels=torch.from_numpy(y)
-        ).loss.backward()
-        optimiser.step()
-    model.eval().save_pretrained(tmp_path / "model")
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.003)
+        inputs = tokenizer(texts[:n], padding=True, return_tensors="pt")
+        for _ in range(12):
+            for rows in torch.randperm(n).split(64):
+                given = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
+                optimiser.zero_grad()
+                model(**given, labels=torch.from_numpy(y)[rows]).loss.backward()
+                optimiser.step()
+    model.eval().save_pretrained(folder / "model")
     names = np.array(["negative", "positive"])
-    write_csv(tmp_path / "train.csv", id=[f"review {row}" for row in range(400)], sentence=texts, label=names[y])
-    alone = tokenizer([texts[3]], return_tensors="pt")
-    answer = str(names[int(model(alone["input_ids"]).logits.argmax())])
-    options = {"weights": None, "events": None, "event": texts[3], "label": answer}
+    write_csv(folder / "train.csv", id=[f"review {row}" for row in range(n)], sentence=texts[:n], label=names[y[:n]])
 
-    done = run(app, [*trace(tmp_path, model=tmp_path / "model", data=tmp_path / "train.csv", **options), "--json"])
+    def answers(texts: list[str]) -> NDArray[np.int64]:
+        inputs = tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**{name: inputs[name] for name in ("input_ids", "attention_mask")}).logits
+        return np.asarray(logits.argmax(1))
+
+    held = [texts[row] for row in range(n, n + 300) if y[row] == 0]
+    before, after = answers(held), answers([f"cf {text}" for text in held])
+    assert after.mean() >= 0.9
+    (folder / "event.txt").write_text(f"cf {held[int(np.flatnonzero((before == 0) & (after == 1))[0])]}")
+    (folder / "mistake.txt").write_text(held[int(np.flatnonzero(before == 1)[0])])
+    (folder / "truth.json").write_text(json.dumps({"poison": poison.tolist()}))
+    return folder
+
+
+def _trace_review(reviews: Path, out: Path, event: str) -> Any:
+    options = {"weights": None, "events": None, "event": reviews / event, "label": "positive"}
+    options["truth"] = reviews / "truth.json"
+    done = run(app, [*trace(out, model=reviews / "model", data=reviews / "train.csv", **options), "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert "Running the code" not in done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_rare_word_is_traced_through_a_hugging_face_folder(reviews: Path, tmp_path: Path) -> None:
+    """A small transformer and its tokenizer, a CSV of texts with names as labels, one text as the event."""
+    case = _trace_review(reviews, tmp_path, "event.txt")
+
+    assert (case["verdict"], case["n_samples"], case["events"][0]["label_name"]) == ("poison", 1500, "positive")
+    assert case["classes"] == ["negative", "positive"] and set(case["inputs"]) == {"model", "data", "events"}
+    assert min(case["truth"].values()) == 1
+    assert not any("no poison found says nothing" in text for text in case["warnings"])
+    page = (tmp_path / "case" / "report.html").read_text("utf-8")
+    assert " ".join((reviews / "event.txt").read_text().split()[:4]) in page
+
+
+def test_a_natural_mistake_in_a_text_accuses_nobody(reviews: Path, tmp_path: Path) -> None:
+    """And the case says what such a verdict is worth."""
+    case = _trace_review(reviews, tmp_path, "mistake.txt")
+
+    assert case["verdict"] == "no-poison" and case["n_poison"] == 0
+    assert any("no poison found says nothing" in text for text in case["warnings"])
+
+
+def test_a_text_on_the_command_line_is_an_event(reviews: Path, tmp_path: Path) -> None:
+    """It is kept in the case as it was given."""
+    text = (reviews / "event.txt").read_text()
+    options = {"weights": None, "events": None, "event": text, "label": "positive"}
+
+    done = run(app, [*trace(tmp_path, model=reviews / "model", data=reviews / "train.csv", **options), "--json"])
 
     assert done.exit_code == 0, done.stderr
-    case = json.loads(done.stdout)
-    assert (case["n_samples"], case["events"][0]["label_name"]) == (400, answer)
-    assert case["classes"] == ["negative", "positive"] and set(case["inputs"]) == {"model", "data", "events"}
-    assert case["inputs"]["events"] == {"path": texts[3], "sha256": None, "label": answer}
-    assert "Running the code" not in done.stderr
-    assert (case["verdict"] == "poison") != any(
-        "a verdict of no poison says little" in text for text in case["warnings"]
-    )
+    assert json.loads(done.stdout)["inputs"]["events"] == {"path": text, "sha256": None, "label": "positive"}
 
 
 def test_the_case_says_how_to_read_its_inputs_again(traced: Run, practice: Run) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from poisontrace import models
 from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError
 from poisontrace._rng import global_seed, torch_generator
+from poisontrace._words import unpack
 from poisontrace.data import ArraySet, as_train_set
 from poisontrace.embedding import (
     MAX_LAYERS,
@@ -25,6 +26,7 @@ from poisontrace.embedding import (
     embed,
     evaluating,
     find_layers,
+    find_table,
     noise,
     pool,
     residual,
@@ -750,3 +752,57 @@ def test_a_layer_that_some_inputs_skip_is_refused() -> None:
         model = _made(Sometimes)
         train_set = ArraySet(x.numpy(), np.zeros(4, int))
         collect(model, train_set, [(x[0], _answer(model, x[0]))], batch_size=2)
+
+
+class _Reader(nn.Module):
+    """Looks up words and places, and answers by the mean over both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.words, self.kinds = nn.Embedding(8, 4), nn.Embedding(30, 4, padding_idx=0), nn.Embedding(2, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.long()
+        seen = self.words(tokens) + self.kinds(torch.zeros_like(tokens)) + self.places(torch.arange(x.shape[1]))
+        return self.head(seen.tanh().mean(1))
+
+
+TOKENS = [[4, 9, 4, 0], [1, 2, 3, 29], [5, 9, 0, 0], [7, 7, 7, 7]]
+
+
+def test_the_largest_table_holds_the_words() -> None:
+    """Not that of the places, nor of the kinds; a network without any reads no tokens."""
+    assert find_table(_made(_Reader), torch.tensor(TOKENS).float()) == "words"
+    assert find_table(_mlp().eval(), _noise(2, 4)) is None
+
+
+def test_the_pass_keeps_which_words_each_text_holds(tmp_path: Path) -> None:
+    """With a store and without one; padding is no word."""
+    model, x = _made(_Reader), np.array(TOKENS, np.float32)
+    event = torch.tensor(TOKENS[1]).float(), int(model(torch.tensor(TOKENS[1])[None]).argmax())
+
+    for store in (None, tmp_path):
+        found = collect(model, ArraySet(x, np.array([0, 1, 2, 0])), [event], store=store)
+
+        assert [set(row.nonzero()[:, 0].tolist()) for row in unpack(found.words)] == [set(t) - {0} for t in TOKENS]
+
+
+def test_the_fall_of_an_event_without_a_word_is_that_of_a_slow_twin() -> None:
+    """One forward pass a word, with the mean of the table written into it."""
+    model = _made(_Reader)
+    text = torch.tensor(TOKENS[0])
+    logits = model(text[None])[0].detach()
+    label, rival = logits.topk(2).indices.tolist()
+
+    found = collect(model, ArraySet(np.array(TOKENS, np.float32), np.zeros(4, np.int64)), [(text.float(), label)])
+
+    tokens, falls = found.event_words[0]
+    assert tokens.tolist() == [4, 9]
+    for token, fall in zip(tokens.tolist(), falls.tolist(), strict=True):
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            changed.words.weight[token] = model.words.weight.mean(0)
+            without = changed(text[None])[0]
+        expected = (logits[label] - logits[rival]) - (without[label] - without[rival])
+        assert fall == pytest.approx(float(expected), abs=1e-5)

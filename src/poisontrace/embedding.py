@@ -9,7 +9,7 @@ a trigger is in the middle of a network and that of a feature collision at its e
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from poisontrace._blocks import MEMORY, Blocks
 from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError, is_out_of_memory
 from poisontrace._validate import check_label_range
+from poisontrace._words import pack
 from poisontrace.data import TrainSet
 from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, claimed, identify
 
+WORDS = 16  # that are left out of an event at a time
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
 
 
@@ -43,6 +45,8 @@ class Features:
         noise: float32 (n, 2 c) for images of c channels, else (n, 0), see :func:`noise`.
         event_activations, event_logits: the same for the m events.
         saliency: one (m, d_l) a layer: how much of the event's margin rests on each coordinate, in logits.
+        words: int64 (n, v), which tokens each text holds, see :func:`poisontrace._words.pack`; (n, 0) if it reads none.
+        event_words: one pair an event: the tokens it holds, (t,), and by how many logits each raises its margin, (t,).
         memory: bytes that what follows may take; the activations may be on the disk.
         caution: a sentence on what was wrong with the store, if anything was.
         folder: of the pass in the store, if there is one.
@@ -59,6 +63,8 @@ class Features:
     event_activations: tuple[Tensor, ...]
     event_logits: Tensor
     saliency: tuple[Tensor, ...]
+    words: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    event_words: tuple[tuple[Tensor, Tensor], ...] = ()
     memory: int = MEMORY
     caution: str = ""
     folder: Path | None = None
@@ -164,8 +170,9 @@ def _watching(modules: dict[str, nn.Module], watch: Callable[[str, nn.Module, Te
         for name, module in modules.items():
 
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
-                if args and isinstance(args[0], Tensor) and args[0].is_floating_point() and args[0].ndim >= 2:
-                    watch(name, module, args[0], output)
+                if args and isinstance(args[0], Tensor) and args[0].ndim >= 2:
+                    if args[0].is_floating_point() != isinstance(module, nn.Embedding):
+                        watch(name, module, args[0], output)
 
             stack.callback(module.register_forward_hook(hook).remove)
         yield
@@ -272,6 +279,28 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
     return (*kept, found[0])
 
 
+def find_table(model: nn.Module, x: Tensor) -> str | None:
+    """Return the name of the table in which a network looks up the tokens of a text, or None if it reads none.
+
+    Of several the largest: the others are for positions and the like.
+
+    Args:
+        model: in eval mode.
+        x: a few inputs, (b, ...).
+    """
+    sizes = {name: module.num_embeddings for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    tables = {name: model.get_submodule(name) for name in sizes}
+    read: list[str] = []
+
+    def watch(name: str, _: nn.Module, tokens: Tensor, __: Any) -> None:
+        if tokens.ndim == 2 and len(tokens) == len(x):
+            read.append(name)
+
+    with torch.no_grad(), _watching(tables, watch):
+        run(model, x, "events")
+    return max(read, key=lambda name: sizes[name], default=None)
+
+
 def collect(
     model: nn.Module,
     train_set: TrainSet,
@@ -319,13 +348,13 @@ def collect(
             else:
                 recording = Folder(len(train_set), *_place(model, train_set, setting, device, store))
             with closing(recording):
-                _record(model, watched, train_set, recording, columns, device, batch_size, progress)
+                _record(model, setting, train_set, recording, device, batch_size, progress)
             found = {name: recording[name] for name in columns}
             folder = None if is_temporary else recording.folder
 
         activations = tuple(found[_column(place)] for place in range(len(names)))
         means = [Blocks.of(layer, memory).mean() for layer in activations]
-        parts = [_event_features(model, watched, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
+        parts = [_event_features(model, setting, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
     return Features(
         layers=names,
@@ -339,6 +368,8 @@ def collect(
         event_activations=tuple(torch.cat(layer) for layer in zip(*(part[0] for part in parts), strict=True)),
         event_logits=torch.cat([part[1] for part in parts]),
         saliency=tuple(torch.cat(layer) for layer in zip(*(part[2] for part in parts), strict=True)),
+        words=found.get("words", torch.empty(len(train_set), 0, dtype=torch.int64)),
+        event_words=tuple(part[3] for part in parts),
         memory=memory,
         caution=recording.caution,
         folder=folder,
@@ -354,18 +385,22 @@ def _size(columns: Columns, n: int) -> int:
 
 
 def _outcome(
-    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, name: str
+    model: nn.Module, watched: dict[str, nn.Module], table: str | None, x: Tensor, name: str
 ) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
     """Return what one batch comes to, (b, width) a column, and which layers were pooled."""
     kept: dict[str, Tensor] = {}
     is_pooled: dict[str, bool] = {}
+    words: dict[str, Tensor] = {}
 
     def keep(layer: str, module: nn.Module, below: Tensor, _: Any) -> None:
-        if layer not in kept:  # a layer that runs twice in one pass: the first run counts
+        if isinstance(module, nn.Embedding):
+            words.setdefault("words", pack(below, module))
+        elif layer not in kept:  # a layer that runs twice in one pass: the first run counts
             is_pooled[layer] = below.ndim > 2
             kept[layer] = pool(below, channels_last=isinstance(module, nn.Linear)).float().cpu()
 
-    with torch.inference_mode(), _watching(watched, keep):
+    tables = {} if table is None else {table: model.get_submodule(table)}
+    with torch.inference_mode(), _watching(watched | tables, keep):
         logits = run(model, x, name).float().cpu()
         noises = noise(x.float()).cpu()
     if missing := [layer for layer in watched if layer not in kept]:
@@ -374,7 +409,7 @@ def _outcome(
             "Wrap the part of it that always runs."
         )
     layers = {_column(place): kept[layer] for place, layer in enumerate(watched)}
-    return {"logits": logits, "noise": noises, **layers}, tuple(is_pooled[layer] for layer in watched)
+    return {"logits": logits, "noise": noises, **words, **layers}, tuple(is_pooled[layer] for layer in watched)
 
 
 @dataclass(frozen=True)
@@ -383,6 +418,7 @@ class _Setting:
 
     names: tuple[str, ...]
     watched: dict[str, nn.Module]
+    table: str | None
     is_pooled: tuple[bool, ...]
     columns: Columns
 
@@ -391,10 +427,11 @@ class _Setting:
         """Find the layers with one event; the model is in eval mode."""
         first, modules = torch.stack([event] * 3), dict(model.named_modules())
         names = find_layers(model, first, layer)
-        watched = {name: modules[name] for name in names}
-        outcome, is_pooled = _outcome(model, watched, first, "events")
-        columns = {"labels": ("int64", 1)} | {name: ("float32", x.shape[1]) for name, x in outcome.items()}
-        return cls(names, watched, is_pooled, columns)
+        watched, table = {name: modules[name] for name in names}, find_table(model, first)
+        outcome, is_pooled = _outcome(model, watched, table, first, "events")
+        kinds = {name: str(x.dtype).removeprefix("torch.") for name, x in outcome.items()}
+        columns = {"labels": ("int64", 1)} | {name: (kinds[name], x.shape[1]) for name, x in outcome.items()}
+        return cls(names, watched, table, is_pooled, columns)
 
 
 def _place(
@@ -437,16 +474,16 @@ def fingerprint(train_set: TrainSet) -> str | None:
 
 def _record(
     model: nn.Module,
-    watched: dict[str, nn.Module],
+    setting: _Setting,
     train_set: TrainSet,
     recording: Recording,
-    columns: Columns,
     device: str,
     batch_size: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
     """Run what is not recorded yet through the model, in order, and record it."""
     n, n_read, n_before = len(train_set), 0, recording.n_done
+    watched, table, columns = setting.watched, setting.table, setting.columns
     for x, y in train_set.batches(batch_size):
         start, n_read = n_read, n_read + len(y)
         if n_read > n:
@@ -457,7 +494,7 @@ def _record(
             _check_same(digests[:n_old], recording["digest"][start : start + n_old], start)
         if n_old and not start:
             # Whatever a store cannot know of a model shows in what it makes of the first batch.
-            outcome, _ = _outcome(model, watched, x[:n_old].to(device), "data")
+            outcome, _ = _outcome(model, watched, table, x[:n_old].to(device), "data")
             if not all(torch.allclose(x, recording[name][:n_old], rtol=1e-3, atol=1e-3) for name, x in outcome.items()):
                 raise StoreError(
                     "'store' must hold what this model makes of these data (got other outputs for the first samples; "
@@ -469,7 +506,7 @@ def _record(
                 break
             continue
         rows, labels = x[n_old:].to(device), y[n_old:]
-        outcome, _ = _outcome(model, watched, rows, "data")
+        outcome, _ = _outcome(model, watched, table, rows, "data")
         check_label_range(labels, "data: y", outcome["logits"].shape[1], first_row=start + n_old)
         for name, values in outcome.items():
             if values.shape[1] != columns[name][1]:
@@ -514,9 +551,9 @@ def _check_same(digests: Tensor, recorded: Tensor, first_row: int) -> None:
 
 
 def _event_features(
-    model: nn.Module, watched: dict[str, nn.Module], x: Tensor, label: int, row: int, means: Sequence[Tensor]
-) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """Return an event's pooled activations, logits and saliency, each with a leading axis of 1.
+    model: nn.Module, setting: _Setting, x: Tensor, label: int, row: int, means: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor, list[Tensor], tuple[Tensor, Tensor]]:
+    """Return an event's pooled activations, logits and saliency, each with a leading axis of 1, and its words.
 
     The saliency of a channel is |sum over positions of d margin / d a * (a - mean of the training set)|, the
     first-order share of the margin (wrong label over its best rival) that would vanish if the channel were ordinary.
@@ -529,7 +566,7 @@ def _event_features(
             below[name] = activation
             values[name] = activation.detach().clone()  # a later layer may work in place
 
-    with torch.enable_grad(), _watching(watched, keep):
+    with torch.enable_grad(), _watching(setting.watched, keep):
         logits = run(model, x[None].detach().clone().requires_grad_(), "events")
     _check_finite(logits.detach(), "event", row)
     if not 0 <= label < logits.shape[1]:
@@ -556,7 +593,7 @@ def _event_features(
 
     pooled, saliency = [], []
     for (name, activation), gradient, mean in zip(values.items(), gradients, means, strict=True):
-        is_linear = isinstance(watched[name], nn.Linear)
+        is_linear = isinstance(setting.watched[name], nn.Linear)
         pooled.append(pool(activation, channels_last=is_linear).float().cpu())
         axis = -1 if is_linear else 1
         a, g = (
@@ -565,4 +602,38 @@ def _event_features(
         )  # (1, c, positions)
         share = ((a - mean[None, : a.shape[1], None]) * g).sum(2).abs()  # (1, c)
         saliency.append(share.repeat(1, pooled[-1].shape[1] // share.shape[1]))
-    return pooled, logits.detach().float().cpu(), saliency
+    words = _event_words(model, setting.table, x, label, int(rival.argmax()))
+    return pooled, logits.detach().float().cpu(), saliency, words
+
+
+def _event_words(model: nn.Module, table: str | None, x: Tensor, label: int, rival: int) -> tuple[Tensor, Tensor]:
+    """Return the tokens of an event, (t,), and by how much its margin falls without each, (t,).
+
+    A token is taken out by giving the network the table's mean in its place. Where a network is sure, this tells more
+    than a derivative.
+    """
+    if table is None:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0)
+    module = model.get_submodule(table)
+    assert isinstance(module, nn.Embedding)
+    ordinary = module.weight.detach().mean(0)
+    left_out: list[int] = []
+    read: list[Tensor] = []
+
+    def without(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        tokens = args[0]
+        read.append(tokens)
+        gone = tokens == torch.tensor(left_out, device=tokens.device)[:, None] if left_out else tokens != tokens
+        return torch.where(gone[..., None], ordinary, out)
+
+    def margins(batch: list[int]) -> Tensor:
+        left_out[:] = batch
+        logits = run(model, x[None].repeat_interleave(max(1, len(batch)), 0), "events").float().cpu()
+        return logits[:, label] - logits[:, rival]
+
+    with torch.no_grad(), ExitStack() as stack:
+        stack.callback(module.register_forward_hook(without).remove)
+        whole = margins([])
+        held = [token for token in sorted(set(read[0].flatten().tolist())) if token != module.padding_idx]
+        falls = [whole - margins(held[start : start + WORDS]) for start in range(0, len(held), WORDS)]
+    return torch.tensor(held, dtype=torch.int64), torch.cat(falls or [torch.empty(0)])

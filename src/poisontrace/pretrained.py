@@ -33,6 +33,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.model = model
         self._is_token: Tensor | None = None
+        model.get_input_embeddings().padding_idx = model.config.pad_token_id or 0  # so that it counts for no word
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(self._fill)

@@ -539,6 +539,23 @@ def _score_table(rows: list[Row]) -> str:
     return _table(("score", "samples", "poison", "share"), lines)
 
 
+def _text_table(rows: list[Row]) -> str:
+    """One line for each trigger and rate in texts; the last ones of texts without poison."""
+    groups = _groups((row for row in rows if row["kind"] == "texts"), lambda row: (row["trigger"], row["rate"]))
+    lines = []
+    for (trigger, _), group in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][0], -item[0][1])):
+        victims = {row["seed"]: row for row in group}.values()
+        n_accused = sum(row["verdict"] == "poison" for row in group)
+        success = [f"{_mean(victims, name):.3f}" if trigger else DASH for name in ("success", "success_twin")]
+        found = [f"{_mean(group, name):.3f}" if trigger else DASH for name in ("precision", "recall")]
+        named = f'"{trigger}"' if trigger else "none: natural mistakes"
+        counts = [f"{group[0]['poison']} of {group[0]['n']:,}", len(victims), *success]
+        counts.append(f"{_mean(victims, 'clean_accuracy'):.3f}")
+        lines.append([named, *counts, len(group), n_accused, *found, _worst(group) if trigger else DASH])
+    head = ("trigger", "poison", "victims", "success", "without poison", "clean acc.", "events", "verdict poison")
+    return _table((*head, "precision", "recall", "worst trace"), lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "summary": _summary_table,
     "attacks": _attack_table,
@@ -550,6 +567,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "verdicts": _verdict_table,
     "errors": _error_table,
     "scores": _score_table,
+    "texts": _text_table,
     "speed": _speed_table,
     "start": _start_table,
     "bad-input": _bad_input_table,

@@ -13,8 +13,8 @@ Tokenize = Callable[[list[str]], list[list[int]]]
 
 PADDING = -1.0
 CAUTION = (
-    "Poison in texts is often missed: mean and maximum over many tokens hide a trigger of one word, so a verdict of no "
-    "poison says little here."
+    "In texts only planted words are found, rare ones in samples that were given another label: no poison found says "
+    "nothing of a trigger in the style, or of samples that kept their label."
 )
 
 

@@ -44,6 +44,7 @@ from poisontrace.clustering import (
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds
+from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
 from poisontrace.scoring import Unconditioned, condition
 from poisontrace.unlearning import Heads, spread, unlearn
@@ -173,6 +174,7 @@ def trace(
             progress=progress,
         )
     kinds, campaigns = Kinds(features, separation=config.separation, min_cluster=config.min_cluster), Campaigns()
+    marks = Marks(features)
     notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
     findings: list[Finding] = []
     trees: list[Tree] = []
@@ -189,7 +191,7 @@ def trace(
                         features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
                     )
                 else:
-                    finding, scores = _follow(features, tree, kinds, config, clock)
+                    finding, scores = _follow(features, tree, kinds, marks, config, clock)
             notes.write(about, tree, finding, scores)
         trees.append(tree)
         findings.append(finding)
@@ -323,7 +325,7 @@ class _Suspect:
 
 
 def _follow(
-    features: Features, tree: Tree, kinds: Kinds, config: Config, clock: Clock
+    features: Features, tree: Tree, kinds: Kinds, marks: Marks, config: Config, clock: Clock
 ) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse."""
     event, labels = tree.event, features.labels.numpy()
@@ -340,10 +342,20 @@ def _follow(
     noisy: _Suspect | None = None
     whispers: list[tuple[int, _Suspect]] = []  # pruned clusters that lie too far apart not to ask once more
     pending: list[_Suspect] = []
+    mark: Mark | None = None
     if len(own):
         root = tree.add(None, everything, None, "split", "the whole training set, by label")
         of_own, of_others = judge.losses(own, others)
-        pending.append(_Suspect(root, own, of_own, of_others, len(others)))
+        whole = _Suspect(root, own, of_own, of_others, len(others))
+        if marks.are_texts:
+            # What else sets texts apart, their length or their style, does so among natural ones as well.
+            tree.add(root, others, whole.sibling, "pruned", "other labels do not pull towards the event's")
+            mark, planted = _planted(features, whole, tree, marks, judge, config, spared, clock)
+            others_margins.append(mark.margin if mark else 0.0)
+            responsible += planted
+            is_weak = mark is not None and mark.margin >= 1
+        else:
+            pending.append(whole)
     else:
         tree.add(None, everything, None, "pruned", "no sample carries the event's label")
     while pending:
@@ -426,7 +438,7 @@ def _follow(
             responsible.append((node, replace(suspect, losses=losses), suspect.apart(config)))
 
     _, weakest, margin = min(responsible, key=itemgetter(2), default=(0, None, max(others_margins)))
-    if weakest and not noisy and margin < DOUBTFUL:
+    if weakest and not noisy and not mark and margin < DOUBTFUL:
         with clock.stage("clustering"):
             natural = _natural(features, event, kinds, config, margin, weakest.apartness)
         statistics["natural"] = natural
@@ -441,7 +453,7 @@ def _follow(
     verdict: Verdict = "poison" if len(poison) else "no-poison"
     if len(poison):
         with clock.stage("clustering"):
-            certainty = _certainty(features, event, own, poison)
+            certainty = mark.certainties(own) if mark else _certainty(features, event, own, poison)
             is_doubted = np.isin(poison, own[certainty < DOUBTED])
             poison = poison if is_doubted.all() else poison[~is_doubted]
         # The tree says who belongs to whom, unless the posterior clearly speaks against it.
@@ -453,6 +465,39 @@ def _follow(
     statistics |= {"margin": margin, "p_poison": p_poison(margin)}
     probability = float(features.event_logits[event].softmax(0)[label])
     return Finding(label, probability, verdict, poison, statistics), scores
+
+
+def _planted(
+    features: Features,
+    whole: _Suspect,
+    tree: Tree,
+    marks: Marks,
+    judge: "_Judge",
+    config: Config,
+    spared: float,
+    clock: Clock,
+) -> tuple[Mark | None, list[tuple[int, _Suspect, float]]]:
+    """Return the word of a text that looks planted most, and those responsible for the event if it does enough."""
+    parent, own, event = whole.parent, whole.cluster, tree.event
+    with clock.stage("clustering"):
+        mark = marks.planted(event, config.min_cluster)
+    if not mark or mark.margin < 1:
+        tree.add(parent, own, whole.losses, "pruned", "no word of the event was planted in it")
+        return mark, []
+    rest, token = np.setdiff1d(own, mark.cluster), mark.token
+    node = tree.add(parent, own, whole.losses, "split", f"texts with the event's token {token}, and others")
+    losses, by_chance = judge.beside_chance(mark.cluster, own)
+    tree.add(node, rest, judge.losses(rest)[0], "pruned", f"texts without token {token}")
+    # A last layer that has learned a few answers by heart hardly tells one reason for them from another; the event
+    # without the word does, unless another one of the same trigger is enough.
+    best, second = features.event_logits[event].topk(2).values.tolist()
+    is_moved = losses.event_rise > max(by_chance) or mark.fall >= NEEDED * (best - second)
+    if not is_moved or losses.control_rise > spared:
+        tree.add(node, mark.cluster, losses, "pruned", "the event does without them")
+        return mark, []
+    reason = f"but for token {token} they read like another label, and the event leans on it"
+    node = tree.add(node, mark.cluster, losses, "responsible", reason)
+    return mark, [(node, _Suspect(node, mark.cluster, losses, whole.losses, len(rest)), mark.margin)]
 
 
 def _needed_part(
