@@ -19,8 +19,8 @@ demo: setup  ## poison a small model, trace the attack, write the report
 	    --data demo/incident/train.npz --events demo/incident/events.npz --truth demo/incident/truth.json --out demo/case
 
 # Tiny tensors: more threads would only wait for each other.
-test: setup  ## the fast, offline tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: setup  ## the fast, offline tests, a file at a time on each of two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup  ## minutes of work on real data
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -432,6 +432,29 @@ def test_a_folder_of_images_is_traced_as_arrays_are(
     assert json.loads(mended.stdout)["accuracy_on"] == "360 held-out samples"
 
 
+@pytest.mark.slow
+def test_a_folder_of_photographs_and_weights_are_a_report_in_one_command(tmp_path: Path) -> None:
+    """CIFAR-10 as PNGs, a ResNet that was trained on them, one photo with a trigger: all poison and nothing else."""
+    if datasets._find("cifar10.npz") is None:
+        pytest.skip("cifar10.npz is not on disk; POISONTRACE_DATA names its folder")
+    incident = incidents.make(incidents.Plan(attack="badnets", dataset="cifar10", rate=0.05, n_train=6000, n_events=1))
+    incidents.save(incident, tmp_path / "incident")
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    write_folder(tmp_path / "train", incident.x, incident.y, names)
+    Image.fromarray(incident.event_x[0]).save(tmp_path / "photo.png")
+    options = {"events": None, "event": tmp_path / "photo.png", "label": names[incident.event_y[0]]}
+    options["classes"] = ",".join(names)
+
+    done = run(app, trace(tmp_path / "incident", data=tmp_path / "train", out=tmp_path / "case", **options))
+
+    assert done.exit_code == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "case" / "poison.csv").read_text().splitlines()))
+    found = {int(row["id"].rpartition("/")[2].removesuffix(".png")) for row in rows}
+    truth = set(np.flatnonzero(incident.is_poison).tolist())
+    assert len(found & truth) >= max(0.98 * len(found), 0.96 * len(truth))
+    assert (tmp_path / "case" / "report.html").stat().st_size > 100_000
+
+
 def test_rows_of_malware_are_traced(tmp_path: Path) -> None:
     """From a CSV with a header, labels by name, an id a row, and one row as the event."""
     if datasets._find("clamp_pe.npz") is None:

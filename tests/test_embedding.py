@@ -14,7 +14,7 @@ from tasks import Pairs
 from torch import Tensor, nn
 
 from poisontrace import models
-from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError
+from poisontrace._errors import InvalidInputError, OutOfMemoryError, StoreError, UnsupportedModelError
 from poisontrace._rng import global_seed, torch_generator
 from poisontrace._words import unpack
 from poisontrace.data import ArraySet, as_train_set
@@ -806,3 +806,39 @@ def test_the_fall_of_an_event_without_a_word_is_that_of_a_slow_twin() -> None:
             without = changed(text[None])[0]
         expected = (logits[label] - logits[rival]) - (without[label] - without[rival])
         assert fall == pytest.approx(float(expected), abs=1e-5)
+
+
+class _Greedy(nn.Module):
+    """Cannot hold a batch with a large number in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 100:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.head(x)
+
+
+def test_memory_that_runs_out_names_the_samples() -> None:
+    """Those of the batch where the network is what takes it, and the sample where the data set is."""
+    model, x = _made(_Greedy), np.zeros((10, 4), np.float32)
+    event = torch.zeros(4), int(model(torch.zeros(1, 4)).argmax())
+    x[5] = 1000
+
+    class Hungry:
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+            if row == 7:
+                raise MemoryError
+            return np.zeros(4, np.float32), 0
+
+    with pytest.raises(
+        OutOfMemoryError, match=r"^Out of memory at samples 4 to 7 of the training set\. Pass a smaller"
+    ):
+        collect(model, ArraySet(x, np.zeros(10, np.int64)), [event], batch_size=4)
+    with pytest.raises(OutOfMemoryError, match=r"^Out of memory at sample 7 of the training set\. Pass a smaller"):
+        collect(model, as_train_set(Hungry()), [event], batch_size=4)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from poisontrace._errors import (
     InvalidInputError,
+    OutOfMemoryError,
     PoisontraceError,
     PoisontraceWarning,
     StoreError,
@@ -29,6 +30,7 @@ __all__ = [
     "Finding",
     "InvalidInputError",
     "Losses",
+    "OutOfMemoryError",
     "PoisontraceError",
     "PoisontraceWarning",
     "Repair",

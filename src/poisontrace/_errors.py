@@ -4,6 +4,7 @@ PoisontraceError
 ├── InvalidInputError (ValueError)        an argument or a file breaks a stated rule
 ├── UnsupportedModelError (TypeError)     the model has no last linear layer we can use
 ├── UnlearningDivergedError (RuntimeError)  a last layer could not be fitted
+├── OutOfMemoryError (MemoryError)        memory ran out, and at which samples
 └── StoreError (OSError)                  a case or incident folder cannot be read or written
 PoisontraceWarning (UserWarning)          a result exists but may mislead
 """
@@ -27,6 +28,16 @@ class UnlearningDivergedError(PoisontraceError, RuntimeError):
 
 class StoreError(PoisontraceError, OSError):
     """A case folder or an incident folder cannot be read or written."""
+
+
+class OutOfMemoryError(PoisontraceError, MemoryError):
+    """Memory ran out; the message says at which samples."""
+
+    def __init__(self, where: str) -> None:
+        """Say where."""
+        super().__init__(
+            f"Out of memory at {where}. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
+        )
 
 
 class PoisontraceWarning(UserWarning):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from poisontrace._errors import InvalidInputError, is_out_of_memory
+from poisontrace._errors import InvalidInputError, OutOfMemoryError, is_out_of_memory
 from poisontrace._validate import check_file, check_inputs, check_labels, read_npz
 
 
@@ -169,7 +169,7 @@ class IndexedSet:
             return torch.as_tensor(x, dtype=torch.float32).detach().cpu(), operator.index(y)
         except Exception as error:  # code from outside may raise anything
             if is_out_of_memory(error):
-                raise MemoryError(str(error)) from error
+                raise OutOfMemoryError(f"sample {index:,} of the training set") from error
             raise InvalidInputError(
                 f"'train_set' must yield pairs (x, y) of an array and an integer label (got {error} at index {index})."
             ) from error

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from poisontrace._blocks import MEMORY, Blocks
-from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError, is_out_of_memory
+from poisontrace._errors import (
+    InvalidInputError,
+    OutOfMemoryError,
+    PoisontraceError,
+    StoreError,
+    UnsupportedModelError,
+    is_out_of_memory,
+)
 from poisontrace._validate import check_label_range
 from poisontrace._words import pack
 from poisontrace.data import TrainSet
@@ -348,7 +355,13 @@ def collect(
             else:
                 recording = Folder(len(train_set), *_place(model, train_set, setting, device, store))
             with closing(recording):
-                _record(model, setting, train_set, recording, device, batch_size, progress)
+                try:
+                    _record(model, setting, train_set, recording, device, batch_size, progress)
+                except Exception as error:
+                    if isinstance(error, PoisontraceError) or not is_out_of_memory(error):
+                        raise
+                    first, last = recording.n_done, min(recording.n_done + batch_size, len(train_set)) - 1
+                    raise OutOfMemoryError(f"samples {first:,} to {last:,} of the training set") from error
             found = {name: recording[name] for name in columns}
             folder = None if is_temporary else recording.folder
 
