@@ -4,7 +4,8 @@ PoisontraceError
 ├── InvalidInputError (ValueError)        an argument or a file breaks a stated rule
 ├── UnsupportedModelError (TypeError)     the model has no last linear layer we can use
 ├── UnlearningDivergedError (RuntimeError)  a last layer could not be fitted
-└── StoreError (OSError)                  a case or incident folder cannot be read or written
+├── StoreError (OSError)                  a case or incident folder cannot be read or written
+└── RankError (RuntimeError)              another process of a run that several share ended too early
 PoisontraceWarning (UserWarning)          a result exists but may mislead
 """
 
@@ -27,6 +28,10 @@ class UnlearningDivergedError(PoisontraceError, RuntimeError):
 
 class StoreError(PoisontraceError, OSError):
     """A case folder or an incident folder cannot be read or written."""
+
+
+class RankError(PoisontraceError, RuntimeError):
+    """Another process of a run that several share ended before its work was done."""
 
 
 class PoisontraceWarning(UserWarning):
