@@ -22,6 +22,7 @@ ERRORS = [
         ("UnsupportedModelError", TypeError),
         ("UnlearningDivergedError", RuntimeError),
         ("StoreError", OSError),
+        ("RankError", RuntimeError),
     ],
 )
 def test_each_error_is_also_the_builtin_a_caller_would_catch(name: str, builtin: type[Exception]) -> None:

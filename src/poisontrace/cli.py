@@ -38,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+PAGES_WITH_TABLES = ("docs/robustness.md", "docs/scaling.md")
 NO_MEMORY = "Out of memory. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -476,9 +477,7 @@ def bench(
     results: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks/results"),
     readme: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Page with marks where tables go; default benchmarks/README.md, README.md, docs/robustness.md."
-        ),
+        typer.Option(help="Page with marks where tables go; default: README.md, benchmarks/README.md, pages of docs."),
     ] = None,
 ) -> None:
     """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
@@ -488,7 +487,7 @@ def bench(
         if (grid is None) != tables_only:
             got = "neither" if grid is None else "both"
             raise InvalidInputError(f"'grid' must be given, or else '--tables-only' (got {got}). Pass one of them.")
-        pages = readme or [Path("benchmarks/README.md"), Path("README.md"), Path("docs/robustness.md")]
+        pages = readme or [Path("benchmarks/README.md"), Path("README.md"), *map(Path, PAGES_WITH_TABLES)]
         if grid is not None:
             from poisontrace import bench as bench_module
 

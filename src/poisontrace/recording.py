@@ -194,7 +194,7 @@ class Folder(Recording):
             if start > self.n_done or start >= self.rows.stop:
                 break
             if self._signature(start, stop) != json.loads(line)["sha256"]:
-                self._spoilt_at = self.n_done
+                self._doubt(self.n_done)
                 break
             self.n_done = min(stop, self.rows.stop)
             if start in self.rows:
@@ -322,11 +322,15 @@ class Folder(Recording):
     def finish(self) -> None:
         """Go on when the rows of all ranks are there and signed."""
         self._sign_rest()
-        spoilt_at = self._ranks.least(self._spoilt_at)
-        if spoilt_at < self.n:
+        self._doubt(self._ranks.least(self._spoilt_at))
+
+    def _doubt(self, row: int) -> None:
+        """Say of a row and what follows it that it was not what was written; nothing if there is no such row."""
+        self._spoilt_at = row
+        if row < self.n:
             self.caution = (
-                f"What the store held of samples {spoilt_at} and following was not what was written, and was worked "
-                "out again."
+                f"What the store held of samples {row} and following was not what was written, and was worked out "
+                "again."
             )
 
     def close(self) -> None:

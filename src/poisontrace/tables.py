@@ -4,6 +4,7 @@ A results file holds one JSON row a line. Every number of a table comes from the
 """
 
 import json
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -458,6 +459,62 @@ def _start_table(rows: list[Row]) -> str:
     return _table(("make setup, s", "make demo, s", "precision", "recall", "make test, s", "its last line"), lines)
 
 
+def _ranks_table(rows: list[Row]) -> str:
+    """One line for each measured number of ranks: medians of the pass, and of the ratio of neighbouring runs."""
+    lines = [
+        [
+            f"{row['model']}, {row['n_samples']:,}",
+            row["n_ranks"],
+            *(f"{statistics.median(row[name]):.1f}" for name in ("seconds_alone", "seconds_shared")),
+            f"{row['ratio']:.2f}",
+            *(f"{statistics.median(row[name]):.1f}" for name in ("cpu_seconds_alone", "cpu_seconds_shared")),
+            f"{row['cpu_ratio']:.2f}",
+            f"{row['load_after']:.1f} on {row['n_cpus']} CPUs",
+        ]
+        for row in rows
+        if row["kind"] == "ranks"
+    ]
+    head = (
+        *("victim, samples", "ranks", "one alone, s", "shared, s", "ratio"),
+        *("processor, alone, s", "its busiest rank, s", "ratio", "load"),
+    )
+    return _table(head, lines)
+
+
+def _scaling_table(rows: list[Row]) -> str:
+    """One line for each number of samples, and the exponents that fit them."""
+    measured = sorted((row for row in rows if row["kind"] == "scaling"), key=lambda row: row["n"])
+    lines: list[list[Any]] = [
+        [
+            f"{row['n']:,}",
+            f"{row['n_poison']:,}",
+            row["verdict"],
+            f"{row['precision']:.3f} / {row['recall']:.3f}",
+            *(f"{row[name]:.1f}" for name in ("seconds", "cpu_seconds")),
+            *(f"{row['stages'][name]:.1f}" for name in ("clustering", "unlearning")),
+            f"{row['own_bytes'] / 1e6:,.0f}",
+            f"{row['peak_bytes'] / 1e6:,.0f}",
+        ]
+        for row in measured
+    ]
+    if len(measured) > 1:
+        names = ("seconds", "cpu_seconds", "clustering", "unlearning", "own_bytes", "peak_bytes")
+        fitted = [f"{exponent(measured, name):.2f}" for name in names]
+        lines.append(["exponent", *[DASH] * 3, *fitted])
+    head = (
+        *("samples", "poison", "verdict", "precision / recall", "trace, s", "processor, s", "clustering, s"),
+        *("unlearning, s", "own memory, MB", "with mapped files, MB"),
+    )
+    return _table(head, lines)
+
+
+def exponent(rows: list[Row], name: str) -> float:
+    """Return the slope of the line that fits the logarithms of a number, or of a stage's seconds, against n."""
+    x = [math.log(row["n"]) for row in rows]
+    y = [math.log(row[name] if name in row else row["stages"][name]) for row in rows]
+    return statistics.linear_regression(x, y).slope
+
+
 def _fault_table(rows: list[Row]) -> str:
     """One line for each fault: what the command line answered, and what the same command did after it."""
     lines = []
@@ -552,6 +609,8 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "scores": _score_table,
     "speed": _speed_table,
     "start": _start_table,
+    "ranks": _ranks_table,
+    "scaling": _scaling_table,
     "bad-input": _bad_input_table,
     "fault": _fault_table,
 }
