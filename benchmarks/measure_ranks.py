@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.data import ArraySet
@@ -71,11 +73,14 @@ def main() -> None:
         time_pass(arguments.samples, arguments.folder)
         return
     n = arguments.samples
+    with FlopCounterMode(display=False) as counter:
+        resnet9()(torch.zeros(1, 3, 32, 32))
     pairs = [(seconds_of(1, n), seconds_of(arguments.ranks, n)) for _ in range(arguments.repeats)]
     row = {
         "kind": "ranks",
         "model": "resnet9",
         "n_samples": n,
+        "flops": counter.get_total_flops(),
         "n_ranks": arguments.ranks,
         "n_cpus": os.cpu_count(),
         "load_after": round(os.getloadavg()[0], 2),

@@ -276,10 +276,29 @@ def test_growth_is_fitted_on_logarithms(tmp_path: Path) -> None:
     assert "| exponent | – | – | – | 1.30 | 1.30 | 1.30 | 1.30 | 0.00 | 0.00 |" in readme.read_text()
 
 
+def test_sizes_are_counts_times_measured_speed(tmp_path: Path) -> None:
+    """A thousand samples of 36 MFLOP in one second are 36 GFLOP/s; an hour and a half for 194.4 TFLOP at that."""
+    rows = [
+        {"kind": "sizes", "name": "Big", "n": 54_000, "flops": 3.6e9, "bytes": 20_000},
+        {
+            **{"kind": "ranks", "model": "m", "n_samples": 1000, "flops": 36e6, "n_ranks": 2, "n_cpus": 2},
+            **{"load_after": 0.0, "ratio": 2.0, "cpu_ratio": 2.0, "seconds_alone": [1.0], "seconds_shared": [0.5]},
+            **{"cpu_seconds_alone": [1.0], "cpu_seconds_shared": [0.5]},
+        },
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    readme = write_page(tmp_path / "README.md")
+
+    tables.write_tables(tmp_path, readme)
+
+    assert "| Big | 54,000 | 3.60 | 20,000 | 1.1 | 1.9e+14 | 1.5 | 0.00 | 0.0 |" in readme.read_text()
+    assert "hours at 36 GFLOP/s, one core (measured)" in readme.read_text()
+
+
 def test_ranks_are_shown_by_medians(tmp_path: Path) -> None:
     """Beside the ratio, what else the machine did."""
     row = {"kind": "ranks", "model": "resnet9", "n_samples": 100, "n_ranks": 2, "n_cpus": 2, "load_after": 1.5}
-    row |= {"seconds_alone": [4.0, 2.0, 9.0], "seconds_shared": [2.0], "ratio": 2.0, "cpu_ratio": 1.9}
+    row |= {"seconds_alone": [4.0, 2.0, 9.0], "seconds_shared": [2.0], "ratio": 2.0, "cpu_ratio": 1.9, "flops": 1}
     (tmp_path / "a.jsonl").write_text(json.dumps({**row, "cpu_seconds_alone": [4.0], "cpu_seconds_shared": [2.1]}))
     readme = write_page(tmp_path / "README.md")
 

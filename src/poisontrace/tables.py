@@ -41,6 +41,7 @@ MEASURES = {
     "opacity": "dilution",
     "faint": "dilution",
 }
+GPU_SPEED, DISK_SPEED = 5e13, 1e9  # operations and bytes a second that nobody measured here; the table says so
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison
 NAMES_OF_COST = ("attack_success", "attack_success_twin", "clean_accuracy")  # what a measure may cost
 # Tables that show attacks with these options too; the others are about attacks as published.
@@ -508,6 +509,36 @@ def _scaling_table(rows: list[Row]) -> str:
     return _table(head, lines)
 
 
+def _sizes_table(rows: list[Row]) -> str:
+    """One line for each size of training set: counted a sample, multiplied, and divided by a measured speed."""
+    measured = next((row for row in rows if row["kind"] == "ranks"), None)
+    if measured is None:
+        return _table(("data, model",), [])
+    speed = measured["n_samples"] * measured["flops"] / statistics.median(measured["cpu_seconds_alone"])
+    lines = [
+        [
+            row["name"],
+            f"{row['n']:,}",
+            f"{row['flops'] / 1e9:.2f}",
+            f"{row['bytes']:,}",
+            f"{row['n'] * row['bytes'] / 1e9:,.1f}",
+            f"{row['n'] * row['flops']:.1e}",
+            f"{row['n'] * row['flops'] / speed / 3600:,.1f}",
+            f"{row['n'] * row['flops'] / GPU_SPEED / 3600:,.2f}",
+            f"{row['n'] * row['bytes'] / DISK_SPEED / 60:,.1f}",
+        ]
+        for row in rows
+        if row["kind"] == "sizes"
+    ]
+    head = (
+        *("data, model", "samples", "GFLOP a sample", "bytes a sample", "store, GB", "FLOP of the pass"),
+        f"hours at {speed / 1e9:.0f} GFLOP/s, one core (measured)",
+        f"hours at {GPU_SPEED / 1e12:.0f} TFLOP/s, one GPU (assumed)",
+        f"minutes to read the store at {DISK_SPEED / 1e9:.0f} GB/s (assumed)",
+    )
+    return _table(head, lines)
+
+
 def exponent(rows: list[Row], name: str) -> float:
     """Return the slope of the line that fits the logarithms of a number, or of a stage's seconds, against n."""
     x = [math.log(row["n"]) for row in rows]
@@ -611,6 +642,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "start": _start_table,
     "ranks": _ranks_table,
     "scaling": _scaling_table,
+    "sizes": _sizes_table,
     "bad-input": _bad_input_table,
     "fault": _fault_table,
 }
