@@ -184,35 +184,81 @@ def unlearn(
     kept = hidden[used]
     if not all(bool(torch.isfinite(t).all()) for t in (kept, weight, bias)):
         raise UnlearningDivergedError(_NOT_FINITE)
-    forget = is_in[:, used] * weight_of[used]
-    keep = ~is_in[:, used] * weight_of[used]
 
-    # In coordinates where the features have unit second moment the problem is well conditioned, and the squared
-    # distance between two heads is the mean squared difference of the logits they give.
-    h = torch.ones(len(used), hidden.shape[1] + 1, dtype=torch.float64)  # (u, d + 1)
-    h[:, :-1] = kept
-    moment = (h * weight_of[used, None]).T @ h
-    moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
-    root = torch.linalg.cholesky(moment)  # (d + 1, d + 1), root @ root.T = moment
-    h = torch.linalg.solve_triangular(root, h.T, upper=False).T
-    start = torch.cat([weight.double(), bias.double()[:, None]], 1) @ root  # (k, d + 1)
-
-    # Closed classes are one more class, whose logit is the log of the sum of theirs, and which they all move with.
-    first_logits = h @ start.T  # (u, k)
-    is_open = _open_classes(first_logits.softmax(1), labels[used], is_in[:, used])
-    n_closed = int((~is_open).sum())
-    target = torch.nn.functional.one_hot(labels[used], k).double()  # (u, k)
-    share = torch.full((k,), 1 / k, dtype=torch.float64)
-    price = torch.ones(k, 1, dtype=torch.float64)
-    offset, first = torch.zeros_like(first_logits), start
-    if n_closed:
-        target, share, price = _merged(target, is_open), _merged(share, is_open), _merged(price.T, is_open).T
-        offset = torch.zeros_like(target)
-        offset[:, -1] = first_logits[:, ~is_open].logsumexp(1)
+    layer = torch.cat([weight, bias[:, None]], 1)  # (k, d + 1)
+    h, root = _conditioned(kept, weight_of[used])
+    start = layer.double() @ root
+    is_open = _open_classes((h @ start.T).softmax(1), labels[used], is_in[:, used])
+    first, price = start, torch.ones(k, 1, dtype=torch.float64)
+    if not is_open.all():  # closed classes are one more, at the end, that starts without a change
         first = torch.cat([start[is_open], torch.zeros_like(start[:1])])
+        price = _merged(price.T, is_open).T
+    summands = _rows(h, start, is_open, labels[used], is_in[:, used], weight_of[used])
+    heads = _fit(summands, first, price, ranks)
+    fitted = torch.linalg.solve_triangular(root, heads, upper=False, left=False)
+    if not bool(torch.isfinite(fitted).all()):
+        raise UnlearningDivergedError(_NOT_FINITE)
+    fitted = fitted.to(hidden.dtype)
+    if not is_open.all():
+        free, shared = fitted[:, :-1], fitted[:, -1:]
+        fitted = layer + shared  # (b, k, d + 1)
+        fitted[:, is_open] = free
+    return Heads(fitted[:, :, :-1], fitted[:, :, -1])
+
+
+def _conditioned(hidden: Tensor, weight_of: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features (u, d + 1), a one added, with unit second moment, and the root (d + 1, d + 1) of what it was.
+
+    In such coordinates the problem is well conditioned, and the squared distance between two heads is the mean squared
+    difference of the logits they give.
+
+    Args:
+        hidden: (u, d).
+        weight_of: (u,), what each row counts.
+    """
+    h = torch.ones(len(hidden), hidden.shape[1] + 1, dtype=torch.float64)
+    h[:, :-1] = hidden
+    moment = (h * weight_of[:, None]).T @ h
+    moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
+    root = torch.linalg.cholesky(moment)  # root @ root.T = moment
+    return torch.linalg.solve_triangular(root, h.T, upper=False).T, root
+
+
+def _rows(h: Tensor, start: Tensor, is_open: Tensor, labels: Tensor, is_in: Tensor, weight_of: Tensor) -> _Rows:
+    """Return what is asked of each head at each row: "don't know" in its cluster, the label elsewhere.
+
+    Closed classes are one more class, whose logit is the log of the sum of theirs, and which they all move with.
+
+    Args:
+        h: (u, d + 1).
+        start: (k, d + 1), the trained layer.
+        is_open: (k,), classes that move freely.
+        labels: (u,).
+        is_in: (b, u), the clusters.
+        weight_of: (u,), what each row counts.
+    """
+    k = len(start)
+    forget, keep = is_in * weight_of, ~is_in * weight_of
+    target = torch.nn.functional.one_hot(labels, k).double()  # (u, k)
+    share = torch.full((k,), 1 / k, dtype=torch.float64)
+    offset = torch.zeros_like(target)
+    if not is_open.all():
+        target, share, offset = (_merged(x, is_open) for x in (target, share, offset))
+        offset[:, -1] = (h @ start[~is_open].T).logsumexp(1)
     goal = keep[:, :, None] * target + forget[:, :, None] * share  # (b, u, k)
-    total = keep + forget  # (b, u)
-    heads = first.repeat(len(clusters), 1, 1)  # (b, k, d + 1)
+    return _Rows(h, offset, goal.transpose(0, 1).contiguous(), (keep + forget).T.contiguous())
+
+
+def _fit(rows: _Rows, first: Tensor, price: Tensor, ranks: Ranks) -> Tensor:
+    """Return heads (b, k, d + 1) that minimise the objective.
+
+    Args:
+        rows: over which it is summed.
+        first: (k, d + 1), where they start, and from where a change has its price.
+        price: (k, 1), classes that each row of a head stands for.
+        ranks: that share the sums.
+    """
+    heads = first.repeat(rows.goal.shape[1], 1, 1)
     optimiser = torch.optim.LBFGS(
         [heads],
         max_iter=MAX_STEPS,
@@ -221,8 +267,7 @@ def unlearn(
         history_size=20,
         line_search_fn="strong_wolfe",
     )
-    summands = _Rows(h, offset, goal.transpose(0, 1).contiguous(), total.T.contiguous())
-    with torch.no_grad(), _shared(summands, ranks) as summed:
+    with torch.no_grad(), _shared(rows, ranks) as summed:
 
         def objective() -> Tensor:
             off = heads - first
@@ -232,14 +277,7 @@ def unlearn(
             return penalised
 
         optimiser.step(objective)  # type: ignore[no-untyped-call]
-    if n_closed:
-        moved = heads[:, -1:]
-        heads, free = (start + moved), heads[:, :-1]
-        heads[:, is_open] = free
-    fitted = torch.linalg.solve_triangular(root, heads.detach(), upper=False, left=False)
-    if not bool(torch.isfinite(fitted).all()):
-        raise UnlearningDivergedError(_NOT_FINITE)
-    return Heads(fitted[:, :, :-1].to(hidden.dtype), fitted[:, :, -1].to(hidden.dtype))
+    return heads.detach()
 
 
 def _open_classes(p: Tensor, labels: Tensor, is_in: Tensor) -> Tensor:
