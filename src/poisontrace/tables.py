@@ -500,8 +500,8 @@ def _scaling_table(rows: list[Row]) -> str:
     ]
     if len(measured) > 1:
         names = ("seconds", "cpu_seconds", "clustering", "unlearning", "own_bytes", "peak_bytes")
-        fitted = [f"{exponent(measured, name):.2f}" for name in names]
-        lines.append(["exponent", *[DASH] * 3, *fitted])
+        for title, group in (("exponent", measured), ("of the last two", measured[-2:])):
+            lines.append([title, *[DASH] * 3, *(f"{exponent(group, name):.2f}" for name in names)])
     head = (
         *("samples", "poison", "verdict", "precision / recall", "trace, s", "processor, s", "clustering, s"),
         *("unlearning, s", "own memory, MB", "with mapped files, MB"),
