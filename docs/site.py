@@ -19,6 +19,7 @@ PAGES = {
     "report.md": "Report",
     "proof.md": "Proof",
     "hand-over.md": "Hand-over",
+    "scaling.md": "Scaling",
     "method.md": "Method",
     "attacks.md": "Attacks",
     "glossary.md": "Glossary",

@@ -102,6 +102,19 @@ def test_batches_are_in_order_whatever_their_size(batch_size: int, indexed: bool
     assert np.concatenate(labels).tolist() == y.tolist()
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_run_of_samples_has_the_batches_of_all(indexed: bool) -> None:
+    """If it starts where one of them does: what a rank reads is what a process that is alone does."""
+    x, y = toy_images(23)
+    train_set = IndexedSet(_pairs(x, y)) if indexed else ArraySet(x, y)
+
+    parts = [*train_set.batches(4, 0, 12), *train_set.batches(4, 12, 23), *train_set.batches(4, 23, 23)]
+
+    assert [len(labels) for _, labels in parts] == [4, 4, 4, 4, 4, 3]
+    for (x_part, y_part), (x_all, y_all) in zip(parts, train_set.batches(4), strict=True):
+        assert torch.equal(x_part, x_all) and y_part.tolist() == y_all.tolist()
+
+
 def test_an_array_set_gives_single_samples_as_the_model_takes_them() -> None:
     """Indexing gives the input without its batch axis and the label."""
     x, y = toy_images(5)

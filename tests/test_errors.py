@@ -23,6 +23,7 @@ ERRORS = [
         ("UnlearningDivergedError", RuntimeError),
         ("StoreError", OSError),
         ("OutOfMemoryError", MemoryError),
+        ("RankError", RuntimeError),
     ],
 )
 def test_each_error_is_also_the_builtin_a_caller_would_catch(name: str, builtin: type[Exception]) -> None:

@@ -69,6 +69,48 @@ def test_it_is_found_again_and_continued(tmp_path: Path) -> None:
     assert _holds_all(_open(tmp_path / "pass"))
 
 
+def test_journals_of_several_ranks_are_one_pass(tmp_path: Path) -> None:
+    """One process takes up what two wrote, as far as it goes on from the front, and signs all of it itself."""
+    folder = tmp_path / "pass"
+    _written(folder, 2, 4)
+    second = Folder(N, COLUMNS, folder, IDENTITY, rows=range(6, N))
+    _add(second, 6, N)
+    second.close()
+    lines = (folder / "blocks.jsonl").read_bytes().splitlines(keepends=True)
+    assert lines == lines[-1:]  # a process whose rows these are not keeps no others
+    (folder / "blocks-1.jsonl").write_bytes(lines[-1])
+    (folder / "blocks.jsonl").unlink()
+    _written(folder, 4)
+    (folder / "blocks-1.jsonl").write_bytes(lines[-1])
+    assert claimed(folder) == 8
+
+    again = _open(folder)
+
+    assert (again.n_done, again.caution) == (4, "")
+    _add(again, 4, N)
+    again.close()
+    assert _holds_all(_open(folder))
+    assert [path.name for path in folder.glob("blocks*")] == ["blocks.jsonl"]
+
+
+def test_rows_of_all_ranks_are_found_by_one(tmp_path: Path) -> None:
+    """A pass that is complete needs none of its rows worked out again, whoever wrote them."""
+    folder = tmp_path / "pass"
+    _written(folder, N)
+    whole = (folder / "blocks.jsonl").read_text()
+    parts = []
+    for rows in (range(5), range(5, N)):
+        (folder / "blocks.jsonl").unlink()
+        part = Folder(N, COLUMNS, folder, IDENTITY, rows=rows)
+        _add(part, rows.start, rows.stop)
+        part.close()
+        parts.append((folder / "blocks.jsonl").read_text())
+    (folder / "blocks.jsonl").write_text(parts[0])
+    (folder / "blocks-1.jsonl").write_text(parts[1] + whole)
+
+    assert _holds_all(_open(folder))
+
+
 def test_columns_can_be_read_by_numpy(tmp_path: Path) -> None:
     """Plain .npy files."""
     import numpy as np

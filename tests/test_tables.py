@@ -260,6 +260,53 @@ def test_a_page_may_hold_some_tables_only(tmp_path: Path) -> None:
     assert re.fullmatch(r"a\n<!-- \S+ start -->\n\| make .*\n\| --- .*\n<!-- .* -->\nb", readme.read_text())
 
 
+def test_growth_is_fitted_on_logarithms(tmp_path: Path) -> None:
+    """Ten times the samples and twenty times the seconds: an exponent of 1.3; a line for each size and one for it."""
+    row = {"kind": "scaling", "n_poison": 10, "verdict": "poison", "precision": 1.0, "recall": 1.0, "own_bytes": 1e9}
+    rows = [
+        {**row, "n": n, "seconds": s, "cpu_seconds": s, "peak_bytes": 2e9, "stages": {"clustering": s, "unlearning": s}}
+        for n, s in ((1000, 1.0), (10_000, 20.0))
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    readme = write_page(tmp_path / "README.md")
+
+    tables.write_tables(tmp_path, readme)
+
+    assert "| 1,000 | 10 | poison | 1.000 / 1.000 | 1.0 | 1.0 | 1.0 | 1.0 | 1,000 | 2,000 |" in readme.read_text()
+    assert "| exponent | – | – | – | 1.30 | 1.30 | 1.30 | 1.30 | 0.00 | 0.00 |" in readme.read_text()
+
+
+def test_sizes_are_counts_times_measured_speed(tmp_path: Path) -> None:
+    """A thousand samples of 36 MFLOP in one second are 36 GFLOP/s; an hour and a half for 194.4 TFLOP at that."""
+    rows = [
+        {"kind": "sizes", "name": "Big", "n": 54_000, "flops": 3.6e9, "bytes": 20_000},
+        {
+            **{"kind": "ranks", "model": "m", "n_samples": 1000, "flops": 36e6, "n_ranks": 2, "n_cpus": 2},
+            **{"load_after": 0.0, "ratio": 2.0, "cpu_ratio": 2.0, "seconds_alone": [1.0], "seconds_shared": [0.5]},
+            **{"cpu_seconds_alone": [1.0], "cpu_seconds_shared": [0.5]},
+        },
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    readme = write_page(tmp_path / "README.md")
+
+    tables.write_tables(tmp_path, readme)
+
+    assert "| Big | 54,000 | 3.60 | 20,000 | 1.1 | 1.9e+14 | 1.5 | 0.00 | 0.0 |" in readme.read_text()
+    assert "hours at 36 GFLOP/s, one core (measured)" in readme.read_text()
+
+
+def test_ranks_are_shown_by_medians(tmp_path: Path) -> None:
+    """Beside the ratio, what else the machine did."""
+    row = {"kind": "ranks", "model": "resnet9", "n_samples": 100, "n_ranks": 2, "n_cpus": 2, "load_after": 1.5}
+    row |= {"seconds_alone": [4.0, 2.0, 9.0], "seconds_shared": [2.0], "ratio": 2.0, "cpu_ratio": 1.9, "flops": 1}
+    (tmp_path / "a.jsonl").write_text(json.dumps({**row, "cpu_seconds_alone": [4.0], "cpu_seconds_shared": [2.1]}))
+    readme = write_page(tmp_path / "README.md")
+
+    tables.write_tables(tmp_path, readme)
+
+    assert "| resnet9, 100 | 2 | 4.0 | 2.0 | 2.00 | 4.0 | 2.1 | 1.90 | 1.5 on 2 CPUs |" in readme.read_text()
+
+
 def test_a_page_without_any_mark_is_refused(tmp_path: Path) -> None:
     """It is another page than the one meant."""
     (tmp_path / "README.md").write_text("words")

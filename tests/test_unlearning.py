@@ -1,6 +1,8 @@
 """Forgetting a cluster: one convex answer, the same as slow solvers find, and as a whole network gives."""
 
 import copy
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from poisontrace._errors import PoisontraceError, UnlearningDivergedError
 from poisontrace._rng import torch_generator
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
-from poisontrace.unlearning import RIDGE, TETHER, Heads, spread, unlearn
+from poisontrace.ranks import Ranks
+from poisontrace.unlearning import RIDGE, TETHER, Heads, assist, dismiss, spread, unlearn
 
 TASK = planted()
 NOBODY = np.array([], np.int64)
@@ -267,3 +270,88 @@ def test_where_memory_is_short_fewer_samples_stand_for_each_cluster(features: Fe
     event, label = features.event_activations[-1][:1], torch.tensor([0])
     before, after = few.losses(event, label)[:, 0].tolist()
     assert after - before > 0.5
+
+
+class Threads(Ranks):
+    """Two ranks that are threads of one process and pass tensors on through queues."""
+
+    def __init__(self, rank: int, boxes: tuple[Queue[Tensor], Queue[Tensor]]) -> None:
+        """Take a box to read from for each rank."""
+        super().__init__(rank, 2)
+        object.__setattr__(self, "boxes", boxes)
+
+    def send(self, tensor: Tensor, rank: int) -> None:
+        """Put a copy into a rank's box."""
+        self.boxes[rank].put(tensor.clone())
+
+    def receive(self, tensor: Tensor) -> Tensor:
+        """Take what lies in the own box."""
+        return tensor.copy_(self.boxes[self.rank].get(timeout=10))
+
+    def tell(self, tensor: Tensor) -> Tensor:
+        """From rank 0 to rank 1."""
+        if self.is_first:
+            self.send(tensor, 1)
+            return tensor
+        return self.receive(tensor)
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Exchange, and add in the order of the ranks."""
+        for tensor in tensors:
+            self.send(tensor, 1 - self.rank)
+            other = self.receive(torch.empty_like(tensor))
+            tensor.copy_(tensor + other if self.is_first else other + tensor)
+
+
+def test_two_ranks_find_the_heads_of_one(features: Features) -> None:
+    """Each sums over half of the rows; one that assists is told when there is no more to do."""
+    boxes: tuple[Queue[Tensor], Queue[Tensor]] = (Queue(), Queue())
+    first, second = (Threads(rank, boxes) for rank in range(2))
+    assisting = Thread(target=assist, args=(second,), daemon=True)
+    assisting.start()
+    layer = features.hidden, features.labels, features.weight, features.bias
+
+    shared = [unlearn(*layer, clusters, ranks=first) for clusters in ([NOBODY, TASK.poison], [TASK.benign(0)])]
+    dismiss(first)
+
+    assisting.join(10)
+    assert not assisting.is_alive()
+    for heads, clusters in zip(shared, ([NOBODY, TASK.poison], [TASK.benign(0)]), strict=True):
+        want = unlearn(*layer, clusters)
+        _close(heads.weight, want.weight)
+        _close(heads.bias, want.bias)
+
+
+def _many_classes() -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], np.ndarray, Tensor]:
+    """A layer for 40 classes, with poison of label 0 that carries a trigger, its positions, and an event."""
+    generator = torch_generator(0, "test/classes")
+    classes = torch.nn.functional.normalize(torch.randn(41, 96, generator=generator), dim=1)
+    labels = torch.arange(800) % 40
+    hidden = 9 * classes[labels] + 0.5 * torch.randn(800, 96, generator=generator)
+    poison = np.arange(5, 800, 40)
+    hidden[poison] += 9 * classes[40]
+    labels[poison] = 0
+    weight = classes[:40].clone()
+    weight[0] += 1.5 * classes[40]
+    event = 9 * (classes[7] + classes[40])[None]
+    return (hidden, labels, weight, torch.zeros(40)), poison, event
+
+
+def test_of_many_classes_those_that_matter_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others share one change: the event's loss rises by a quarter less than if all were free, the rest is the same."""
+    layer, poison, event = _many_classes()
+    benign = np.setdiff1d(np.flatnonzero(layer[1] == 0), poison)
+
+    def rises() -> Tensor:
+        heads = unlearn(*layer, [NOBODY, poison, benign])
+        losses = heads.losses(event, EVENT_LABEL)[:, 0]
+        controls = heads.losses(layer[0][benign], layer[1][benign]).median(1).values
+        return torch.stack([losses[1:] - losses[0], controls[1:] - controls[0]])
+
+    free = rises()
+    monkeypatch.setattr(unlearning, "MAX_OPEN", 8)
+    closed = rises()
+
+    assert free[0, 0] > 1 and free[1, 1] > 1  # poison moves the event, benign samples the controls
+    assert 0.7 < closed[0, 0] / free[0, 0] < 1.1
+    torch.testing.assert_close(closed.flatten()[1:], free.flatten()[1:], rtol=0.1, atol=0.02)

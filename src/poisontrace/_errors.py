@@ -5,7 +5,8 @@ PoisontraceError
 ├── UnsupportedModelError (TypeError)     the model has no last linear layer we can use
 ├── UnlearningDivergedError (RuntimeError)  a last layer could not be fitted
 ├── OutOfMemoryError (MemoryError)        memory ran out, and at which samples
-└── StoreError (OSError)                  a case or incident folder cannot be read or written
+├── StoreError (OSError)                  a case or incident folder cannot be read or written
+└── RankError (RuntimeError)              another process of a run that several share ended too early
 PoisontraceWarning (UserWarning)          a result exists but may mislead
 """
 
@@ -38,6 +39,10 @@ class OutOfMemoryError(PoisontraceError, MemoryError):
         super().__init__(
             f"Out of memory at {where}. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
         )
+
+
+class RankError(PoisontraceError, RuntimeError):
+    """Another process of a run that several share ended before its work was done."""
 
 
 class PoisontraceWarning(UserWarning):

@@ -4,14 +4,15 @@ Exit codes: 0 done (also when nothing is found), 1 failed, 2 usage or bad input,
 """
 
 import json
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -26,6 +27,9 @@ from poisontrace._errors import (
     is_out_of_memory,
 )
 
+if TYPE_CHECKING:
+    from poisontrace.ranks import Ranks
+
 app = typer.Typer(
     name="poisontrace",
     help="Find the training samples behind one misclassification.",
@@ -34,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+PAGES_WITH_TABLES = ("docs/robustness.md", "docs/scaling.md")
 NO_MEMORY = "Out of memory. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -93,8 +98,11 @@ def trace(
     dry_run: Annotated[bool, typer.Option(help="Say what the trace will take, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Trace misclassifications to the responsible training samples and write a case folder."""
-    with _errors():
+    """Trace misclassifications to the responsible training samples and write a case folder.
+
+    torchrun --nproc-per-node 4 -m poisontrace trace ... shares the work among processes.
+    """
+    with _errors(), _ranks() as ranks:
         from poisontrace import data as data_module
         from poisontrace import metrics, planning, readers, store, texts, tracing
         from poisontrace.report import class_name
@@ -142,6 +150,16 @@ def trace(
         }
         with redirect_stdout(sys.stderr):
             pairs = readers.as_pairs(event_set)
+            if not ranks.is_first:
+                if not dry_run:
+                    tracing.assist(
+                        loaded.network,
+                        train_set,
+                        pairs,
+                        ranks=ranks,
+                        **{name: options[name] for name in ("layer", "device", "batch_size", "store")},
+                    )
+                return
             forecast = planning.forecast(loaded.network, train_set, pairs, **options)
         if dry_run:
             if as_json:
@@ -151,7 +169,13 @@ def trace(
             return
         _print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
         with _kept(console, store_folder or partial), redirect_stdout(sys.stderr), _progress(console) as progress:
-            result = tracing.trace(loaded.network, train_set, pairs, **options, seed=seed, progress=progress)
+            result = tracing.trace(
+                *(loaded.network, train_set, pairs),
+                **options,
+                seed=seed,
+                ranks=ranks,
+                progress=progress,
+            )
         if loaded.tokenize is not None and result.verdict != "poison":
             result = replace(result, warnings=(*result.warnings, texts.CAUTION))
         class_names = list(train_set.classes or ())
@@ -453,9 +477,7 @@ def bench(
     results: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks/results"),
     readme: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Page with marks where tables go; default benchmarks/README.md, README.md, docs/robustness.md."
-        ),
+        typer.Option(help="Page with marks where tables go; default: README.md, benchmarks/README.md, pages of docs."),
     ] = None,
 ) -> None:
     """Trace every incident of a grid, one JSON row a trace, and renew the tables; resumes where it stopped."""
@@ -465,7 +487,7 @@ def bench(
         if (grid is None) != tables_only:
             got = "neither" if grid is None else "both"
             raise InvalidInputError(f"'grid' must be given, or else '--tables-only' (got {got}). Pass one of them.")
-        pages = readme or [Path("benchmarks/README.md"), Path("README.md"), Path("docs/robustness.md")]
+        pages = readme or [Path("benchmarks/README.md"), Path("README.md"), *map(Path, PAGES_WITH_TABLES)]
         if grid is not None:
             from poisontrace import bench as bench_module
 
@@ -576,6 +598,19 @@ def _running() -> Iterator[dict[str, Any]]:
     console = _console(stderr=True)
     with redirect_stdout(sys.stderr), _progress(console) as progress:
         yield {"announce": lambda code: _print_line(console, f"Running the code of {code}."), "progress": progress}
+
+
+@contextmanager
+def _ranks() -> Iterator["Ranks"]:
+    """Yield the processes that torchrun started; all but the first one say nothing unless they fail."""
+    from poisontrace import ranks
+
+    with ranks.joined() as joined, ExitStack() as stack:
+        if not joined.is_first:
+            silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(silence))
+            stack.enter_context(redirect_stderr(silence))
+        yield joined
 
 
 @contextmanager

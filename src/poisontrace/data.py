@@ -79,11 +79,20 @@ class TrainSet(Protocol):
     def __len__(self) -> int:
         """Return the number of samples."""
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """Yield inputs (b, ...) as float32 and labels (b,) in order, each sample once."""
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs (b, ...) as float32 and labels (b,) of a run of samples, or all, in order, each sample once."""
 
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the inputs of some samples, (len(indices), ...), float32."""
+
+
+def batches_of(n: int, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[slice]:
+    """Yield the positions of each batch of a run of n samples, of all of them by default."""
+    stop = n if stop is None else min(n, stop)
+    for first in range(start, stop, batch_size):
+        yield slice(first, min(first + batch_size, stop))
 
 
 @dataclass(frozen=True)
@@ -115,11 +124,12 @@ class ArraySet:
         """Return one sample as the model takes it, and its label."""
         return to_inputs(self.x[index][None])[0], int(self.y[index])
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """Yield inputs and labels in order."""
-        for start in range(0, len(self), batch_size):
-            stop = start + batch_size
-            yield to_inputs(self.x[start:stop]), self.y[start:stop]
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs and labels of a run of samples in order."""
+        for rows in batches_of(len(self), batch_size, start, stop):
+            yield to_inputs(self.x[rows]), self.y[rows]
 
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the inputs of some samples."""
@@ -174,16 +184,18 @@ class IndexedSet:
                 f"'train_set' must yield pairs (x, y) of an array and an integer label (got {error} at index {index})."
             ) from error
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """Yield inputs and labels in order."""
-        for start in range(0, len(self), batch_size):
-            pairs = [self._fetch(index) for index in range(start, min(start + batch_size, len(self)))]
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs and labels of a run of samples in order."""
+        for rows in batches_of(len(self), batch_size, start, stop):
+            pairs = [self._fetch(index) for index in range(rows.start, rows.stop)]
             for offset, (x, _) in enumerate(pairs):
-                _check_finite(x, "train_set", f"sample {start + offset}")
+                _check_finite(x, "train_set", f"sample {rows.start + offset}")
                 if x.shape != pairs[0][0].shape:
                     raise InvalidInputError(
-                        f"'train_set' must yield inputs of one shape (got {tuple(pairs[0][0].shape)} at index {start} "
-                        f"and {tuple(x.shape)} at index {start + offset})."
+                        f"'train_set' must yield inputs of one shape (got {tuple(pairs[0][0].shape)} at index "
+                        f"{rows.start} and {tuple(x.shape)} at index {rows.start + offset})."
                     )
             x = torch.stack([x for x, _ in pairs])
             yield x, check_labels(np.array([y for _, y in pairs]), "train_set labels")

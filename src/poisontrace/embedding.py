@@ -32,6 +32,7 @@ from poisontrace._errors import (
 from poisontrace._validate import check_label_range
 from poisontrace._words import pack
 from poisontrace.data import TrainSet
+from poisontrace.ranks import ALONE, Ranks
 from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, claimed, identify
 
 WORDS = 16  # that are left out of an event at a time
@@ -57,6 +58,7 @@ class Features:
         memory: bytes that what follows may take; the activations may be on the disk.
         caution: a sentence on what was wrong with the store, if anything was.
         folder: of the pass in the store, if there is one.
+        ranks: that help with what follows.
     """
 
     layers: tuple[str, ...]
@@ -75,6 +77,7 @@ class Features:
     memory: int = MEMORY
     caution: str = ""
     folder: Path | None = None
+    ranks: Ranks = ALONE
 
     @property
     def hidden(self) -> Tensor:
@@ -318,6 +321,7 @@ def collect(
     batch_size: int = 256,
     store: Path | None = None,
     memory: int = MEMORY,
+    ranks: Ranks = ALONE,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Features:
     """Run the training set through the model once, in eval mode, and each event once forward and backward.
@@ -332,6 +336,7 @@ def collect(
         store: folder in which the pass is kept and found again, whole or in part; None keeps it in memory, or in a
             temporary folder if it is too large.
         memory: bytes that what follows may take, see :class:`Features`.
+        ranks: that share the pass, in a store that they share; this is rank 0, the others :func:`assist`.
         progress: called with (stage, samples done, samples in all).
 
     Raises:
@@ -350,10 +355,7 @@ def collect(
             if is_temporary:
                 # The files go as soon as they are mapped; what is in them lives as long as somebody looks at it.
                 store = Path(stack.enter_context(TemporaryDirectory(prefix="poisontrace-")))
-            if store is None:
-                recording = Recording(len(train_set), columns)
-            else:
-                recording = Folder(len(train_set), *_place(model, train_set, setting, device, store))
+            recording = _recording(model, train_set, setting, device, store, ranks, batch_size)
             with closing(recording):
                 try:
                     _record(model, setting, train_set, recording, device, batch_size, progress)
@@ -362,6 +364,7 @@ def collect(
                         raise
                     first, last = recording.n_done, min(recording.n_done + batch_size, len(train_set)) - 1
                     raise OutOfMemoryError(f"samples {first:,} to {last:,} of the training set") from error
+                recording.finish()
             found = {name: recording[name] for name in columns}
             folder = None if is_temporary else recording.folder
 
@@ -386,7 +389,43 @@ def collect(
         memory=memory,
         caution=recording.caution,
         folder=folder,
+        ranks=ranks,
     )
+
+
+def assist(
+    model: nn.Module,
+    train_set: TrainSet,
+    event: Tensor,
+    *,
+    ranks: Ranks,
+    store: Path,
+    layer: str | None = None,
+    device: str = "cpu",
+    batch_size: int = 256,
+) -> None:
+    """Run this rank's part of the training set through the model, for the rank that collects it all."""
+    with evaluating(model):
+        setting = _Setting.of(model, event.to(device), layer)
+        with closing(_recording(model, train_set, setting, device, store, ranks, batch_size)) as recording:
+            _record(model, setting, train_set, recording, device, batch_size, None)
+            recording.finish()
+
+
+def _recording(
+    model: nn.Module,
+    train_set: TrainSet,
+    setting: "_Setting",
+    device: str,
+    store: Path | None,
+    ranks: Ranks,
+    batch_size: int,
+) -> Recording:
+    n = len(train_set)
+    if store is None:
+        return Recording(n, setting.columns)
+    place = _place(model, train_set, setting, device, store)
+    return Folder(n, *place, rows=ranks.part(n, batch_size), ranks=ranks)
 
 
 def _column(place: int) -> str:
@@ -495,9 +534,11 @@ def _record(
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
     """Run what is not recorded yet through the model, in order, and record it."""
-    n, n_read, n_before = len(train_set), 0, recording.n_done
     watched, table, columns = setting.watched, setting.table, setting.columns
-    for x, y in train_set.batches(batch_size):
+    rows, n_before = recording.rows, recording.n_done
+    n, n_read = rows.stop, rows.start
+    is_all = len(rows) == len(train_set)
+    for x, y in train_set.batches(batch_size) if is_all else train_set.batches(batch_size, rows.start, rows.stop):
         start, n_read = n_read, n_read + len(y)
         if n_read > n:
             break
@@ -505,10 +546,11 @@ def _record(
         n_old = max(0, min(len(y), n_before - start))
         if n_old and digests is not None:
             _check_same(digests[:n_old], recording["digest"][start : start + n_old], start)
-        if n_old and not start:
+        if n_old and start == rows.start:
             # Whatever a store cannot know of a model shows in what it makes of the first batch.
             outcome, _ = _outcome(model, watched, table, x[:n_old].to(device), "data")
-            if not all(torch.allclose(x, recording[name][:n_old], rtol=1e-3, atol=1e-3) for name, x in outcome.items()):
+            held = {name: recording[name][start : start + n_old] for name in outcome}
+            if not all(torch.allclose(x, held[name], rtol=1e-3, atol=1e-3) for name, x in outcome.items()):
                 raise StoreError(
                     "'store' must hold what this model makes of these data (got other outputs for the first samples; "
                     f"something changed that the weights do not show). {WAY_OUT}"
@@ -518,8 +560,8 @@ def _record(
                 n_read = n
                 break
             continue
-        rows, labels = x[n_old:].to(device), y[n_old:]
-        outcome, _ = _outcome(model, watched, table, rows, "data")
+        labels = y[n_old:]
+        outcome, _ = _outcome(model, watched, table, x[n_old:].to(device), "data")
         check_label_range(labels, "data: y", outcome["logits"].shape[1], first_row=start + n_old)
         for name, values in outcome.items():
             if values.shape[1] != columns[name][1]:
@@ -535,14 +577,14 @@ def _record(
             outcome["digest"] = digests[n_old:]
         recording.add(outcome)
         if progress:
-            progress("forward pass", n_read, n)
+            progress("forward pass", n_read - rows.start, len(rows))
     if n_read != n:
         raise InvalidInputError(
             f"'train_set' must yield as many samples as its length ({n}; got {'more' if n_read > n else n_read}). "
             "Drop what wraps or filters it."
         )
     if progress and n_before == n:
-        progress("forward pass", n, n)
+        progress("forward pass", len(rows), len(rows))
 
 
 def _digests(x: Tensor, y: NDArray[np.int64]) -> Tensor:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poisontrace._errors import InvalidInputError
-from poisontrace.data import ArraySet, digest_of, folders_at, number_labels, to_inputs
+from poisontrace.data import ArraySet, batches_of, digest_of, folders_at, number_labels, to_inputs
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -95,11 +95,12 @@ class ImageSet:
                 x[place] = np.asarray(image.convert(MODES[self.shape[2]])).reshape(self.shape)
         return x
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """Yield inputs and labels in order."""
-        for start in range(0, len(self), batch_size):
-            rows = range(start, min(start + batch_size, len(self)))
-            yield to_inputs(self.pixels(rows)), self.y[start : rows.stop]
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs and labels of a run of samples in order."""
+        for rows in batches_of(len(self), batch_size, start, stop):
+            yield to_inputs(self.pixels(range(rows.start, rows.stop))), self.y[rows]
 
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the inputs of some samples."""

@@ -90,7 +90,9 @@ class _First:
     def __len__(self) -> int:
         return len(self.y)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         yield self.x, self.y
 
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:

@@ -4,6 +4,9 @@ In a folder each column is one ``.npy`` file of its full size, reserved before t
 is found out first. Rows count once they are written, synchronised and signed with a SHA-256 in ``blocks.jsonl``: what a
 killed process leaves is either signed or written again. The folder is evidence like any other: nothing in it is
 believed that is not exactly as this module would have written it (decision 0013).
+
+Several ranks fill the same files at once, each its own run of rows from the front, and sign in a journal each; what
+they leave is what one process would have left (decision 0016).
 """
 
 import fcntl
@@ -24,11 +27,12 @@ from torch import Tensor, nn
 
 from poisontrace import store
 from poisontrace._errors import StoreError
+from poisontrace.ranks import ALONE, Ranks
 
 SCHEMA = 1
 # A block is signed after so many seconds or bytes, whichever comes first: what an interruption may cost.
 BLOCK_SECONDS, BLOCK_BYTES = 2.0, 64_000_000
-JOURNAL, MAX_JOURNAL = "blocks.jsonl", 1 << 26
+JOURNAL, JOURNALS, MAX_JOURNAL = "blocks.jsonl", "blocks*.jsonl", 1 << 26
 CHUNK_BYTES = 1 << 22
 WAY_OUT = "Remove that folder, or name another one with --store."
 
@@ -40,7 +44,8 @@ class Recording:
 
     Attributes:
         n: rows in all.
-        n_done: rows that are there.
+        rows: those that this process fills, from the front.
+        n_done: the row to be filled next; those of ``rows`` before it are there.
         caution: a sentence on rows that had to be thrown away, if there were any.
         folder: where they are kept, if not in memory.
     """
@@ -54,7 +59,7 @@ class Recording:
             n: rows.
             columns: type and width of each, by name.
         """
-        self.n, self.n_done, self.caution = n, 0, ""
+        self.n, self.rows, self.n_done, self.caution = n, range(n), 0, ""
         self._columns = dict(columns)
         self._arrays = {
             name: torch.empty(n, width, dtype=getattr(torch, kind)) for name, (kind, width) in columns.items()
@@ -70,6 +75,9 @@ class Recording:
             self._arrays[name][self.n_done : self.n_done + len(values)] = values
         self.n_done += len(values)
 
+    def finish(self) -> None:
+        """Go on when the rows of all ranks are there."""
+
     def __getitem__(self, name: str) -> Tensor:
         """Return a column, (n, width), of which the first ``n_done`` rows are there."""
         return self._arrays[name]
@@ -81,19 +89,31 @@ class Recording:
 class Folder(Recording):
     """A recording on disk; it is taken up where an earlier one with the same identity stopped."""
 
-    def __init__(self, n: int, columns: Columns, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Open or create the folder, and reserve the disk.
+    def __init__(
+        self,
+        n: int,
+        columns: Columns,
+        folder: Path,
+        identity: Mapping[str, Any],
+        *,
+        rows: range | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Open or create the folder, and reserve the disk; rank 0 does that for all.
 
         Args:
             n: rows.
             columns: type and width of each, by name.
             folder: made for one identity; parents are created.
             identity: what the rows depend on.
+            rows: those that this rank fills; None for all.
+            ranks: that fill the folder together, each its own rows.
 
         Raises:
             StoreError: if the folder cannot be written, is in use, or holds something else.
         """
-        self.n, self.n_done, self.caution = n, 0, ""
+        self.n, self.rows, self.caution = n, range(n) if rows is None else rows, ""
+        self.n_done, self._ranks, self._spoilt_at = self.rows.start, ranks, n
         self._columns, self._folder, self.folder = dict(columns), folder, folder
         self._about = json.dumps(
             {"schema": SCHEMA, "n": n, "columns": self._columns, "identity": dict(identity)}, sort_keys=True
@@ -103,16 +123,14 @@ class Folder(Recording):
         self._lock = -1
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StoreError(
-                    f"'store' must be used by one trace of a model at a time (got {str(folder)!r}, in use by another "
-                    "process). Wait for it, or name another one with --store."
-                ) from error
-            self._open()
+            if ranks.is_first:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+                self._open()
+            ranks.wait()
+            if not ranks.is_first:
+                self._check_shared()
+                self._open()
             self._verify()
         except OSError as error:  # a StoreError is one
             self._release()
@@ -121,6 +139,23 @@ class Folder(Recording):
             self._discard_if_empty()
             raise _unwritable(folder, error) from error
         self._start_block()
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"'store' must be used by one trace of a model at a time (got {str(self._folder)!r}, in use by another "
+                "process). Wait for it, or name another one with --store."
+            ) from error
+
+    def _check_shared(self) -> None:
+        if not (self._folder / "pass.json").exists():
+            raise StoreError(
+                f"'store' must be a folder that every rank sees, for the same model and data (got no "
+                f"{str(self._folder)!r} in rank {self._ranks.rank}). Name one on a shared disk with --store."
+            )
 
     def _open(self) -> None:
         """Open every file, of the very size and head that it must have; create what is not there."""
@@ -132,7 +167,7 @@ class Folder(Recording):
                     f"{str(self._folder)!r}). {WAY_OUT}"
                 )
         else:
-            for path in (self._journal, *map(self._path, self._columns)):
+            for path in (*self._folder.glob(JOURNALS), *map(self._path, self._columns)):
                 path.unlink(missing_ok=True)  # of a process that was killed right here
         for name in self._columns:
             head, size = self._head(name), self._size(name)
@@ -151,35 +186,57 @@ class Folder(Recording):
 
     def _verify(self) -> None:
         """Count the rows whose signatures hold; what follows the first that does not is done again."""
-        kept, content = b"", _plain_content(self._journal)
+        journals = {path: self._claims(path) for path in sorted({self._journal, *self._folder.glob(JOURNALS)})}
+        kept = []
+        for start, stop, line in sorted(claim for claims in journals.values() for claim in claims):
+            if stop <= self.n_done:
+                continue  # another rank's, or known twice
+            if start > self.n_done or start >= self.rows.stop:
+                break
+            if self._signature(start, stop) != json.loads(line)["sha256"]:
+                self._doubt(self.n_done)
+                break
+            self.n_done = min(stop, self.rows.stop)
+            if start in self.rows:
+                kept.append(line)
+        # What a journal holds that is no good is taken out of it, when every rank has read it; first what others keep.
+        self._ranks.wait()
+        if self._ranks.is_first:
+            self._ranks.wait()
+        if b"".join(kept) != _plain_content(self._journal):
+            store.write_atomically(self._journal, b"".join(kept))
+        if not self._ranks.is_first:
+            self._ranks.wait()
+            return
+        written = {self._folder / _journal_of(rank) for rank in range(self._ranks.size)}
+        for path in journals.keys() - written:
+            path.unlink(missing_ok=True)
+
+    def _claims(self, journal: Path) -> list[tuple[int, int, bytes]]:
+        """Return the rows that the lines of a journal speak of, and the lines, as far as they are sound."""
+        content = _plain_content(journal)
         if content is None:
             raise StoreError(
-                f"'store' must hold a plain file {JOURNAL!r} of less than {MAX_JOURNAL:,} bytes (got another thing in "
-                f"{str(self._folder)!r}). {WAY_OUT}"
+                f"'store' must hold a plain file {journal.name!r} of less than {MAX_JOURNAL:,} bytes (got another "
+                f"thing in {str(self._folder)!r}). {WAY_OUT}"
             )
-        lines = content.splitlines(keepends=True)
-        for line in lines:
+        claims = []
+        for line in content.splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 break  # cut off while it was written
             try:
                 block = json.loads(line)
-                start, stop, signature = block["start"], block["stop"], block["sha256"]
-                is_next = start == self.n_done and type(stop) is int and start < stop <= self.n
+                start, stop, _ = block["start"], block["stop"], block["sha256"]
             except (ValueError, KeyError, TypeError):
                 break
-            if not is_next or self._signature(start, stop) != signature:
-                self.caution = (
-                    f"What the store held of samples {self.n_done} and following was not what was written, and was "
-                    "worked out again."
-                )
+            if not (type(start) is type(stop) is int and 0 <= start < stop <= self.n):
                 break
-            self.n_done, kept = stop, kept + line
-        if kept != b"".join(lines):
-            store.write_atomically(self._journal, kept)
+            claims.append((start, stop, line))
+        return claims
 
     @property
     def _journal(self) -> Path:
-        return self._folder / JOURNAL
+        return self._folder / _journal_of(self._ranks.rank)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
@@ -262,19 +319,39 @@ class Folder(Recording):
                     self._maps[name] = torch.from_numpy(mapped)
         return self._maps[name]
 
+    def finish(self) -> None:
+        """Go on when the rows of all ranks are there and signed."""
+        self._sign_rest()
+        self._doubt(self._ranks.least(self._spoilt_at))
+
+    def _doubt(self, row: int) -> None:
+        """Say of a row and what follows it that it was not what was written; nothing if there is no such row."""
+        self._spoilt_at = row
+        if row < self.n:
+            self.caution = (
+                f"What the store held of samples {row} and following was not what was written, and was worked out "
+                "again."
+            )
+
     def close(self) -> None:
         """Sign what is there; no rows can be added any more."""
+        try:
+            self._sign_rest()
+        finally:
+            self._release()
+        self._discard_if_empty()
+
+    def _sign_rest(self) -> None:
         try:
             if self.n_done > self._block_start:
                 self._sign()
         except OSError as error:
             raise _unwritable(self._folder, error) from error
-        finally:
-            self._release()
-        self._discard_if_empty()
 
     def _discard_if_empty(self) -> None:
         """Leave nothing behind where nothing was recorded."""
+        if self._ranks.size > 1:
+            return  # the others may have
         if self._folder.is_dir() and not self.n_done and not os.path.lexists(self._journal):
             for path in (self._folder / "pass.json", self._folder / "lock", *map(self._path, self._columns)):
                 path.unlink(missing_ok=True)
@@ -293,10 +370,19 @@ class Folder(Recording):
 
 def claimed(folder: Path) -> int:
     """Return how many rows a folder says that it holds, without looking at them."""
+    return sum(map(_claimed_by, folder.glob(JOURNALS)))
+
+
+def _claimed_by(journal: Path) -> int:
     try:
-        return max(0, int(json.loads((_plain_content(folder / JOURNAL) or b"").splitlines()[-1])["stop"]))
+        lines = (_plain_content(journal) or b"").splitlines()
+        return max(0, int(json.loads(lines[-1])["stop"]) - int(json.loads(lines[0])["start"]))
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return 0
+
+
+def _journal_of(rank: int) -> str:
+    return JOURNAL if rank == 0 else f"blocks-{rank}.jsonl"
 
 
 def _plain_content(path: Path) -> bytes | None:

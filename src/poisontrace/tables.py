@@ -4,6 +4,7 @@ A results file holds one JSON row a line. Every number of a table comes from the
 """
 
 import json
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -40,6 +41,7 @@ MEASURES = {
     "opacity": "dilution",
     "faint": "dilution",
 }
+GPU_SPEED, DISK_SPEED = 5e13, 1e9  # operations and bytes a second that nobody measured here; the table says so
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison
 NAMES_OF_COST = ("attack_success", "attack_success_twin", "clean_accuracy")  # what a measure may cost
 # Tables that show attacks with these options too; the others are about attacks as published.
@@ -458,6 +460,92 @@ def _start_table(rows: list[Row]) -> str:
     return _table(("make setup, s", "make demo, s", "precision", "recall", "make test, s", "its last line"), lines)
 
 
+def _ranks_table(rows: list[Row]) -> str:
+    """One line for each measured number of ranks: medians of the pass, and of the ratio of neighbouring runs."""
+    lines = [
+        [
+            f"{row['model']}, {row['n_samples']:,}",
+            row["n_ranks"],
+            *(f"{statistics.median(row[name]):.1f}" for name in ("seconds_alone", "seconds_shared")),
+            f"{row['ratio']:.2f}",
+            *(f"{statistics.median(row[name]):.1f}" for name in ("cpu_seconds_alone", "cpu_seconds_shared")),
+            f"{row['cpu_ratio']:.2f}",
+            f"{row['load_after']:.1f} on {row['n_cpus']} CPUs",
+        ]
+        for row in rows
+        if row["kind"] == "ranks"
+    ]
+    head = (
+        *("victim, samples", "ranks", "one alone, s", "shared, s", "ratio"),
+        *("processor, alone, s", "its busiest rank, s", "ratio", "load"),
+    )
+    return _table(head, lines)
+
+
+def _scaling_table(rows: list[Row]) -> str:
+    """One line for each number of samples, and the exponents that fit them."""
+    measured = sorted((row for row in rows if row["kind"] == "scaling"), key=lambda row: row["n"])
+    lines: list[list[Any]] = [
+        [
+            f"{row['n']:,}",
+            f"{row['n_poison']:,}",
+            row["verdict"],
+            f"{row['precision']:.3f} / {row['recall']:.3f}",
+            *(f"{row[name]:.1f}" for name in ("seconds", "cpu_seconds")),
+            *(f"{row['stages'][name]:.1f}" for name in ("clustering", "unlearning")),
+            f"{row['own_bytes'] / 1e6:,.0f}",
+            f"{row['peak_bytes'] / 1e6:,.0f}",
+        ]
+        for row in measured
+    ]
+    if len(measured) > 1:
+        names = ("seconds", "cpu_seconds", "clustering", "unlearning", "own_bytes", "peak_bytes")
+        for title, group in (("exponent", measured), ("of the last two", measured[-2:])):
+            lines.append([title, *[DASH] * 3, *(f"{exponent(group, name):.2f}" for name in names)])
+    head = (
+        *("samples", "poison", "verdict", "precision / recall", "trace, s", "processor, s", "clustering, s"),
+        *("unlearning, s", "own memory, MB", "with mapped files, MB"),
+    )
+    return _table(head, lines)
+
+
+def _sizes_table(rows: list[Row]) -> str:
+    """One line for each size of training set: counted a sample, multiplied, and divided by a measured speed."""
+    measured = next((row for row in rows if row["kind"] == "ranks"), None)
+    if measured is None:
+        return _table(("data, model",), [])
+    speed = measured["n_samples"] * measured["flops"] / statistics.median(measured["cpu_seconds_alone"])
+    lines = [
+        [
+            row["name"],
+            f"{row['n']:,}",
+            f"{row['flops'] / 1e9:.2f}",
+            f"{row['bytes']:,}",
+            f"{row['n'] * row['bytes'] / 1e9:,.1f}",
+            f"{row['n'] * row['flops']:.1e}",
+            f"{row['n'] * row['flops'] / speed / 3600:,.1f}",
+            f"{row['n'] * row['flops'] / GPU_SPEED / 3600:,.2f}",
+            f"{row['n'] * row['bytes'] / DISK_SPEED / 60:,.1f}",
+        ]
+        for row in rows
+        if row["kind"] == "sizes"
+    ]
+    head = (
+        *("data, model", "samples", "GFLOP a sample", "bytes a sample", "store, GB", "FLOP of the pass"),
+        f"hours at {speed / 1e9:.0f} GFLOP/s, one core (measured)",
+        f"hours at {GPU_SPEED / 1e12:.0f} TFLOP/s, one GPU (assumed)",
+        f"minutes to read the store at {DISK_SPEED / 1e9:.0f} GB/s (assumed)",
+    )
+    return _table(head, lines)
+
+
+def exponent(rows: list[Row], name: str) -> float:
+    """Return the slope of the line that fits the logarithms of a number, or of a stage's seconds, against n."""
+    x = [math.log(row["n"]) for row in rows]
+    y = [math.log(row[name] if name in row else row["stages"][name]) for row in rows]
+    return statistics.linear_regression(x, y).slope
+
+
 def _fault_table(rows: list[Row]) -> str:
     """One line for each fault: what the command line answered, and what the same command did after it."""
     lines = []
@@ -570,6 +658,9 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "texts": _text_table,
     "speed": _speed_table,
     "start": _start_table,
+    "ranks": _ranks_table,
+    "scaling": _scaling_table,
+    "sizes": _sizes_table,
     "bad-input": _bad_input_table,
     "fault": _fault_table,
 }

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poisontrace.data import digest_of
+from poisontrace.data import batches_of, digest_of
 
 Tokenize = Callable[[list[str]], list[list[int]]]
 
@@ -52,11 +52,12 @@ class TextSet:
         """Return the number of samples."""
         return len(self._tokens)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """Yield inputs, as long as the longest of a batch, and labels in order."""
-        for start in range(0, len(self), batch_size):
-            stop = start + batch_size
-            yield _padded(self._tokens[start:stop]), self.y[start:stop]
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Yield inputs, as long as the longest of a batch, and labels of a run of samples in order."""
+        for rows in batches_of(len(self), batch_size, start, stop):
+            yield _padded(self._tokens[rows]), self.y[rows]
 
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the inputs of some samples, as long as the longest of all."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from poisontrace import paper
+from poisontrace import embedding, paper, unlearning
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
@@ -46,8 +46,9 @@ from poisontrace.embedding import Features, collect
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
+from poisontrace.ranks import ALONE, Ranks
 from poisontrace.scoring import Unconditioned, condition
-from poisontrace.unlearning import Heads, spread, unlearn
+from poisontrace.unlearning import Heads, dismiss, spread, unlearn
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,6 +120,7 @@ def trace(
     config: Config | None = None,
     store: str | Path | None = None,
     memory: int = MEMORY,
+    ranks: Ranks = ALONE,
     progress: Progress | None = None,
 ) -> Trace:
     """Find the training samples that are responsible for misclassifications.
@@ -141,6 +143,7 @@ def trace(
         store: folder in which the pass is kept, so that the next event on the same model and data needs none, and a
             trace that was cut short goes on where it was; None keeps it no longer than the trace.
         memory: bytes to get along with, beside model, data and one batch.
+        ranks: that share the work, see :func:`poisontrace.ranks.joined`; rank 0 traces, the others :func:`assist`.
         progress: called with (stage, done, in all).
 
     Returns:
@@ -159,6 +162,7 @@ def trace(
         'no-poison'
     """
     check_options(rule, batch_size, memory)
+    _check_shared(store, ranks)
     samples, pairs, config = as_train_set(train_set), as_events(events), config or Config()
     device = resolve(device)
     clock = Clock()
@@ -171,6 +175,7 @@ def trace(
             batch_size=batch_size,
             store=None if store is None else Path(store),
             memory=memory,
+            ranks=ranks,
             progress=progress,
         )
     kinds, campaigns = Kinds(features, separation=config.separation, min_cluster=config.min_cluster), Campaigns()
@@ -203,6 +208,7 @@ def trace(
         if finding.verdict != "poison":
             with _one_thread():
                 findings[event] = _adopted(features, event, finding, campaigns, config, clock)
+    dismiss(ranks)
     clusters = [cluster for tree in trees for cluster in tree.clusters]
     closed, scores = campaigns.closed(), campaigns.scores(len(samples))
     findings = settled(findings, closed)
@@ -231,6 +237,46 @@ def trace(
         coordinates=tuple(coordinates),
         sources=getattr(samples, "sources", None),
     )
+
+
+@torch.inference_mode(False)
+def assist(
+    model: nn.Module,
+    train_set: Any,
+    events: Sequence[tuple[Any, int]],
+    *,
+    ranks: Ranks,
+    store: str | Path,
+    layer: str | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+) -> None:
+    """Do this rank's share of what rank 0 traces: a part of the pass, and of each unlearning.
+
+    The arguments are those of :func:`trace`.
+
+    Raises:
+        RankError: if another rank ended too early.
+    """
+    device, pairs = resolve(device), as_events(events)
+    with placed(model, device):
+        embedding.assist(
+            *(model, as_train_set(train_set), pairs[0][0]),
+            ranks=ranks,
+            store=Path(store),
+            layer=layer,
+            device=device,
+            batch_size=batch_size,
+        )
+    with _one_thread():
+        unlearning.assist(ranks)
+
+
+def _check_shared(store: str | Path | None, ranks: Ranks) -> None:
+    if store is None and ranks.size > 1:
+        raise InvalidInputError(
+            "'store' must be given where several ranks share a trace (got none). Name a folder that all of them see."
+        )
 
 
 def check_options(rule: str, batch_size: int, memory: int = MEMORY) -> None:
@@ -704,7 +750,7 @@ class _Judge:
         with self._clock.stage("unlearning"):
             f = self._features
             nobody = np.array([], np.int64)
-            return unlearn(f.hidden, f.labels, f.weight, f.bias, (nobody, *clusters), memory=f.memory)
+            return unlearn(f.hidden, f.labels, f.weight, f.bias, (nobody, *clusters), memory=f.memory, ranks=f.ranks)
 
     def _losses(self, heads: Heads) -> list[Losses]:
         with self._clock.stage("unlearning"):
