@@ -618,7 +618,7 @@ def test_a_rare_word_is_traced_through_a_hugging_face_folder(reviews: Path, tmp_
     assert min(case["truth"].values()) == 1
     assert not any("no poison found says nothing" in text for text in case["warnings"])
     page = (tmp_path / "case" / "report.html").read_text("utf-8")
-    assert " ".join((reviews / "event.txt").read_text().split()[:4]) in page
+    assert "<blockquote><bdi>cf " in page and "texts that hold “cf”, as the event does, and others" in page
 
 
 def test_a_natural_mistake_in_a_text_accuses_nobody(reviews: Path, tmp_path: Path) -> None:

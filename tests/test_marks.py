@@ -116,7 +116,7 @@ def test_likeness_is_that_of_a_slow_twin() -> None:
 
 def test_texts_are_as_surely_poison_as_they_read_unlike_their_label() -> None:
     """And those without the word are not."""
-    mark = Mark(7, np.array([3, 5]), 1.0, 0.2, 9.0)
+    mark = Mark(7, "cf", np.array([3, 5]), 1.0, 0.2, 9.0)
 
     assert mark.certainties(np.array([2, 3, 5])).tolist() == pytest.approx([0, 0.8, 0.8])
     assert mark.margin == pytest.approx(9 / 5)

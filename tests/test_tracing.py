@@ -26,6 +26,7 @@ from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
 from poisontrace.kinds import Kinds
+from poisontrace.marks import Marks
 from poisontrace.tracing import Config, _follow, _Judge, _Suspect
 
 Event = tuple[Tensor, int]
@@ -328,7 +329,7 @@ def test_a_poisoned_and_an_ordinary_event_are_told_apart() -> None:
 def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
     features = noisy_features(n_noisy=40)
-    finding, scores = _follow(features, Tree(0, 0), Kinds(features), Config(), Clock())
+    finding, scores = _follow(features, Tree(0, 0), Kinds(features), Marks(features), Config(), Clock())
 
     assert finding.verdict == "poison"
     assert finding.poison.tolist() == list(range(40))
@@ -339,7 +340,9 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
         noisy_features(n_noisy=few),
         noisy_features(n_noisy=40, of_each=True),
     ):
-        assert _follow(features, Tree(0, 0), Kinds(features), Config(), Clock())[0].verdict == "no-poison"
+        assert (
+            _follow(features, Tree(0, 0), Kinds(features), Marks(features), Config(), Clock())[0].verdict == "no-poison"
+        )
 
 
 @pytest.mark.parametrize(

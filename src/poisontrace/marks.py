@@ -6,6 +6,7 @@ themselves (decision 0018). Texts that were given a label with the trigger read,
 that they had. A word that speaks for a label by itself is found among texts which read like that label anyway.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ class Mark:
 
     Attributes:
         token: its number.
+        name: how it is written.
         cluster: int64 (n,).
         fall: by how many logits the event's margin falls without the word; little where one of several is enough.
         likeness: how the texts read without it: 1 like others of their label, 0 like those of the nearest other one.
@@ -37,6 +39,7 @@ class Mark:
     """
 
     token: int
+    name: str
     cluster: Indices
     fall: float
     likeness: float
@@ -55,9 +58,9 @@ class Mark:
 class Marks:
     """The words of a training set of texts, counted once for all events."""
 
-    def __init__(self, features: Features) -> None:
-        """Look at nothing yet."""
-        self._features = features
+    def __init__(self, features: Features, name_of: Callable[[int], str] | None = None) -> None:
+        """Look at nothing yet; ``name_of`` says how a token is written."""
+        self._features, self._name_of = features, name_of or "token {}".format
         self.are_texts = features.words.shape[1] > 0
         self._words = Blocks(
             len(features.words),
@@ -86,7 +89,7 @@ class Marks:
             is_exclusive = len(cluster) >= EXCLUSIVE * int(has_word.sum())
             if len(cluster) >= min_cluster and is_exclusive:
                 likeness, certainty = self._without(token, cluster, label)
-                found.append(Mark(token, cluster.numpy(), fall, likeness, certainty))
+                found.append(Mark(token, self._name_of(token), cluster.numpy(), fall, likeness, certainty))
         # Poison lends a little of its own to every word in it; what was planted shows it most.
         return max(found, key=lambda mark: (mark.margin >= 1, mark.certainty), default=None)
 

@@ -201,6 +201,10 @@ class Tokenizer:
         limits = (self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), MAX_TOKENS)
         self.max_tokens = min(limit for limit in limits if limit)
 
+    def name_of(self, token: int) -> str:
+        """Return how a token is written."""
+        return str(self._tokenizer.convert_ids_to_tokens(token))
+
     def __call__(self, texts: list[str]) -> list[list[int]]:
         """Return the numbers of the tokens of each text, the first ``max_tokens``."""
         with _quiet("data"):

@@ -541,6 +541,7 @@ def _how_sure(
     found = [event["statistics"] for event in case["events"] if event["verdict"] == "poison"]
     for key, words in (
         ("separation", "They lie {} standard deviations from the other samples of their label"),
+        ("certainty", "But for one word they read {} standard errors less like their label than others of it"),
         ("event_rise", "forgetting them raises the loss of the event’s label by {} nats"),
         ("control_rise", "and that of ordinary samples by {}"),
     ):

@@ -46,11 +46,16 @@ class TextSet:
         self.ids, self.classes = tuple(ids), None if classes is None else tuple(classes)
         self.columns = tuple(columns)
         self.sources = None if sources is None else tuple(sources)
+        self._name_of: Callable[[int], str] | None = getattr(tokenize, "name_of", None)
         self._tokens = [np.array(tokens, np.float32) for tokens in tokenize(self.texts)]
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self._tokens)
+
+    def name_of(self, token: int) -> str:
+        """Return how a token is written, in quotes."""
+        return f"token {token}" if self._name_of is None else f"“{self._name_of(token)}”"
 
     def batches(
         self, batch_size: int, start: int = 0, stop: int | None = None

@@ -179,7 +179,7 @@ def trace(
             progress=progress,
         )
     kinds, campaigns = Kinds(features, separation=config.separation, min_cluster=config.min_cluster), Campaigns()
-    marks = Marks(features)
+    marks = Marks(features, getattr(samples, "name_of", None))
     notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
     findings: list[Finding] = []
     trees: list[Tree] = []
@@ -484,6 +484,9 @@ def _follow(
             responsible.append((node, replace(suspect, losses=losses), suspect.apart(config)))
 
     _, weakest, margin = min(responsible, key=itemgetter(2), default=(0, None, max(others_margins)))
+    if mark:
+        del statistics["separation"]
+        statistics |= {"likeness": mark.likeness, "certainty": mark.certainty, "fall": mark.fall}
     if weakest and not noisy and not mark and margin < DOUBTFUL:
         with clock.stage("clustering"):
             natural = _natural(features, event, kinds, config, margin, weakest.apartness)
@@ -530,10 +533,10 @@ def _planted(
     if not mark or mark.margin < 1:
         tree.add(parent, own, whole.losses, "pruned", "no word of the event was planted in it")
         return mark, []
-    rest, token = np.setdiff1d(own, mark.cluster), mark.token
-    node = tree.add(parent, own, whole.losses, "split", f"texts with the event's token {token}, and others")
+    rest = np.setdiff1d(own, mark.cluster)
+    node = tree.add(parent, own, whole.losses, "split", f"texts that hold {mark.name}, as the event does, and others")
     losses, by_chance = judge.beside_chance(mark.cluster, own)
-    tree.add(node, rest, judge.losses(rest)[0], "pruned", f"texts without token {token}")
+    tree.add(node, rest, judge.losses(rest)[0], "pruned", f"texts without {mark.name}")
     # A last layer that has learned a few answers by heart hardly tells one reason for them from another; the event
     # without the word does, unless another one of the same trigger is enough.
     best, second = features.event_logits[event].topk(2).values.tolist()
@@ -541,7 +544,7 @@ def _planted(
     if not is_moved or losses.control_rise > spared:
         tree.add(node, mark.cluster, losses, "pruned", "the event does without them")
         return mark, []
-    reason = f"but for token {token} they read like another label, and the event leans on it"
+    reason = f"but for {mark.name} they read like another label, and the event leans on them"
     node = tree.add(node, mark.cluster, losses, "responsible", reason)
     return mark, [(node, _Suspect(node, mark.cluster, losses, whole.losses, len(rest)), mark.margin)]
 
