@@ -585,12 +585,19 @@ def _verdict_table(rows: list[Row]) -> str:
     return _table(head, lines)
 
 
-def _error_table(rows: list[Row]) -> str:
-    """One line for each range of the probability of poison: how often it was."""
+def reliability(rows: Iterable[Row]) -> list[tuple[float, float, int, int, float, float]]:
+    """Return how often events were poison, for each range of the probability that the verdict states.
+
+    As if there were as many natural mistakes as events of poison.
+
+    Returns:
+        both ends of each range, natural mistakes and events of poison in it, the mean stated, and the share of poison;
+        the last two are NaN where nothing is in it.
+    """
     margins, is_poison = judged(rows)
     probabilities = [p_poison(margin) for margin in margins]
     n_poison = sum(is_poison)
-    lines = []
+    found = []
     for low, high in pairwise(EDGES):
         inside = [
             (probability, truth)
@@ -599,29 +606,37 @@ def _error_table(rows: list[Row]) -> str:
         ]
         of_poison = sum(truth for _, truth in inside)
         of_natural = len(inside) - of_poison
-        # As if there were as many natural mistakes as events of poison.
         share = of_poison / max(1, n_poison)
         share_of_all = share + of_natural / max(1, len(is_poison) - n_poison)
-        lines.append(
-            [
-                f"{low:.2f} to {high:.2f}",
-                of_natural,
-                of_poison,
-                f"{statistics.mean(probability for probability, _ in inside):.3f}" if inside else DASH,
-                f"{share / share_of_all:.3f}" if inside else DASH,
-            ]
-        )
+        stated = statistics.mean(probability for probability, _ in inside) if inside else math.nan
+        found.append((low, high, of_natural, of_poison, stated, share / share_of_all if inside else math.nan))
+    return found
+
+
+def _error_table(rows: list[Row]) -> str:
+    """One line for each range of the probability of poison: how often it was."""
+    lines = [
+        (f"{low:.2f} to {high:.2f}", *counts, *(DASH if math.isnan(share) else f"{share:.3f}" for share in shares))
+        for low, high, *counts, shares in ((*line[:4], line[4:]) for line in reliability(rows))
+    ]
     head = ("probability of poison", "natural mistakes", "events of poison", "stated, mean", "was poison, evened")
     return _table(head, lines)
 
 
+def scored(rows: Iterable[Row]) -> list[tuple[float, int, int]]:
+    """Return where each range of the score starts, and how many samples in it are poison and are not."""
+    bins = [row["score_bins"] for row in rows if _is_sound(row) and row["rule"] == "default" and "score_bins" in row]
+    n_bins = len(bins[0]["poison"]) if bins else 0
+    return [
+        (place / n_bins, *(sum(row[name][place] for row in bins) for name in ("poison", "others")))
+        for place in range(n_bins)
+    ]
+
+
 def _score_table(rows: list[Row]) -> str:
     """One line for each range of the score: how many samples were poison."""
-    bins = [row["score_bins"] for row in rows if _is_sound(row) and row["rule"] == "default" and "score_bins" in row]
     lines = []
-    for position in range(len(bins[0]["poison"]) if bins else 0):
-        poison, others = (sum(row[name][position] for row in bins) for name in ("poison", "others"))
-        low = position / len(bins[0]["poison"])
+    for low, poison, others in scored(rows):
         share = f"{poison / (poison + others):.3f}" if poison + others else DASH
         lines.append([f"{low:.1f} to {low + 0.1:.1f}", f"{poison + others:,}", f"{poison:,}", share])
     return _table(("score", "samples", "poison", "share"), lines)
