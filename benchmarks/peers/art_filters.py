@@ -38,9 +38,9 @@ def find_by_spectrum(case: Case) -> Answer:
 
 def _classifier(case: Case) -> PyTorchClassifier:
     return PyTorchClassifier(
-        case.model[:-1],
+        case.body,
         loss=torch.nn.CrossEntropyLoss(),
         input_shape=tuple(case.event_x.shape),
-        nb_classes=case.model[-1].out_features,
+        nb_classes=case.head.out_features,
         device_type="cpu",
     )

@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,18 @@ class Case:
     rate: float = float("nan")
     poison: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        head = self.model[-1]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    @property
+    def body(self) -> nn.Sequential:
+        """All below it: inputs to features (n, d)."""
+        return nn.Sequential(*list(self.model)[:-1])
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -60,12 +72,14 @@ def read_case(folder: Path, *, needs: str = "", event: int = 0) -> Case:
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     train_set = read_array_set(folder / "train.npz", "data")
     event_x, event_y = read_array_set(folder / "events.npz", "events")[event]
-    told = {}
-    if needs:
-        poison = responsible(folder, event)
-        told = {"poison": poison} if needs == "truth" else {"rate": len(poison) / int((train_set.y == event_y).sum())}
     recipe = runpy.run_path(str(folder / "recipe.py"))["RECIPE"]
-    return Case(model.eval(), train_set, event_x, event_y, recipe, **told)  # type: ignore[arg-type]
+    case = Case(model.eval(), train_set, event_x, event_y, recipe)
+    if not needs:
+        return case
+    poison = responsible(folder, event)
+    if needs == "truth":
+        return replace(case, poison=poison)
+    return replace(case, rate=len(poison) / int((train_set.y == event_y).sum()))
 
 
 def responsible(folder: Path, event: int = 0) -> NDArray[np.int64]:

@@ -61,8 +61,8 @@ def _gradients(case: Case, x: Tensor, y: Tensor, prefix: str) -> Gradients:
     model: nn.Module = case.model
     if prefix:  # what is below the last layer needs no gradient, so it runs once and outside
         with torch.no_grad():
-            x = case.model[:-1](x)
-        model = case.model[-1]
+            x = case.body(x)
+        model = case.head
         state = chosen = {name.removeprefix(prefix): t for name, t in chosen.items()}
 
     def loss(parameters: Gradients, sample: Tensor, label: Tensor) -> Tensor:

@@ -66,9 +66,10 @@ class _Margin(Task):  # type: ignore[misc]
     def compute_measurement(self, batch: Batch, model: nn.Module) -> Tensor:
         """Return the summed log-odds of all other labels against the given one."""
         x, labels = batch
-        logits = model(x)
+        logits: Tensor = model(x)
         rest = logits.masked_fill(functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
-        return (rest.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]).sum()
+        odds: Tensor = rest.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
+        return odds.sum()
 
 
 def influences(case: Case, x: Tensor, labels: Tensor) -> NDArray[np.float64]:
@@ -108,7 +109,7 @@ def changes(case: Case) -> Batch:
     if len(case.event_x) == 3:
         kinds.append(_swap_colours)
     images = [kinds[random.integers(len(kinds))](case.event_x, random) for _ in range(N_CHANGES)]
-    others = [label for label in range(case.model[-1].out_features) if label != case.event_y]
+    others = [label for label in range(case.head.out_features) if label != case.event_y]
     return torch.stack(images), torch.from_numpy(random.choice(others, N_CHANGES))
 
 

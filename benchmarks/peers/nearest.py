@@ -16,7 +16,7 @@ from peers.case import Answer, Case
 def find(case: Case) -> Answer:
     """Rank by the distance to the event, samples of its label first."""
     with torch.inference_mode():
-        body = case.model[:-1]
+        body = case.body
         near = functional.normalize(body(case.event_x[None]), dim=1)
         parts = [functional.normalize(body(x), dim=1) for x, _ in case.train_set.batches(256)]
         distance = (torch.cat(parts) - near).norm(dim=1)  # of unit vectors, so 2 at most

@@ -8,6 +8,7 @@ the branch.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ NOTHING_LEFT = 0.01  # accuracy on a batch of the cluster below which it is not 
 
 def find(case: Case) -> Answer:
     """Cluster, unlearn each cluster, prune the innocent, recurse into the guilty."""
-    for parameter in case.model[:-1].parameters():
+    for parameter in case.body.parameters():
         parameter.requires_grad_(False)
     embedding = embed(case)
     before = _event_loss(case, case.model)
@@ -58,7 +59,7 @@ def embed(case: Case) -> NDArray[np.float32]:
 
     Of the weights of the last layer at most 5,000 coordinates are kept, drawn at random.
     """
-    weight, n_classes = case.model[-1].weight, case.model[-1].out_features
+    weight, n_classes = case.head.weight, case.head.out_features
     n_kept = min(weight.numel(), MAX_COORDINATES)
     kept = numpy_generator(case.seed, "peers/published/coordinates").permutation(weight.numel())[:n_kept]
     rows = []
@@ -86,9 +87,8 @@ def unlearn(case: Case, cluster: Indices) -> nn.Sequential:
     Each step is a batch of 128 of either through the whole network. Of the cluster only samples count that still get
     their label.
     """
-    head = nn.Linear(case.model[-1].in_features, case.model[-1].out_features)
-    head.load_state_dict(case.model[-1].state_dict())
-    model = nn.Sequential(*case.model[:-1], head)
+    head = deepcopy(case.head)
+    model = nn.Sequential(case.body, head)
     rest = np.setdiff1d(np.arange(len(case.train_set)), cluster)
     name = f"peers/published/{cluster[0]}/{len(cluster)}"
     order, flips = numpy_generator(case.seed, name), torch_generator(case.seed, name)
@@ -104,7 +104,7 @@ def unlearn(case: Case, cluster: Indices) -> nn.Sequential:
             uniform = torch.full_like(logits, 1 / logits.shape[1])
             loss = loss + functional.cross_entropy(logits[is_known], uniform[is_known])
         optimiser.zero_grad()
-        (loss * BATCH).backward()
+        (loss * BATCH).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_value_(head.parameters(), CLIP)
         optimiser.step()
         if step % (n_steps // LOOKS) == 0:
