@@ -8,7 +8,6 @@ Truth and answer meet here, after the method's process has ended.
 
 import argparse
 import gc
-import hashlib
 import json
 import os
 import resource
@@ -16,12 +15,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,23 +31,12 @@ from peers.case import Answer, read_case, responsible
 from poisontrace import bench, incidents, metrics, store
 from poisontrace.incidents import Plan
 from poisontrace.tables import Row, read_rows
-from poisontrace.victims import cache_folder
 
 HERE = Path(__file__).parent
 GRIDS = [HERE / "grids" / "peers.toml", HERE / "grids" / "peers-digits.toml"]
 RESULTS = HERE / "results" / "peers.jsonl"
 LIMIT = 1500  # seconds of processor time for one method on one event
 THREADS = 1
-
-
-def evidence(plan: Plan) -> Path:
-    """Return the folder of an incident, made if it is not there yet: no method trains or poisons anything."""
-    digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache_folder() / "peers" / digest
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        incidents.save(incidents.make(plan), folder)
-    return folder
 
 
 def measure(folder: Path, name: str, out: Path, limit: int) -> None:
@@ -155,23 +143,24 @@ def ranking(scores: NDArray[np.float64], poison: NDArray[np.int64]) -> Row:
     }
 
 
-def rows_of(plan: Plan, names: list[str], limit: int) -> Any:
-    """Yield the row of each method on the first event of an incident."""
-    folder = evidence(plan)
-    facts = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
-    case = read_case(folder)
-    about = {name: getattr(plan, name) for name in ("attack", "dataset", "rate", "seed")}
-    # As in other rows; the fields of a plan that are left as they are go without saying.
-    about |= {"plan": bench._described(plan), **bench._surroundings("cpu"), "threads": THREADS}
-    kept = ("n_train", "n_poison", "clean_accuracy", "attack_success", "attack_success_twin", "succeeded")
-    about |= {name: facts[name] for name in kept}
-    for name in names:
-        row = {**about, "kind": "peer", "rule": name, "event": 0}
-        if METHODS[name].images_only and case.train_set.x.ndim != 4:
-            yield {**row, "error": "defined for images only"}
-            continue
-        cost, answer = run(folder, name, limit)
-        yield {**row, **cost, **judge(answer, responsible(folder), case.train_set.y == case.event_y)}
+def rows_of(plan: Plan, names: list[str], limit: int) -> Iterator[Row]:
+    """Yield the row of each method on the first event of an incident, which is made once and then only read."""
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "incident"
+        incidents.save(incidents.make(plan), folder)
+        facts = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+        case = read_case(folder)
+        about = {name: getattr(plan, name) for name in ("attack", "dataset", "rate", "seed")}
+        about |= {"plan": bench._described(plan), **bench._surroundings("cpu"), "threads": THREADS}
+        kept = ("n_train", "n_poison", "clean_accuracy", "attack_success", "attack_success_twin", "succeeded")
+        about |= {name: facts[name] for name in kept}
+        for name in names:
+            row = {**about, "kind": "peer", "rule": name, "event": 0}
+            if METHODS[name].images_only and case.train_set.x.ndim != 4:
+                yield {**row, "error": "defined for images only"}
+                continue
+            cost, answer = run(folder, name, limit)
+            yield {**row, **cost, **judge(answer, responsible(folder), case.train_set.y == case.event_y)}
 
 
 def put_in_order(results: Path, grids: list[Path]) -> None:

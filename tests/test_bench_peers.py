@@ -54,9 +54,11 @@ def test_rows_are_put_in_the_order_of_the_tables(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small(digits_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The incident of the other tests, whatever the plan."""
-    monkeypatch.setattr(bench_peers, "evidence", lambda _: digits_folder)
+def small(digits_incident: Incident, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The incident of the other tests, whatever the plan; the plans that were asked for."""
+    made: list[Plan] = []
+    monkeypatch.setattr(bench_peers.incidents, "make", lambda plan: made.append(plan) or digits_incident)
+    return made
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str, dataset: str = "digits") -> Path:
@@ -106,7 +108,7 @@ def test_an_answer_is_judged_over_all_samples_and_within_the_label() -> None:
 
 
 def test_a_method_answers_from_a_process_of_its_own(
-    small: None, digits_incident: Incident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: list[Plan], digits_incident: Incident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its row has the truth's verdict and what it cost; the second run finds nothing left to do."""
     first = measure(monkeypatch, tmp_path, "--only", "oracle")
@@ -114,6 +116,7 @@ def test_a_method_answers_from_a_process_of_its_own(
     again = measure(monkeypatch, tmp_path, "--only", "oracle")
 
     (row,) = rows(first)
+    assert len(small) == 1  # the second run needs no incident
     assert again.read_bytes() == before
     assert (row["kind"], row["rule"], row["event"], row["threads"]) == ("peer", "oracle", 0, bench_peers.THREADS)
     assert (row["precision"], row["recall"], row["auprc"]) == (1.0, 1.0, 1.0)
@@ -122,7 +125,7 @@ def test_a_method_answers_from_a_process_of_its_own(
     assert 0 < row["seconds"] and 0 < row["base_memory_bytes"] <= row["peak_memory_bytes"]
 
 
-def test_what_takes_too_long_has_a_row_too(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_long_has_a_row_too(small: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped, and its row says why it is empty."""
     (row,) = rows(measure(monkeypatch, tmp_path, "--only", "ours", "--limit", "1"))
 
@@ -130,7 +133,7 @@ def test_what_takes_too_long_has_a_row_too(small: None, tmp_path: Path, monkeypa
     assert "precision" not in row and "seconds" not in row
 
 
-def test_what_fails_says_why(small: None, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_says_why(small: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last line of what it wrote, and the next method still has its turn."""
     broken = tmp_path / "broken.py"
     broken.write_text("import sys\nsys.exit('no such luck\\n')\n")
@@ -141,7 +144,7 @@ def test_what_fails_says_why(small: None, digits_folder: Path, tmp_path: Path, m
     assert [(row["rule"], row["error"]) for row in written] == [("random", "no such luck"), ("oracle", "no such luck")]
 
 
-def test_who_needs_images_is_not_given_rows(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_needs_images_is_not_given_rows(small: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the row says so."""
     sound = bench_peers.read_case
 
@@ -156,19 +159,6 @@ def test_who_needs_images_is_not_given_rows(small: None, tmp_path: Path, monkeyp
     written = rows(measure(monkeypatch, tmp_path, "--only", *names))
 
     assert [row["error"] for row in written] == ["defined for images only"] * len(names)
-
-
-def test_evidence_is_made_once(digits_incident: Incident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All methods read the same folder."""
-    made: list[Plan] = []
-    monkeypatch.setenv("POISONTRACE_CACHE", str(tmp_path))
-    monkeypatch.setattr(bench_peers.incidents, "make", lambda plan: made.append(plan) or digits_incident)
-    plan = Plan(attack="badnets", dataset="digits")
-
-    folders = [bench_peers.evidence(plan) for _ in range(2)]
-
-    assert folders[0] == folders[1] and (folders[0] / "train.npz").is_file()
-    assert made == [plan]
 
 
 def test_the_committed_rows_are_of_the_committed_grids() -> None:
