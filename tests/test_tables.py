@@ -362,6 +362,6 @@ def test_other_methods_are_compared_on_the_same_events(tmp_path: Path) -> None:
 
 def test_a_comparison_that_nothing_is_lost_in_says_so(tmp_path: Path) -> None:
     """An empty table would look forgotten."""
-    page = page_of(tmp_path, [peer_row("ours", 1.0)])
+    page = page_of(tmp_path, [peer_row("ours", 1.0), peer_row("not compared yet", 1.0, seed=1)])
 
     assert lines_of(page, "peers-lost") == ["| none | – | – | – | – |"]

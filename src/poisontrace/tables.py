@@ -746,11 +746,13 @@ def _peers_lost_table(rows: list[Row]) -> str:
     """One line wherever another method has a better figure than ours, the price left aside."""
     lines = []
     for incident in _peer_rows(rows).values():
-        ours = incident.get(OURS, {})
+        if OURS not in incident:
+            continue
         for name, row in incident.items():
             for figure, shown in FIGURES.items():
-                if name not in FLOORS and row.get(figure, 0) > ours.get(figure, 0):
-                    lines.append([_peer_incident(row), name, shown, row[figure], ours.get(figure, 0.0)])
+                own = incident[OURS].get(figure, 0.0)
+                if name not in FLOORS and row.get(figure, 0.0) > own:
+                    lines.append([_peer_incident(row), name, shown, row[figure], own])
     head = ("incident", "method", "figure", "its", "ours")
     return _table(head, lines or [["none", *[DASH] * 4]])
 
