@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 export POISONTRACE_DATA ?= $(if $(wildcard ../shared/data),../shared/data,data)
 
-.PHONY: setup demo test test-slow check fmt bench docs
+.PHONY: setup demo test test-slow check fmt bench bench-peers docs
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps kronfluence
 	touch $@
 
 setup: .venv/.installed  ## create .venv and install the pinned package with its dev extras
@@ -39,6 +40,10 @@ fmt: setup
 GRID ?= benchmarks/grids/badnets-cifar10.toml
 bench: setup  ## trace every incident of a grid and renew the tables
 	$(BIN)/poisontrace bench $(GRID)
+
+bench-peers: setup  ## give the same events to other methods and renew the tables; resumes where it stopped
+	$(BIN)/python benchmarks/bench_peers.py $(ARGS)
+	$(BIN)/poisontrace bench --tables-only
 
 docs: setup  ## renew generated tables and build the site in build/site; a dead link is an error
 	$(BIN)/poisontrace bench --tables-only

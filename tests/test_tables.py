@@ -313,3 +313,55 @@ def test_a_page_without_any_mark_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInputError, match=r"'readme' must hold marks like .*README\.md'\)\. Add both"):
         tables.write_tables(tmp_path, tmp_path / "README.md")
+
+
+def peer_row(method: str, cpu_seconds: float, **changes: Any) -> dict[str, Any]:
+    """Return what the tables read of another method's row."""
+    row = trace_row(kind="peer", rule=method, cpu_seconds=cpu_seconds, peak_memory_bytes=250_400_000, **changes)
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def lines_of(page: str, name: str) -> list[str]:
+    """Return the lines of one table of a page, without its head."""
+    return page.split(f"generated: {name} -->\n")[1].split("\n<!--")[0].splitlines()[2:]
+
+
+def test_other_methods_are_compared_on_the_same_events(tmp_path: Path) -> None:
+    """Means over incidents, ratios within one incident, dashes for what a method does not give, errors in words."""
+    near = {"precision_in_label": 0.5, "recall_in_label": 0.25}
+    best = {"precision": None, "recall": None, "auprc": 0.75, "best_precision": 0.5, "best_recall": 1.0}
+    rows = [
+        peer_row("ours", 4.0, precision=0.9, auprc=0.5, best_precision=1.0, best_recall=1.0, **near),
+        peer_row("set", 8.0, precision=0.5, recall=0.25, **near),
+        peer_row("ranking", 1.0, **best),
+        {**peer_row("slow", 0.0, precision=None, recall=None), "error": "took longer than 10 s"},
+        peer_row("one forward pass", 2.0, precision=None, recall=None),
+        peer_row("ours", 1.0, seed=1, precision=1.0, auprc=1.0, best_precision=1.0, best_recall=1.0, **near),
+        peer_row("set", 1.0, seed=1, precision=1.0, recall=0.75, **near),
+        peer_row("random", 1.0, seed=1, **{**best, "auprc": 1.5}),
+    ]
+    del rows[3]["cpu_seconds"]
+
+    page = page_of(tmp_path, rows)
+
+    near_words, incident = "0.500 / 0.250", "badnets, digits 1,437, 72 poison, seed"
+    assert lines_of(page, "peers") == [
+        f"| ours | 2 of 2 | 0.950 / 1.000 | 0.900 / 1.000 | {near_words} | 0.750 | 1.000 / 1.000 | 1 | 2 | 250 |",
+        f"| set | 2 of 2 | 0.750 / 0.500 | 0.500 / 0.250 | {near_words} | – | – | 1.5 | 4 | 250 |",
+        "| ranking | 1 of 1 | – | – | – | 0.750 | 0.500 / 1.000 | 0.25 | 0.5 | 250 |",
+        "| slow | 0 of 1 | – | – | – | – | – | – | – | – |",
+        "| one forward pass | 1 of 1 | – | – | – | – | – | 0.5 | 1 | 250 |",
+        "| random | 1 of 1 | – | – | – | 1.500 | 0.500 / 1.000 | 1 | – | 250 |",
+    ]
+    each = lines_of(page, "peers-each")
+    assert len(each) == 8
+    assert each[2] == f"| {incident} 0 | ranking | – | – | 0.750 | 0.500 / 1.000 | 2.0 | 1.0 | 0.25 | 0.5 | 250 |"
+    assert each[3] == f"| {incident} 0 | slow | – | – | – | – | – | – | took longer than 10 s | – | – |"
+    assert lines_of(page, "peers-lost") == [f"| {incident} 0 | ranking | AUPRC | 0.750 | 0.500 |"]
+
+
+def test_a_comparison_that_nothing_is_lost_in_says_so(tmp_path: Path) -> None:
+    """An empty table would look forgotten."""
+    page = page_of(tmp_path, [peer_row("ours", 1.0), peer_row("not compared yet", 1.0, seed=1)])
+
+    assert lines_of(page, "peers-lost") == ["| none | – | – | – | – |"]

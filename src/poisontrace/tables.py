@@ -44,6 +44,10 @@ MEASURES = {
 GPU_SPEED, DISK_SPEED = 5e13, 1e9  # operations and bytes a second that nobody measured here; the table says so
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison
 NAMES_OF_COST = ("attack_success", "attack_success_twin", "clean_accuracy")  # what a measure may cost
+# Methods of the comparison with others that its tables name: ours, the measure of cost, and what no method can lose to.
+OURS, PASS = "ours", "one forward pass"
+FLOORS = ("random", "oracle", PASS)
+FIGURES = {"precision": "precision", "recall": "recall", "auprc": "AUPRC"}
 # Tables that show attacks with these options too; the others are about attacks as published.
 WITH_MEASURES = ("anti-forensics", "every")
 
@@ -659,6 +663,119 @@ def _text_table(rows: list[Row]) -> str:
     return _table((*head, "precision", "recall", "worst trace"), lines)
 
 
+def _peer_rows(rows: list[Row]) -> dict[tuple[str, int], dict[str, Row]]:
+    """Return the rows of each incident by method, in the order they were measured."""
+    incidents: dict[tuple[str, int], dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["kind"] == "peer":
+            incidents[_victim(row)][row["rule"]] = row
+    return incidents
+
+
+def _methods(incidents: dict[tuple[str, int], dict[str, Row]]) -> dict[str, list[tuple[Row, dict[str, Row]]]]:
+    """Return the rows of each method, each with all rows of its incident."""
+    methods: dict[str, list[tuple[Row, dict[str, Row]]]] = defaultdict(list)
+    for incident in incidents.values():
+        for name, row in incident.items():
+            methods[name].append((row, incident))
+    return methods
+
+
+def _times(row: Row, incident: dict[str, Row], other: str) -> float | None:
+    """Return how many times the processor time of another method a method took on the same event."""
+    if "cpu_seconds" not in row or "cpu_seconds" not in incident.get(other, {}):
+        return None
+    return float(row["cpu_seconds"] / incident[other]["cpu_seconds"])
+
+
+def _shown_times(values: Iterable[float | None]) -> str:
+    """Return the median of what there is, to two digits."""
+    known = [value for value in values if value is not None]
+    return f"{float(f'{statistics.median(known):.2g}'):,.6g}" if known else DASH
+
+
+def _pair(rows: list[Row], precision: str, recall: str) -> str:
+    known = [row for row in rows if precision in row]
+    return f"{_mean(known, precision):.3f} / {_mean(known, recall):.3f}" if known else DASH
+
+
+def _peers_table(rows: list[Row]) -> str:
+    """One line for each method: means over the incidents that it answered on, medians of what it cost."""
+    lines = []
+    for name, pairs in _methods(_peer_rows(rows)).items():
+        answered = [row for row, _ in pairs if "error" not in row]
+        ranked = [row for row in answered if "auprc" in row]
+        to_ours = [_times(row, incident, OURS) for row, incident in pairs]
+        judged = [row for row in answered if "precision" in row]
+        lines.append(
+            [
+                *(name, f"{len(answered)} of {len(pairs)}"),
+                _pair(answered, "precision", "recall"),
+                _worst(judged) if judged else DASH,
+                _pair(answered, "precision_in_label", "recall_in_label"),
+                f"{_mean(ranked, 'auprc'):.3f}" if ranked else DASH,
+                _pair(answered, "best_precision", "best_recall"),
+                _shown_times(to_ours),
+                _shown_times(_times(row, incident, PASS) for row, incident in pairs),
+                max((round(row["peak_memory_bytes"] / 1e6) for row in answered), default=DASH),
+            ]
+        )
+    head = (
+        *("method", "incidents", "precision / recall", "worst", "within the event's label", "AUPRC"),
+        *("best threshold*", "time / ours", "time / one pass", "peak memory, MB"),
+    )
+    return _table(head, lines)
+
+
+def _peers_each_table(rows: list[Row]) -> str:
+    """One line for each incident and method."""
+    lines = []
+    for incident in _peer_rows(rows).values():
+        for name, row in incident.items():
+            about = [_peer_incident(row), name]
+            if "error" in row:
+                lines.append([*about, *[DASH] * 6, row["error"], *[DASH] * 2])
+                continue
+            lines.append(
+                [
+                    *about,
+                    _pair([row], "precision", "recall"),
+                    _pair([row], "precision_in_label", "recall_in_label"),
+                    f"{row['auprc']:.3f}" if "auprc" in row else DASH,
+                    _pair([row], "best_precision", "best_recall"),
+                    f"{row['seconds']:.1f}",
+                    f"{row['cpu_seconds']:.1f}",
+                    _shown_times([_times(row, incident, OURS)]),
+                    _shown_times([_times(row, incident, PASS)]),
+                    round(row["peak_memory_bytes"] / 1e6),
+                ]
+            )
+    head = (
+        *("incident", "method", "precision / recall", "within the event's label", "AUPRC", "best threshold*"),
+        *("seconds", "processor, s", "time / ours", "time / one pass", "peak memory, MB"),
+    )
+    return _table(head, lines)
+
+
+def _peers_lost_table(rows: list[Row]) -> str:
+    """One line wherever another method has a better figure than ours, the price left aside."""
+    lines = []
+    for incident in _peer_rows(rows).values():
+        if OURS not in incident:
+            continue
+        for name, row in incident.items():
+            for figure, shown in FIGURES.items():
+                own = incident[OURS].get(figure, 0.0)
+                if name not in FLOORS and row.get(figure, 0.0) > own:
+                    lines.append([_peer_incident(row), name, shown, row[figure], own])
+    head = ("incident", "method", "figure", "its", "ours")
+    return _table(head, lines or [["none", *[DASH] * 4]])
+
+
+def _peer_incident(row: Row) -> str:
+    return f"{_attack(row)}, {row['dataset']} {row['n_train']:,}, {row['n_poison']:,} poison, seed {row['seed']}"
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "summary": _summary_table,
     "attacks": _attack_table,
@@ -678,4 +795,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "sizes": _sizes_table,
     "bad-input": _bad_input_table,
     "fault": _fault_table,
+    "peers": _peers_table,
+    "peers-each": _peers_each_table,
+    "peers-lost": _peers_lost_table,
 }
