@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from poisontrace import readers, report, store
+from poisontrace import hub, readers, report, store
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace._validate import check_label_range
 from poisontrace.data import ArraySet
@@ -209,6 +209,8 @@ def find(case: Mapping[str, Any], folder: Path, name: str, place: Place) -> tupl
     traced = inputs.get(name) if isinstance(inputs, dict) else None
     traced = traced if isinstance(traced, dict) else {}
     spec = traced.get("spec", traced.get("path")) if place is None else str(place)
+    if isinstance(spec, str) and hub.is_address(spec):
+        spec = traced.get("path")  # the file that was fetched; its hash says whether it is still the same
     if not isinstance(spec, str) or not spec:
         raise InvalidInputError(
             f"'{name}' must be named by the case or with --{name} (got neither). Name the file that was traced."

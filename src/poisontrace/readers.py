@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from poisontrace import store
+from poisontrace import hub, store
 from poisontrace._errors import InvalidInputError
 from poisontrace._validate import check_file, read_npy
 from poisontrace.columns import is_saved_set, read_table, table_set
@@ -105,7 +105,7 @@ def read(
     """
     if like is not None:
         classes = like.classes or ()  # numbers only: names of events alone would be numbered otherwise
-    path = Path(spec)
+    path = hub.download(spec, name) if hub.is_address(spec) else Path(spec)
     is_table = path.suffix.lower() in TABLES or is_saved_set(path)
     if source_column is not None and not is_table:
         raise InvalidInputError(
