@@ -475,8 +475,10 @@ def _follow(
             node = tree.add(parent, cluster, losses, "responsible", reason)
             responsible.append((node, noisy, noisy.apart(config)))
     for node, suspect in whispers:
-        if responsible or kinds.beyond_mark(event, suspect.cluster) >= FAMILY:
+        if responsible:
             break
+        if kinds.beyond_mark(event, suspect.cluster) >= FAMILY:
+            continue
         losses, by_chance = judge.beside_chance(suspect.cluster, own)
         if losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance)) and losses.control_rise <= spared:
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
