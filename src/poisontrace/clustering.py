@@ -11,9 +11,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.linalg import lapack
 from torch import Tensor
 
 from poisontrace._blocks import Blocks
@@ -30,6 +33,7 @@ TWO_KINDS, ONE_KIND = 6.0, 5.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
 MAX_DIRECTIONS = 128  # principal directions kept before discriminating
 RIDGE = 0.1  # of the mean variance, added to every direction
+TINY = 1e-12
 # Where memory is short (decision 0013): directions that are kept at least, and copies that are made of the rows in
 # their new coordinates and of their second moments.
 MIN_DIRECTIONS, SPACE_COPIES, GRAM_COPIES = 8, 6, 8
@@ -136,18 +140,38 @@ def two_means(embedding: Embedding, *, max_rounds: int = 100) -> Tensor:
     return is_first
 
 
+class _Sums(NamedTuple):
+    """What means and second moments of rows are made of: their number, sums (d,) and products (d, d), not divided."""
+
+    n: int
+    rows: NDArray[Any]
+    products: NDArray[Any]
+
+    @classmethod
+    def of(cls, x: NDArray[Any]) -> "_Sums":
+        """Add up rows (n, d)."""
+        x = np.ascontiguousarray(x)
+        return cls(len(x), x.sum(0), x.T @ x)  # NumPy sees that the product is symmetric, and works out half of it
+
+    def without(self, part: "_Sums") -> "_Sums":
+        """Return the sums of the other rows."""
+        return _Sums(self.n - part.n, self.rows - part.rows, self.products - part.products)
+
+
 class Space:
     """Samples in the coordinates of a search, with the sums that all of its discriminants share.
 
     Attributes:
         x: (n, d).
-        fold: (n,) int64, the fifth each sample belongs to.
     """
 
     def __init__(self, x: Tensor) -> None:
         """Take coordinates (n, d)."""
-        self.x, self.fold = x, torch.arange(len(x)) % N_FOLDS
-        self._total = _sums([x[k::N_FOLDS] for k in range(N_FOLDS)])
+        self.x = x
+        self._rows = np.ascontiguousarray(x.numpy())
+        self._fold = np.arange(len(x)) % N_FOLDS
+        whole = _Sums.of(self._rows)
+        self._but_fold = [whole.without(_Sums.of(self._rows[k::N_FOLDS])) for k in range(N_FOLDS)]
 
     def discriminate(self, is_first: Tensor) -> Tensor:
         """Return cross-fitted positions (n,) along the ridge discriminant of two clusters: 0 and 1 are their means.
@@ -157,35 +181,31 @@ class Space:
         Args:
             is_first: (n,) bool, ``N_FOLDS`` samples at least on each side.
         """
-        n_first = int(is_first.sum())
-        is_smaller = is_first if 2 * n_first <= len(is_first) else ~is_first
-        rows = is_smaller.nonzero()[:, 0]
-        x, usual = self.x[rows], self.fold[rows]
+        mask = is_first.numpy()
+        is_smaller = mask if 2 * np.count_nonzero(mask) <= len(mask) else ~mask
+        rows = is_smaller.nonzero()[0]
+        x, usual = self._rows[rows], self._fold[rows]
         # Of the smaller cluster each fold holds the same share. The larger one keeps its folds, so that its sums are
         # those of all samples less those of the smaller one: few terms where the cluster is small.
-        fold = self.fold.clone()
-        fold[rows] = torch.arange(len(x)) % N_FOLDS
-        smaller = _sums([x[k::N_FOLDS] for k in range(N_FOLDS)])
-        by_fold = torch.split(x[usual.argsort(stable=True)], usual.bincount(minlength=N_FOLDS).tolist())
-        larger = [total - part for total, part in zip(self._total, _sums(by_fold), strict=True)]
-        means, second_moment = [], torch.zeros(())
-        for counts, sums, grams in (larger, smaller) if is_smaller is is_first else (smaller, larger):
-            # Of all but one fold: (folds, ...).
-            n = counts.sum() - counts
-            means.append((sums.sum(0) - sums) / n[:, None])
+        fold = self._fold.copy()
+        fold[rows] = np.arange(len(x)) % N_FOLDS
+        whole = _Sums.of(x)
+        directions, origins = [], []
+        for k, but_fold in enumerate(self._but_fold):
+            smaller = whole.without(_Sums.of(x[k::N_FOLDS]))
+            larger = but_fold.without(whole.without(_Sums.of(x[usual == k])))
+            mean_smaller, mean_larger = smaller.rows / smaller.n, larger.rows / larger.n
             # Both clusters weigh the same however small one of them is.
-            second_moment = second_moment + (grams.sum(0) - grams) / (2 * n)[:, None, None]
-        mean = torch.stack(means)  # (2, folds, d)
-        centre, gap = mean.mean(0), mean[1] - mean[0]
-        within = second_moment - centre[:, :, None] * centre[:, None]
-        within.diagonal(dim1=1, dim2=2).add_(
-            RIDGE * within.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
-        )
-        direction = torch.linalg.solve(within, gap)  # (folds, d)
-        direction = direction / (gap * direction).sum(1, keepdim=True).clamp_min(1e-12)
-        position = direction @ self.x.T - (mean[0] * direction).sum(1, keepdim=True)  # (folds, n)
-        of_own_fold: Tensor = position.gather(0, fold[None])[0]
-        return of_own_fold
+            centre = (mean_smaller + mean_larger) / 2
+            within = smaller.products / (2 * smaller.n) + larger.products / (2 * larger.n) - centre[:, None] * centre
+            diagonal = np.einsum("ii->i", within)  # a view
+            diagonal += RIDGE * max(float(diagonal.mean()), TINY)
+            start, end = (mean_larger, mean_smaller) if is_smaller is mask else (mean_smaller, mean_larger)
+            direction = _solve(within, end - start)
+            directions.append(direction / max(float((end - start) @ direction), TINY))
+            origins.append(start @ directions[-1])
+        position = np.stack(directions) @ self._rows.T - np.stack(origins)[:, None]  # (folds, n)
+        return torch.from_numpy(np.take_along_axis(position, fold[None], 0)[0])
 
     def plane(self, is_first: Tensor) -> Tensor:
         """Return samples in two dimensions, (n, 2), to be looked at.
@@ -207,12 +227,11 @@ class Space:
         return torch.stack([position, across / across.std().clamp_min(1e-12)], 1)
 
 
-def _sums(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return counts (folds,), sums (folds, d) and second moments (folds, d, d), not divided, of the rows of folds."""
-    counts = torch.tensor([float(len(part)) for part in parts])
-    # NumPy sees that a product is symmetric, and works out half of it.
-    grams = np.stack([rows.T @ rows for rows in (part.numpy() for part in parts)])
-    return counts, torch.stack([part.sum(0) for part in parts]), torch.from_numpy(grams)
+def _solve(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Return the solution (d,) of a symmetric system (d, d), positive definite but for rounding."""
+    _, x, info = lapack.sposv(a.T, b, lower=True)
+    solution: NDArray[Any] = x if info == 0 else np.linalg.lstsq(a, b)[0]
+    return solution
 
 
 def principal(x: Blocks) -> Space:
