@@ -355,6 +355,7 @@ def search(
     *,
     judge: Callable[[Split], Split] = lambda split: split,
     growth: int = 2,
+    smallest: int = N_FOLDS,
 ) -> Split:
     """Return the best split found from the tops of some rankings, then from the tops of the ranking it gives itself.
 
@@ -367,14 +368,15 @@ def search(
         starts: (n,) bool each, further first guesses.
         judge: gives each split its gap, see :func:`with_gap`.
         growth: ratio of neighbouring sizes of the tops.
+        smallest: size of the tops, ``N_FOLDS`` at least.
     """
-    guesses = [top for ranking in rankings for top in _tops(ranking, growth)] + list(starts)
+    guesses = [top for ranking in rankings for top in _tops(ranking, growth, smallest)] + list(starts)
     best = max((judge(separate(space, guess)) for guess in guesses), key=lambda split: split.strength)
     for _ in range(MAX_SWEEPS):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
         near = [round(best.n_smaller * factor) for factor in NEAR_SIZES]
         ranking = best.score if int(best.is_first.sum()) == best.n_smaller else -best.score
-        tops = (*_tops(ranking, 2), *(_top(ranking, size) for size in near if size < len(ranking)))
+        tops = (*_tops(ranking, 2, smallest), *(_top(ranking, size) for size in near if size < len(ranking)))
         better = max((judge(separate(space, top)) for top in tops), key=lambda split: split.strength)
         if better.strength <= best.strength:
             break
@@ -382,9 +384,8 @@ def search(
     return best
 
 
-def _tops(ranking: Tensor, growth: int) -> Iterator[Tensor]:
-    """Yield the first 5, 5 * growth, ... up to half of the samples as masks."""
-    size = N_FOLDS
+def _tops(ranking: Tensor, growth: int, size: int) -> Iterator[Tensor]:
+    """Yield the first ``size``, ``size`` * growth, ... up to half of the samples as masks."""
     while size <= len(ranking) // 2:
         yield _top(ranking, size)
         size *= growth

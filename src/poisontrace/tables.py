@@ -646,6 +646,37 @@ def _score_table(rows: list[Row]) -> str:
     return _table(("score", "samples", "poison", "share"), lines)
 
 
+def _proof_table(rows: list[Row]) -> str:
+    """One line for each attack and task: what training again without the samples found leaves of it."""
+    groups = _groups(
+        (row for row in rows if row["kind"] == "proof"),
+        lambda row: (row["attack"], row["dataset"], row["training"], row["rate"]),
+    )
+    lines = []
+    for (attack, dataset, training, rate), group in sorted(groups.items()):
+        proved = [row for row in group if "result" in row]
+        corrected = sum(row["result"] != "not corrected" for row in proved)
+        lines.append(
+            [
+                ", ".join([attack, *([] if training == TRAINING else [training])]),
+                f"{dataset}, {group[0]['n_train']:,}",
+                f"{rate:.0%}",
+                len({row["seed"] for row in group}),
+                f"{corrected} of {len(group)}",
+                sum(row["result"] == "corrected either way" for row in proved),
+                *(_mean(proved, name) for name in ("success", "success_control", "success_without", "success_twin")),
+                f"{max((row['success_without'] - row['success_twin'] for row in proved), default=0.0):+.3f}",
+                *(_mean(proved, name) for name in ("accuracy", "accuracy_without", "accuracy_control")),
+            ]
+        )
+    head = (
+        *("attack", "data, samples", "rate", "victims", "events corrected", "by the control too", "success"),
+        *("control", "without those found", "never poisoned", "worst difference", "clean acc."),
+        *("without those found", "control"),
+    )
+    return _table(head, lines)
+
+
 def _text_table(rows: list[Row]) -> str:
     """One line for each trigger and rate in texts; the last ones of texts without poison."""
     groups = _groups((row for row in rows if row["kind"] == "texts"), lambda row: (row["trigger"], row["rate"]))
@@ -787,6 +818,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "verdicts": _verdict_table,
     "errors": _error_table,
     "scores": _score_table,
+    "proof": _proof_table,
     "texts": _text_table,
     "speed": _speed_table,
     "start": _start_table,

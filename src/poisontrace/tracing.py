@@ -99,7 +99,10 @@ FAR = 2.0  # times the separation of two kinds: the features alone nearly say it
 WHISPER = 0.002  # nats that the event must rise by even so
 # Random sets of other samples, as many, that say what chance comes to, and how many times that is more than chance.
 N_BY_CHANCE, BEYOND_CHANCE = 4, 5
-MIN_PART = 0.2  # of a responsible cluster, to be taken for a campaign of its own
+ROWS_OF_LABELS = 500  # that stand for whole labels: their effect is large, and nothing hangs on its size
+N_LOOKS = 3  # splits of what is left beside a responsible cluster
+# Of a responsible cluster, to be taken for a campaign of its own; and times the separation of two kinds.
+MIN_PART, APART = 0.2, 1.5
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 FAMILY = 0.4  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
 N_SHOWN, MAX_SHOWN, N_BENIGN = 400, 1 << 26, 24  # samples for the report, responsible ones within as many bytes
@@ -391,7 +394,7 @@ def _follow(
     mark: Mark | None = None
     if len(own):
         root = tree.add(None, everything, None, "split", "the whole training set, by label")
-        of_own, of_others = judge.losses(own, others)
+        of_own, of_others = judge.losses(own, others, max_rows=ROWS_OF_LABELS)
         whole = _Suspect(root, own, of_own, of_others, len(others))
         if marks.are_texts:
             # What else sets texts apart, their length or their style, does so among natural ones as well.
@@ -407,14 +410,17 @@ def _follow(
     while pending:
         suspect = pending.pop()
         parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
-        is_root, family = cluster is own, ""
+        is_root, otherwise = cluster is own, ""
         may_split = len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth
         if is_root:  # those of other labels are tested once
             tree.add(parent, others, suspect.sibling, "pruned", "other labels do not pull towards the event's")
         elif judgement := suspect.judge(config, spared):
             decision, reason = judgement
             beyond = kinds.beyond_mark(event, cluster) if decision == "responsible" else 0.0
-            if beyond < FAMILY:
+            # Rows may carry several marks at once: what is left beside a responsible cluster may hold another one.
+            is_left = kinds.are_rows and len(cluster) > suspect.n_sibling and decision == "pruned"
+            may_hold = any(tree.depth(parent) < tree.depth(found.parent) + N_LOOKS for _, found, _ in responsible)
+            if beyond < FAMILY and not (is_left and may_hold and may_split):
                 part = None
                 if decision == "responsible" and may_split:
                     part = _needed_part(features, event, cluster, losses, kinds, judge, config, clock)
@@ -433,9 +439,12 @@ def _follow(
                     if suspect.is_far(config):
                         whispers.append((node, suspect))
                 continue
-            # Or several marks, of which the event carries one.
-            others_margins.append(suspect.margin(config, spared, beyond))
-            is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
+            otherwise = reason
+            if beyond >= FAMILY:
+                # Or several marks, of which the event carries one.
+                others_margins.append(suspect.margin(config, spared, beyond))
+                is_weak = True
+                otherwise = f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         split = hidden = None
         with clock.stage("clustering"):
             if may_split:
@@ -446,7 +455,7 @@ def _follow(
             statistics["separation"] = apart
             is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
         if not split or not split.is_at_least(config.separation):
-            reason = family or f"one kind, ordinary samples among them (separation {apart:.1f})"
+            reason = otherwise or f"one kind, ordinary samples among them (separation {apart:.1f})"
             tree.add(parent, cluster, losses, "pruned", reason)
             if is_root and split:
                 others_margins.append(split.margin(config.separation))
@@ -462,8 +471,10 @@ def _follow(
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
             standing = partial(kinds.standing, cluster, split)
             of_first, of_second = judge.compare(first, second, standing)
-            pending.append(_Suspect(node, first, of_first, of_second, len(second), split))
+        # The first, which the event is like, is judged before what is left.
         pending.append(_Suspect(node, second, of_second, of_first, len(first), split))
+        if not hidden:
+            pending.append(_Suspect(node, first, of_first, of_second, len(second), split))
 
     if noisy is not None:
         parent, cluster, losses = noisy.parent, noisy.cluster, noisy.losses
@@ -564,16 +575,20 @@ def _needed_part(
     """Return the part of a responsible cluster that the event needs and the rest, if it does without the rest.
 
     Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
-    of one campaign splits as well, by source classes, but there either part keeps the event's label up. Rows need not
-    be asked: those that share one mark and nothing else are of one campaign.
+    of one campaign splits as well, by source classes, one of which such an event may lean on; but they lie less far
+    apart. Rows need not be asked: those that share one mark and nothing else are of one campaign.
     """
     if kinds.are_rows:
         return None
+    least = max(config.min_cluster, round(MIN_PART * len(cluster)))
     with clock.stage("clustering"):
-        split = _split(features, event, cluster, kinds, config, is_whole_label=False)
+        leaning = condition(features, event, cluster).leaning
+        space = principal(leaning.x)
+        guesses = [guess for k in N_GUESSES for guess in k_means(space.x, k)]
+        # Which of them the event is of is for the unlearning to say, not for the likeness.
+        split = search(space, [leaning.likeness], guesses, smallest=least // 2)
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
-    # One source class of many may be what such an event leans on, and of a few it would do without whosever they were.
-    if split.apartness < config.separation or min(map(len, parts)) < max(config.min_cluster, MIN_PART * len(cluster)):
+    if split.apartness < APART * config.separation or min(map(len, parts)) < least:
         return None
     (rest, of_rest), (needed, of_needed) = sorted(
         zip(parts, judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
@@ -621,7 +636,13 @@ def _nearest(features: Features, event: int, finding: Finding) -> Indices:
 
 
 def _split(
-    features: Features, event: int, cluster: Indices, kinds: Kinds, config: Config, *, is_whole_label: bool
+    features: Features,
+    event: int,
+    cluster: Indices,
+    kinds: Kinds,
+    config: Config,
+    *,
+    is_whole_label: bool,
 ) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 
@@ -647,8 +668,10 @@ def _split(
         found.append(
             against_nature(space, search(space, [*seen.leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1])
         )
-    for view in seen.agreements:
-        found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
+    # What leans the event's way without a doubt need not agree with it as well.
+    if max(split.margin(config.separation) for split in found) < DOUBTFUL:
+        for view in seen.agreements:
+            found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
     best = max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
     is_short_of_gap = best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1
     if not is_whole_label or not is_short_of_gap:
@@ -708,9 +731,9 @@ class _Judge:
         rows = torch.from_numpy(spread(ordinary, 500))
         self._controls = features.hidden[rows], features.labels[rows]
 
-    def losses(self, *clusters: Indices) -> list[Losses]:
+    def losses(self, *clusters: Indices, max_rows: int | None = None) -> list[Losses]:
         """Unlearn each cluster; the comparison is the same layer refitted with nothing to forget."""
-        return self._losses(self._unlearn(*clusters))
+        return self._losses(self._unlearn(*clusters, max_rows=max_rows))
 
     def beside_chance(self, cluster: Indices, own: Indices) -> tuple[Losses, list[float]]:
         """Unlearn a cluster and, one by one, random other samples of its label, as many; take controls from those.
@@ -751,11 +774,11 @@ class _Judge:
         self.take_controls(other)
         return self._losses(heads)
 
-    def _unlearn(self, *clusters: Indices) -> Heads:
+    def _unlearn(self, *clusters: Indices, max_rows: int | None = None) -> Heads:
         with self._clock.stage("unlearning"):
             f = self._features
-            nobody = np.array([], np.int64)
-            return unlearn(f.hidden, f.labels, f.weight, f.bias, (nobody, *clusters), memory=f.memory, ranks=f.ranks)
+            layer, nobody = (f.hidden, f.labels, f.weight, f.bias), np.array([], np.int64)
+            return unlearn(*layer, (nobody, *clusters), memory=f.memory, max_rows=max_rows, ranks=f.ranks)
 
     def _losses(self, heads: Heads) -> list[Losses]:
         with self._clock.stage("unlearning"):

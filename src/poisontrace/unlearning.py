@@ -136,6 +136,7 @@ def unlearn(
     clusters: Sequence[NDArray[np.int64]],
     *,
     memory: int = MEMORY,
+    max_rows: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Heads:
     """Refit the last layer once for each cluster, to answer "don't know" on it and to keep the labels of the rest.
@@ -157,6 +158,7 @@ def unlearn(
         bias: of the trained layer, (k,).
         clusters: sets of training indices; may be empty sets.
         memory: bytes to get along with; where it is short, fewer samples stand for each cluster.
+        max_rows: samples that stand for each cluster, and for those in none; None for ``MAX_ROWS``.
         ranks: that share the work; this is rank 0, the others :func:`assist`.
 
     Raises:
@@ -175,7 +177,7 @@ def unlearn(
     part = part[order]
     weight_of = torch.zeros(n, dtype=torch.float64)
     parts = torch.unique(part).tolist()
-    max_rows = min(MAX_ROWS, max(MIN_ROWS, memory // (COPIES * 8 * (hidden.shape[1] + 1) * len(parts))))
+    max_rows = min(max_rows or MAX_ROWS, max(MIN_ROWS, memory // (COPIES * 8 * (hidden.shape[1] + 1) * len(parts))))
     for which in parts:
         rows = order[part == which]
         chosen = torch.from_numpy(spread(rows.numpy(), max_rows))
