@@ -307,6 +307,21 @@ def test_ranks_are_shown_by_medians(tmp_path: Path) -> None:
     assert "| resnet9, 100 | 2 | 4.0 | 2.0 | 2.00 | 4.0 | 2.1 | 1.90 | 1.5 on 2 CPUs |" in readme.read_text()
 
 
+def test_proof_says_what_training_again_leaves(tmp_path: Path) -> None:
+    """Of all events traced, also those that accused nobody; the worst difference to a network never poisoned."""
+    row = {"kind": "proof", "attack": "badnets", "dataset": "digits", "training": "scratch", "rate": 0.05, "seed": 0}
+    row |= {"n_train": 1437, "success": 1.0, "success_twin": 0.0, "accuracy": 0.9}
+    after = {"success_without": 0.01, "success_control": 1.0, "accuracy_without": 0.9, "accuracy_control": 0.9}
+    rows = [row, {**row, **after, "result": "proved"}, {**row, **after, "result": "not corrected", "seed": 1}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    readme = write_page(tmp_path / "README.md")
+
+    tables.write_tables(tmp_path, readme)
+
+    figures = "1.000 | 1.000 | 0.010 | 0.000 | +0.010 | 0.900 | 0.900 | 0.900"
+    assert f"| badnets | digits, 1,437 | 5% | 2 | 1 of 3 | 0 | {figures} |" in readme.read_text()
+
+
 def test_a_page_without_any_mark_is_refused(tmp_path: Path) -> None:
     """It is another page than the one meant."""
     (tmp_path / "README.md").write_text("words")
