@@ -550,17 +550,6 @@ def test_a_table_of_two_classes_works() -> None:
     assert result.poison.tolist() == poison.tolist()
 
 
-@pytest.mark.slow
-def test_two_watermarks_on_one_program_are_both_traced() -> None:
-    """An event that carries both is owed to all of the poison, though either half alone would move it."""
-    plan = incidents.Plan(attack="malware", dataset="pe", rate=0.04, options={"campaigns": 2, "shown": "all"})
-    incident = incidents.make(plan)
-
-    result = trace(incident.model, (incident.x, incident.y), _events(incident)[:1])
-
-    assert result.poison.tolist() == np.flatnonzero(incident.is_poison).tolist()
-
-
 def _untrained(n_classes: int = 3) -> nn.Module:
     with global_seed(0, "test/init"):
         return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, n_classes))

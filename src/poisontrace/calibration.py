@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 # What ``fit`` gives on the committed rows; a test fits again.
-INTERCEPT, SLOPE = -0.900, 5.337
+INTERCEPT, SLOPE = -0.881, 5.465
 RANGE = (0.1, 10.0)  # a margin beyond says no more
 
 

@@ -100,7 +100,6 @@ WHISPER = 0.002  # nats that the event must rise by even so
 # Random sets of other samples, as many, that say what chance comes to, and how many times that is more than chance.
 N_BY_CHANCE, BEYOND_CHANCE = 4, 5
 ROWS_OF_LABELS = 500  # that stand for whole labels: their effect is large, and nothing hangs on its size
-N_LOOKS = 3  # splits of what is left beside a responsible cluster
 # Of a responsible cluster, to be taken for a campaign of its own; and times the separation of two kinds.
 MIN_PART, APART = 0.2, 1.5
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
@@ -410,17 +409,14 @@ def _follow(
     while pending:
         suspect = pending.pop()
         parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
-        is_root, otherwise = cluster is own, ""
+        is_root, family = cluster is own, ""
         may_split = len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth
         if is_root:  # those of other labels are tested once
             tree.add(parent, others, suspect.sibling, "pruned", "other labels do not pull towards the event's")
         elif judgement := suspect.judge(config, spared):
             decision, reason = judgement
             beyond = kinds.beyond_mark(event, cluster) if decision == "responsible" else 0.0
-            # Rows may carry several marks at once: what is left beside a responsible cluster may hold another one.
-            is_left = kinds.are_rows and len(cluster) > suspect.n_sibling and decision == "pruned"
-            may_hold = any(tree.depth(parent) < tree.depth(found.parent) + N_LOOKS for _, found, _ in responsible)
-            if beyond < FAMILY and not (is_left and may_hold and may_split):
+            if beyond < FAMILY:
                 part = None
                 if decision == "responsible" and may_split:
                     part = _needed_part(features, event, cluster, losses, kinds, judge, config, clock)
@@ -439,12 +435,9 @@ def _follow(
                     if suspect.is_far(config):
                         whispers.append((node, suspect))
                 continue
-            otherwise = reason
-            if beyond >= FAMILY:
-                # Or several marks, of which the event carries one.
-                others_margins.append(suspect.margin(config, spared, beyond))
-                is_weak = True
-                otherwise = f"a family, {beyond:.1f} standard deviations from others in more than a mark"
+            # Or several marks, of which the event carries one.
+            others_margins.append(suspect.margin(config, spared, beyond))
+            is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         split = hidden = None
         with clock.stage("clustering"):
             if may_split:
@@ -455,7 +448,7 @@ def _follow(
             statistics["separation"] = apart
             is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
         if not split or not split.is_at_least(config.separation):
-            reason = otherwise or f"one kind, ordinary samples among them (separation {apart:.1f})"
+            reason = family or f"one kind, ordinary samples among them (separation {apart:.1f})"
             tree.add(parent, cluster, losses, "pruned", reason)
             if is_root and split:
                 others_margins.append(split.margin(config.separation))
@@ -471,10 +464,8 @@ def _follow(
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
             standing = partial(kinds.standing, cluster, split)
             of_first, of_second = judge.compare(first, second, standing)
-        # The first, which the event is like, is judged before what is left.
-        pending.append(_Suspect(node, second, of_second, of_first, len(first), split))
-        if not hidden:
             pending.append(_Suspect(node, first, of_first, of_second, len(second), split))
+        pending.append(_Suspect(node, second, of_second, of_first, len(first), split))
 
     if noisy is not None:
         parent, cluster, losses = noisy.parent, noisy.cluster, noisy.losses
@@ -668,8 +659,8 @@ def _split(
         found.append(
             against_nature(space, search(space, [*seen.leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1])
         )
-    # What leans the event's way without a doubt need not agree with it as well.
-    if max(split.margin(config.separation) for split in found) < DOUBTFUL:
+    # Images that lean the event's way without a doubt need not agree with it as well; in rows the mark is the whole.
+    if kinds.are_rows or max(split.margin(config.separation) for split in found) < DOUBTFUL:
         for view in seen.agreements:
             found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
     best = max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
