@@ -69,7 +69,7 @@ def prove(incident: Incident, event: int) -> dict[str, Any]:
         "recall": metrics.recall(trace.poison, poison),
         "success": success(incident, incident.model),
         "success_twin": success(incident, incident.twin),
-        "accuracy": train.accuracy(incident.model, incident.x_test, incident.y_test),
+        "accuracy": incident.facts["clean_accuracy"],
     }
     if trace.verdict != "poison":
         return row
@@ -90,16 +90,10 @@ def prove(incident: Incident, event: int) -> dict[str, Any]:
             proof = poisontrace.verify(case, recipe, seed=plan.seed, data=home / "train.npz", **places)
         except PoisontraceError as error:
             sys.exit(str(error))
-    return row | {
-        "result": proof.events[0],
-        **{f"success_{name}": model.success for name, model in models(proof).items()},
-        **{f"accuracy_{name}": model.accuracy for name, model in models(proof).items()},
-    }
-
-
-def models(proof: Any) -> dict[str, Any]:
-    """Return what the two trained models answer, by name."""
-    return {"without": proof.without_found, "control": proof.control}
+    row["result"] = proof.events[0]
+    for name, model in (("without", proof.without_found), ("control", proof.control)):
+        row |= {f"success_{name}": model.success, f"accuracy_{name}": model.accuracy}
+    return row
 
 
 def success(incident: Incident, model: nn.Module) -> float:

@@ -220,11 +220,11 @@ class Space:
         position = self.discriminate(is_first) if is_known else is_first.float()
         x = self.x - self.x.mean(0)
         between = x[is_first].mean(0) - x[~is_first].mean(0) if is_first.any() and not is_first.all() else 0 * x[0]
-        x = x - (x @ between)[:, None] * between / between.square().sum().clamp_min(1e-12)
+        x = x - (x @ between)[:, None] * between / between.square().sum().clamp_min(TINY)
         direction = _eigh(x.T @ x)[1][:, -1]
         direction = direction * direction[direction.abs().argmax()].sign()  # of the two, always the same
         across = x @ direction
-        return torch.stack([position, across / across.std().clamp_min(1e-12)], 1)
+        return torch.stack([position, across / across.std().clamp_min(TINY)], 1)
 
 
 def _solve(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:

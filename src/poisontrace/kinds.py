@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from poisontrace._record import Indices
 from poisontrace._statistics import standardised_difference
-from poisontrace.clustering import N_FOLDS, TWO_KINDS, Split, k_means, principal, separate, with_gap
+from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
 from poisontrace.embedding import Features
 from poisontrace.scoring import Unconditioned, without_mark
 
@@ -22,6 +23,11 @@ from poisontrace.scoring import Unconditioned, without_mark
 MAX_OTHERS, STANDS_OUT = 10, 1.2
 MIN_OTHERS = 3  # fewer say nothing
 N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
+
+
+def guesses(space: Space) -> list[Tensor]:
+    """Return the clusters (n,) of every k-means that suggests kinds: starts that know nothing of the event."""
+    return [guess for k in N_GUESSES for guess in k_means(space.x, k)]
 
 
 class Kinds:
@@ -40,7 +46,7 @@ class Kinds:
         if label not in self._found:
             view = Unconditioned(self._features, np.flatnonzero(self._labels == label))
             space = principal(view.x)
-            splits = [separate(space, guess) for k in N_GUESSES for guess in k_means(space.x, k)]
+            splits = [separate(space, guess) for guess in guesses(space)]
             self._found[label] = with_gap(max(splits, key=lambda split: split.strength), view.gaps)
         return self._found[label]
 

@@ -34,7 +34,6 @@ from poisontrace.clustering import (
     Space,
     Split,
     against_nature,
-    k_means,
     posterior,
     principal,
     search,
@@ -43,7 +42,7 @@ from poisontrace.clustering import (
 )
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import Features, collect
-from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds
+from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, guesses
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
 from poisontrace.ranks import ALONE, Ranks
@@ -575,9 +574,8 @@ def _needed_part(
     with clock.stage("clustering"):
         leaning = condition(features, event, cluster).leaning
         space = principal(leaning.x)
-        guesses = [guess for k in N_GUESSES for guess in k_means(space.x, k)]
         # Which of them the event is of is for the unlearning to say, not for the likeness.
-        split = search(space, [leaning.likeness], guesses, smallest=least // 2)
+        split = search(space, [leaning.likeness], guesses(space), smallest=least // 2)
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
     if split.apartness < APART * config.separation or min(map(len, parts)) < least:
         return None
@@ -627,13 +625,7 @@ def _nearest(features: Features, event: int, finding: Finding) -> Indices:
 
 
 def _split(
-    features: Features,
-    event: int,
-    cluster: Indices,
-    kinds: Kinds,
-    config: Config,
-    *,
-    is_whole_label: bool,
+    features: Features, event: int, cluster: Indices, kinds: Kinds, config: Config, *, is_whole_label: bool
 ) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 
@@ -646,12 +638,7 @@ def _split(
     found = [
         against_nature(
             space,
-            search(
-                space,
-                [seen.leaning.likeness],
-                [guess for k in N_GUESSES for guess in k_means(space.x, k)],
-                judge=judge,
-            ),
+            search(space, [seen.leaning.likeness], guesses(space), judge=judge),
             N_GUESSES[-1],
         )
     ]
