@@ -16,8 +16,8 @@ import torch
 
 import poisontrace
 from poisontrace import incidents
+from poisontrace.bench import plain_pass
 from poisontrace.data import ArraySet
-from poisontrace.embedding import evaluating
 from poisontrace.incidents import Plan
 
 # What a second event is made of, by file and function.
@@ -46,9 +46,7 @@ def main() -> None:
     samples, events = ArraySet(incident.x, incident.y), ArraySet(incident.event_x, incident.event_y)
 
     start = time.process_time()
-    with evaluating(incident.model), torch.inference_mode():
-        for x, _ in samples.batches(256):
-            incident.model(x)
+    plain_pass(incident.model, samples)
     plain = time.process_time() - start
     seconds = []
     with tempfile.TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ TRACE_KEYS = {
     ),
     *("peak_memory_bytes", "config"),
 }
-SPEED_KEYS = {"plain_seconds", "seconds", "ratio", "stages"}
+SPEED_KEYS = {"plain_seconds", "seconds", "ratio", "stages", "second_seconds"}
 TINY = {**GRID, "n_events": 2, "rules": ["default", "paper"], "speed_repeats": 1}
 
 
@@ -59,7 +59,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The rule of every trace that is made."""
     rules, trace = [], bench.tracing.trace
 
-    def count(*arguments: Any, rule: str, **options: Any) -> Trace:
+    def count(*arguments: Any, rule: str = "default", **options: Any) -> Trace:
         rules.append(rule)
         return trace(*arguments, rule=rule, **options)
 
@@ -89,7 +89,7 @@ def test_a_grid_is_traced_once(small: None, traced: list[str], tmp_path: Path) -
     plan = {"attack": "badnets", "dataset": "digits", "rate": 0.05}
     assert [(row["plan"], row["device"]) for row in rows] == [(plan, "cpu")] * 5
     assert (said[0], said[-1]) == (("tiny", 0, 1), ("tiny", 1, 1))
-    assert (first, traced) == (["default", "default", "paper", "paper", "default"], first)
+    assert (first, traced) == (["default", "default", "paper", "paper", "default", "default"], first)
     assert rows_of(results) == rows
 
 

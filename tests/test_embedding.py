@@ -165,7 +165,10 @@ def test_pooling_is_mean_and_maximum_of_each_channel() -> None:
     """Images have channels first, tokens last, rows are returned as they are."""
     image, tokens, rows = _noise(2, 3, 4, 5), _noise(2, 7, 3), _noise(2, 3)
 
-    assert torch.equal(pool(image, channels_last=False), torch.cat([image.mean((2, 3)), image.amax((2, 3))], 1))
+    expected = torch.cat([image.mean((2, 3)), image.amax((2, 3))], 1)
+    assert torch.equal(pool(image, channels_last=False), expected)
+    inside_out = image.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(pool(inside_out, channels_last=False), expected, rtol=RTOL, atol=ATOL)
     assert torch.equal(pool(tokens, channels_last=True), torch.cat([tokens.mean(1), tokens.amax(1)], 1))
     assert pool(rows, channels_last=True) is rows
 

@@ -53,10 +53,12 @@ def test_tables_are_made_from_the_rows(tmp_path: Path) -> None:
     """Means, the worst trace, medians; what stands around the marks stays; doing it twice changes nothing."""
     stages = {"forward pass": 0.2, "clustering": 0.1, "unlearning": 0.3}
     speeds = [
-        trace_row(kind="speed", event=event, plain_seconds=0.1, seconds=ratio / 10, ratio=ratio, stages=stages)
+        trace_row(kind="speed", event=event, plain_seconds=0.1, seconds=ratio / 10, ratio=ratio, second_seconds=0.02)
+        | {"model": {"name": "small_cnn", "width": 32}, "stages": stages}
         for event, ratio in enumerate((2.0, 9.0, 3.0))
     ]
-    speeds.append({**speeds[0], "event": 3, "device": "cuda"})
+    del (single := {**speeds[0], "event": 3, "device": "cuda"})["second_seconds"]
+    speeds.append(single)
     start = {"setup_seconds": 61.5, "demo_seconds": 9.0, "precision": 1.0, "recall": 0.99, "test_seconds": 40.0}
     rows = [
         trace_row(),
@@ -78,8 +80,8 @@ def test_tables_are_made_from_the_rows(tmp_path: Path) -> None:
         "| badnets | digits, 1,437 | 5.0% | default | 2 x 2 | 0.875 | 0.938 | 0.500 / 0.750 | 3.0 |",
         "| badnets | digits | 5.0% | 0 | 72 | 0.970 | 1.000 | 0.950 | 0.010 | 1.000/1.000, 0.500/0.750 |",
         "| badnets | digits | 5.0% | 1 | 72 | 0.970 | 1.000 | 0.950 | 0.010 | 1.000/1.000, 1.000/1.000 |",
-        "| digits, 1,437 | 5.0% | 3 | 0.10 | 0.30 | 0.20 | 0.10 | 0.30 | 3.00 |",
-        "| digits, 1,437, cuda | 5.0% | 1 | 0.10 | 0.20 | 0.20 | 0.10 | 0.30 | 2.00 |",
+        "| digits, 1,437 | small_cnn | 5.0% | 3 | 0.10 | 0.30 | 0.20 | 0.10 | 0.30 | 3.00 | 0.20 |",
+        "| digits, 1,437, cuda | small_cnn | 5.0% | 1 | 0.10 | 0.20 | 0.20 | 0.10 | 0.30 | 2.00 | – |",
         "| 61.500 | 9.000 | 1.000 | 0.990 | 40.000 | 700 passed in 40.00s |",
         "| rate 1 | 2 | `Error: 'rate' must be a fraction.` |",
     ):

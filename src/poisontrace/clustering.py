@@ -356,6 +356,7 @@ def search(
     judge: Callable[[Split], Split] = lambda split: split,
     growth: int = 2,
     smallest: int = N_FOLDS,
+    promising: float = 0.0,
 ) -> Split:
     """Return the best split found from the tops of some rankings, then from the tops of the ranking it gives itself.
 
@@ -369,10 +370,11 @@ def search(
         judge: gives each split its gap, see :func:`with_gap`.
         growth: ratio of neighbouring sizes of the tops.
         smallest: size of the tops, ``N_FOLDS`` at least.
+        promising: standard deviations that the best start must lie apart, or no second sweep follows.
     """
     guesses = [top for ranking in rankings for top in _tops(ranking, growth, smallest)] + list(starts)
     best = max((judge(separate(space, guess)) for guess in guesses), key=lambda split: split.strength)
-    for _ in range(MAX_SWEEPS):
+    for _ in range(MAX_SWEEPS if best.separation >= promising else 0):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
         near = [round(best.n_smaller * factor) for factor in NEAR_SIZES]
         ranking = best.score if int(best.is_first.sum()) == best.n_smaller else -best.score

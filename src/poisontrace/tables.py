@@ -395,14 +395,15 @@ def _every_table(rows: list[Row]) -> str:
 
 
 def _speed_table(rows: list[Row]) -> str:
-    """One line for each rate and device: medians over the repeats, each ratio taken within one process."""
+    """One line for each victim and device: medians over the repeats, each ratio taken within one process."""
     groups = _groups(
         (row for row in rows if row["kind"] == "speed"),
-        lambda row: (row["dataset"], row["n_train"], -row["rate"], row.get("device", "cpu")),
+        lambda row: (row["dataset"], row["n_train"], row["model"]["name"], -row["rate"], row.get("device", "cpu")),
     )
 
-    def median(group: list[Row], read: Callable[[Row], float]) -> str:
-        return f"{statistics.median(read(row) for row in group):.2f}"
+    def median(group: list[Row], read: Callable[[Row], float | None]) -> str:
+        known = [value for value in map(read, group) if value is not None]
+        return f"{statistics.median(known):.2f}" if known else DASH
 
     def stage_seconds(stage: str) -> Callable[[Row], float]:
         return lambda row: float(row["stages"][stage])
@@ -410,17 +411,22 @@ def _speed_table(rows: list[Row]) -> str:
     lines = [
         [
             f"{dataset}, {n:,}" if device == "cpu" else f"{dataset}, {n:,}, {device}",
+            model,
             f"{-negative_rate:.1%}",
             len(group),
             median(group, lambda row: row["plain_seconds"]),
             median(group, lambda row: row["seconds"]),
             *(median(group, stage_seconds(stage)) for stage in ("forward pass", "clustering", "unlearning")),
             median(group, lambda row: row["ratio"]),
+            median(
+                group, lambda row: row["second_seconds"] / row["plain_seconds"] if "second_seconds" in row else None
+            ),
         ]
-        for (dataset, n, negative_rate, device), group in sorted(groups.items(), key=lambda item: item[0])
+        for (dataset, n, model, negative_rate, device), group in sorted(groups.items(), key=lambda item: item[0])
     ]
     head = (
         "data, samples",
+        "network",
         "rate",
         "repeats",
         "plain pass, s",
@@ -429,6 +435,7 @@ def _speed_table(rows: list[Row]) -> str:
         "clustering, s",
         "unlearning, s",
         "trace / plain pass",
+        "second event / plain pass",
     )
     return _table(head, lines)
 

@@ -31,13 +31,10 @@ from poisontrace.clustering import (
     N_FOLDS,
     ONE_KIND,
     TWO_KINDS,
-    Space,
     Split,
     against_nature,
     posterior,
-    principal,
     search,
-    separate,
     with_gap,
 )
 from poisontrace.data import TrainSet, as_events, as_train_set
@@ -46,7 +43,8 @@ from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, guesses
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
 from poisontrace.ranks import ALONE, Ranks
-from poisontrace.scoring import Unconditioned, condition
+from poisontrace.scoring import condition
+from poisontrace.sights import Sight, Sights
 from poisontrace.unlearning import Heads, dismiss, spread, unlearn
 
 Progress = Callable[[str, int, int], None]
@@ -180,7 +178,7 @@ def trace(
             progress=progress,
         )
     kinds, campaigns = Kinds(features, separation=config.separation, min_cluster=config.min_cluster), Campaigns()
-    marks = Marks(features, getattr(samples, "name_of", None))
+    sights, marks = Sights(features), Marks(features, getattr(samples, "name_of", None))
     notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
     findings: list[Finding] = []
     trees: list[Tree] = []
@@ -197,7 +195,7 @@ def trace(
                         features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
                     )
                 else:
-                    finding, scores = _follow(features, tree, kinds, marks, config, clock)
+                    finding, scores = _follow(features, tree, sights, kinds, marks, config, clock)
             notes.write(about, tree, finding, scores)
         trees.append(tree)
         findings.append(finding)
@@ -217,8 +215,8 @@ def trace(
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
     with _one_thread(), clock.stage("clustering"):
-        coordinates = [_coordinates(features, campaign) for campaign in closed] if rule == "default" else []
-        nearest = [_nearest(features, event, found) for event, found in enumerate(findings[:MAX_EVENTS])]
+        coordinates = [_coordinates(sights, campaign) for campaign in closed] if rule == "default" else []
+        nearest = [_nearest(sights, event, found) for event, found in enumerate(findings[:MAX_EVENTS])]
     return Trace(
         verdict=verdict,
         poison=poison,
@@ -372,14 +370,14 @@ class _Suspect:
 
 
 def _follow(
-    features: Features, tree: Tree, kinds: Kinds, marks: Marks, config: Config, clock: Clock
+    features: Features, tree: Tree, sights: Sights, kinds: Kinds, marks: Marks, config: Config, clock: Clock
 ) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse."""
     event, labels = tree.event, features.labels.numpy()
     label = int(features.event_logits[event].argmax())
     everything = np.arange(len(labels))
     # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off the others.
-    own, others = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+    own, others = sights.of(event).indices, np.flatnonzero(labels != label)
     judge = _Judge(features, event, own, clock)
     spared = config.control_share * log(features.logits.shape[1])  # of the controls' loss
     statistics: dict[str, float] = {"separation": 0.0, "margin": 0.0}
@@ -441,7 +439,8 @@ def _follow(
         with clock.stage("clustering"):
             if may_split:
                 hidden = kinds.hidden(label) if is_root else None
-                split = hidden or _split(features, event, cluster, kinds, config, is_whole_label=is_root)
+                sight = sights.of(event) if is_root else Sight(features, event, cluster)
+                split = hidden or _split(sight, kinds, config, is_whole_label=is_root)
         apart = split.separation if split else 0.0
         if is_root:
             statistics["separation"] = apart
@@ -505,7 +504,7 @@ def _follow(
     verdict: Verdict = "poison" if len(poison) else "no-poison"
     if len(poison):
         with clock.stage("clustering"):
-            certainty = mark.certainties(own) if mark else _certainty(features, event, own, poison)
+            certainty = mark.certainties(own) if mark else _certainty(sights.of(event), poison)
             is_doubted = np.isin(poison, own[certainty < DOUBTED])
             poison = poison if is_doubted.all() else poison[~is_doubted]
         # The tree says who belongs to whom, unless the posterior clearly speaks against it.
@@ -572,10 +571,10 @@ def _needed_part(
         return None
     least = max(config.min_cluster, round(MIN_PART * len(cluster)))
     with clock.stage("clustering"):
-        leaning = condition(features, event, cluster).leaning
-        space = principal(leaning.x)
+        sight = Sight(features, event, cluster)
         # Which of them the event is of is for the unlearning to say, not for the likeness.
-        split = search(space, [leaning.likeness], guesses(space), smallest=least // 2)
+        starts = [sight.seen.leaning.likeness], guesses(sight.leaning)
+        split = search(sight.leaning, *starts, smallest=least // 2, promising=config.weak_separation)
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
     if split.apartness < APART * config.separation or min(map(len, parts)) < least:
         return None
@@ -589,72 +588,53 @@ def _needed_part(
     return (needed, of_needed), (rest, of_rest), f"two campaigns, {split.separation:.1f} standard deviations apart"
 
 
-def _certainty(features: Features, event: int, own: Indices, poison: Indices) -> NDArray[np.float32]:
+def _certainty(sight: Sight, poison: Indices) -> NDArray[np.float32]:
     """Return how surely each sample of the event's label is poison, in the view that tells the poison apart best."""
-    is_poison = torch.from_numpy(np.isin(own, poison))
-    certainty: NDArray[np.float32] = posterior(_clearest(features, event, own, is_poison), is_poison).numpy()
+    is_poison = torch.from_numpy(np.isin(sight.indices, poison))
+    certainty: NDArray[np.float32] = posterior(sight.clearest(is_poison), is_poison).numpy()
     return certainty
 
 
-def _clearest(features: Features, event: int, own: Indices, is_poison: Tensor) -> Space:
-    """Return the samples of the event's label in the view that tells the poison apart best."""
-    seen = condition(features, event, own)
-    views = [principal(view.x) for view in (seen.leaning, *seen.agreements)]
-    views.append(principal(Unconditioned(features, own).x))
-    return max(views, key=lambda view: separate(view, is_poison, max_rounds=1).separation)
-
-
-def _coordinates(features: Features, campaign: Campaign) -> Coordinates:
+def _coordinates(sights: Sights, campaign: Campaign) -> Coordinates:
     """Return where the samples of a campaign's label lie for its first event: to be looked at, and to be re-scored."""
-    own = np.flatnonzero(features.labels.numpy() == campaign.label)
-    is_poison = torch.from_numpy(np.isin(own, campaign.poison))
-    space = _clearest(features, campaign.events[0], own, is_poison)
-    return Coordinates(own, space.x.float().numpy(), space.plane(is_poison).float().numpy())
+    sight = sights.of(campaign.events[0])
+    is_poison = torch.from_numpy(np.isin(sight.indices, campaign.poison))
+    space = sight.clearest(is_poison)
+    return Coordinates(sight.indices, space.x.float().numpy(), space.plane(is_poison).float().numpy())
 
 
-def _nearest(features: Features, event: int, finding: Finding) -> Indices:
+def _nearest(sights: Sights, event: int, finding: Finding) -> Indices:
     """Return the responsible samples that lean the event's way most, the nearest first, filled up with -1."""
     nearest = np.full(N_NEAREST, -1, np.int64)
-    own = np.flatnonzero(features.labels.numpy() == finding.label)
-    poison = np.intersect1d(own, finding.poison)
-    if len(own) > 1 and len(poison):
-        likeness = condition(features, event, own).leaning.likeness.numpy()[np.isin(own, poison)]
+    sight = sights.of(event)
+    poison = np.intersect1d(sight.indices, finding.poison)
+    if len(sight.indices) > 1 and len(poison):
+        likeness = sight.seen.leaning.likeness.numpy()[np.isin(sight.indices, poison)]
         first = poison[np.argsort(-likeness, kind="stable")[:N_NEAREST]]
         nearest[: len(first)] = first
     return nearest
 
 
-def _split(
-    features: Features, event: int, cluster: Indices, kinds: Kinds, config: Config, *, is_whole_label: bool
-) -> Split:
+def _split(sight: Sight, kinds: Kinds, config: Config, *, is_whole_label: bool) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 
     A search of the whole label that finds nothing asks each layer on its own, and then what other labels hold.
     """
-    seen = condition(features, event, cluster)
-    space = principal(seen.leaning.x)
-    judge = partial(with_gap, gaps=seen.leaning.gaps)
+    leaning, space = sight.seen.leaning, sight.leaning
+    judge = partial(with_gap, gaps=leaning.gaps)
     # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
-    found = [
-        against_nature(
-            space,
-            search(space, [seen.leaning.likeness], guesses(space), judge=judge),
-            N_GUESSES[-1],
-        )
-    ]
+    found = [against_nature(space, search(space, [leaning.likeness], guesses(space), judge=judge), N_GUESSES[-1])]
     if is_whole_label and not found[0].is_at_least(config.separation):
-        found.append(
-            against_nature(space, search(space, [*seen.leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1])
-        )
+        found.append(against_nature(space, search(space, [*leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
     # Images that lean the event's way without a doubt need not agree with it as well; in rows the mark is the whole.
     if kinds.are_rows or max(split.margin(config.separation) for split in found) < DOUBTFUL:
-        for view in seen.agreements:
-            found.append(search(principal(view.x), [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
+        for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
+            found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
     best = max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
     is_short_of_gap = best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1
     if not is_whole_label or not is_short_of_gap:
         return best
-    return replace(best, standing=best.standing * max(1.0, kinds.standing(cluster, best)))
+    return replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best)))
 
 
 def _natural(features: Features, event: int, kinds: Kinds, config: Config, margin: float, apartness: float) -> float:
@@ -679,7 +659,7 @@ def _natural(features: Features, event: int, kinds: Kinds, config: Config, margi
     others = kinds.nearest(label)[:N_NATURAL]
     reached = [0.0, 0.0]
     for other in others if len(others) >= MIN_OTHERS else []:
-        split = _split(features, event, np.flatnonzero(labels == other), kinds, config, is_whole_label=True)
+        split = _split(Sight(features, event, np.flatnonzero(labels == other)), kinds, config, is_whole_label=True)
         near = split.apartness / max(NEARLY * apartness, TINY)
         reached.append(min(split.margin(config.separation) / margin, near))
         if sorted(reached)[-N_REACHED] >= 1:

@@ -1,0 +1,68 @@
+"""What an event sees of a set of samples: worked out once for all that ask.
+
+The search, the scores of single samples, the plane in the report and the samples nearest to the event look at the same
+label through the same event.
+"""
+
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from poisontrace._record import Indices
+from poisontrace.clustering import Space, principal, separate
+from poisontrace.embedding import Features
+from poisontrace.scoring import Conditioned, Unconditioned, condition
+
+
+class Sight:
+    """Some training samples as one event sees them.
+
+    Attributes:
+        indices: (n,), which.
+    """
+
+    def __init__(self, features: Features, event: int, indices: Indices) -> None:
+        """Take at least two samples; nothing is worked out before it is asked for."""
+        self.indices, self._features, self._event = indices, features, event
+
+    @cached_property
+    def seen(self) -> Conditioned:
+        """Which of them lean the event's way, and which agree with it."""
+        return condition(self._features, self._event, self.indices)
+
+    @cached_property
+    def leaning(self) -> Space:
+        """Their principal coordinates by what they lean on."""
+        return principal(self.seen.leaning.x)
+
+    @cached_property
+    def agreements(self) -> tuple[Space, ...]:
+        """Their principal coordinates by what they agree on, a layer each."""
+        return tuple(principal(view.x) for view in self.seen.agreements)
+
+    @cached_property
+    def unconditioned(self) -> Space:
+        """Their principal coordinates whatever the event."""
+        return principal(Unconditioned(self._features, self.indices).x)
+
+    def clearest(self, is_poison: Tensor) -> Space:
+        """Return the coordinates that tell poison, (n,) bool, apart best."""
+        spaces = (self.leaning, *self.agreements, self.unconditioned)
+        return max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
+
+
+class Sights:
+    """What each event sees of its own label; of the last event that was asked about, it is kept."""
+
+    def __init__(self, features: Features) -> None:
+        """Look at nothing yet."""
+        self._features, self._labels = features, features.labels.numpy()
+        self._last: tuple[int, Sight] | None = None
+
+    def of(self, event: int) -> Sight:
+        """Return what an event sees of the samples of the label that it was given."""
+        if self._last is None or self._last[0] != event:
+            own = np.flatnonzero(self._labels == int(self._features.event_logits[event].argmax()))
+            self._last = event, Sight(self._features, event, own)
+        return self._last[1]

@@ -1,0 +1,71 @@
+"""What an event sees is what working it out anew gives, and it is worked out once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from poisontrace._rng import numpy_generator
+from poisontrace.clustering import principal, separate
+from poisontrace.data import ArraySet
+from poisontrace.embedding import Features, collect
+from poisontrace.scoring import Unconditioned, condition
+from poisontrace.sights import Sight, Sights
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    """Return 300 rows of three labels, some of label 0 with a mark in the last column, and an event of each label."""
+    rng = numpy_generator(0, "toy/sights")
+    y = np.arange(300) % 3
+    x = rng.standard_normal((300, 6)).astype(np.float32)
+    x[np.arange(300), y] += 4
+    x[:60:3, 5] = 6
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    events = [torch.from_numpy(row) for row in x]
+    with torch.no_grad():
+        said = [int(model(event[None]).argmax()) for event in events]
+    chosen = [said.index(label) for label in sorted(set(said))][:2]
+    return collect(model, ArraySet(x, y), [(events[row], said[row]) for row in chosen])
+
+
+def test_a_sight_is_what_each_view_comes_to_on_its_own(features: Features) -> None:
+    """Coordinates of every view, worked out once."""
+    own = np.flatnonzero(features.labels.numpy() == 0)
+
+    sight = Sight(features, 0, own)
+
+    seen = condition(features, 0, own)
+    assert torch.equal(sight.seen.leaning.likeness, seen.leaning.likeness)
+    assert torch.equal(sight.leaning.x, principal(seen.leaning.x).x)
+    assert len(sight.agreements) == len(seen.agreements) > 0
+    for got, view in zip(sight.agreements, seen.agreements, strict=True):
+        assert torch.equal(got.x, principal(view.x).x)
+    assert torch.equal(sight.unconditioned.x, principal(Unconditioned(features, own).x).x)
+    assert sight.leaning is sight.leaning
+
+
+def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Features) -> None:
+    """Of all views, by a discriminant fitted once."""
+    own = np.flatnonzero(features.labels.numpy() == 0)
+    is_poison = torch.arange(len(own)) < 20
+    sight = Sight(features, 0, own)
+
+    clearest = sight.clearest(is_poison)
+
+    every = (sight.leaning, *sight.agreements, sight.unconditioned)
+    farthest = [separate(space, is_poison, max_rounds=1).separation for space in every]
+    assert clearest is every[int(np.argmax(farthest))]
+
+
+def test_an_event_sees_its_own_label_and_the_last_sight_is_kept(features: Features) -> None:
+    """Asked twice in a row it is the same one; another event has another."""
+    sights = Sights(features)
+
+    first = sights.of(0)
+
+    assert first.indices.tolist() == np.flatnonzero(features.labels == features.event_logits[0].argmax()).tolist()
+    assert sights.of(0) is first
+    assert sights.of(1).indices.tolist() != first.indices.tolist()
+    assert sights.of(0) is not first
