@@ -151,6 +151,24 @@ def test_principal_in_blocks_is_principal(memory: int) -> None:
     torch.testing.assert_close(kept[rows] @ kept[rows].T, whole[rows] @ whole[rows].T, rtol=1e-2, atol=0.1)
 
 
+@pytest.mark.parametrize(
+    "shape", [(300, 40), (300, 200), (60, 200)], ids=["all directions", "leading ones", "fewer rows than coordinates"]
+)
+def test_other_rows_are_placed_as_if_they_were_of_the_set(shape: tuple[int, int]) -> None:
+    """Rows of the set lie where their coordinates say, by the mean of the folds' discriminants, and so does a mean."""
+    x = _noise(*shape)
+    is_first = torch.arange(len(x)) < 20
+    x[is_first, 0] += 8
+    space = principal(Blocks.of(x))
+    directions, origins, _ = space._directions(is_first)
+
+    placed = space.place(Blocks.of(torch.cat([x, x.mean(0)[None]])), is_first)
+
+    expected = (space.x @ torch.from_numpy(directions).T - torch.from_numpy(origins)).mean(1)
+    torch.testing.assert_close(placed[:-1], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(placed[-1], expected.mean(), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(("n", "n_first"), [(40, 5), (61, 30), (61, 50)])
 def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
     """Sums over folds give what a refit of each fold with an explicit covariance gives."""

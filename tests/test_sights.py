@@ -69,3 +69,14 @@ def test_an_event_sees_its_own_label_and_the_last_sight_is_kept(features: Featur
     assert sights.of(0) is first
     assert sights.of(1).indices.tolist() != first.indices.tolist()
     assert sights.of(0) is not first
+
+
+def test_a_mark_is_not_seen_elsewhere_and_what_is_ordinary_is(features: Features) -> None:
+    """Samples of other labels are without the mark; if there are no other labels there is no share."""
+    own = np.flatnonzero(features.labels.numpy() == 0)
+    marked = own[:20]
+    sight = Sight(features, 0, own)
+
+    assert sight.share_elsewhere(marked) < 0.25
+    assert sight.share_elsewhere(np.setdiff1d(own, marked)) > 0.75
+    assert Sight(features, 0, np.arange(300)).share_elsewhere(marked) == 0

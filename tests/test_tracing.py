@@ -19,7 +19,7 @@ from poisontrace import Trace, incidents, metrics, models, trace, tracing, train
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace._types import Losses
+from poisontrace._types import Finding, Losses
 from poisontrace.clustering import Split
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
@@ -27,6 +27,7 @@ from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
+from poisontrace.sights import Sights
 from poisontrace.tracing import Config, _follow, _Judge, _Suspect
 
 Event = tuple[Tensor, int]
@@ -328,8 +329,12 @@ def test_a_poisoned_and_an_ordinary_event_are_told_apart() -> None:
 
 def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
-    features = noisy_features(n_noisy=40)
-    finding, scores = _follow(features, Tree(0, 0), Kinds(features), Marks(features), Config(), Clock())
+
+    def follow(features: Features) -> tuple[Finding, NDArray[np.float32]]:
+        about = (Sights(features), Kinds(features), Marks(features))
+        return _follow(features, Tree(0, 0), *about, Config(), Clock())
+
+    finding, scores = follow(noisy_features(n_noisy=40))
 
     assert finding.verdict == "poison"
     assert finding.poison.tolist() == list(range(40))
@@ -340,9 +345,7 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
         noisy_features(n_noisy=few),
         noisy_features(n_noisy=40, of_each=True),
     ):
-        assert (
-            _follow(features, Tree(0, 0), Kinds(features), Marks(features), Config(), Clock())[0].verdict == "no-poison"
-        )
+        assert follow(features)[0].verdict == "no-poison"
 
 
 @pytest.mark.parametrize(
@@ -386,6 +389,36 @@ def test_the_margin_is_that_of_the_condition_met_least() -> None:
     assert suspect.margin(Config(), 0.1, beyond=0.8) == pytest.approx(0.5)
     leaning_on_both = dataclasses.replace(suspect, sibling=Losses(0, 30.0, 0, 5.0))
     assert leaning_on_both.margin(Config(), 0.1) == pytest.approx(5 / 30 / 1.5)
+
+
+@pytest.mark.parametrize(
+    ("rise", "control_rise", "harm"),
+    [(4.0, 0.07, 0.5), (4.0, 0.28, 2.0), (0.1, 0.01, 0.5), (0.1, 0.0, 0.0), (3.0, -0.01, 0.0)],
+)
+def test_harm_is_what_controls_suffer_beside_the_event(rise: float, control_rise: float, harm: float) -> None:
+    """At most 0.035 of the event's rise, and 0.02 nats are too little to matter; controls that gain are not harmed."""
+    suspect = _Suspect(0, np.arange(100), Losses(0, rise, 0, control_rise), Losses(0, 0.0, 0, 0.0), 200)
+
+    assert max(0.0, suspect.harm()) == pytest.approx(harm)
+
+
+@pytest.mark.parametrize(("harm", "verdict"), [(0.8, "poison"), (1.6, "inconclusive")])
+def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, harm: float, verdict: str
+) -> None:
+    """The margin says how nearly; without doubt nobody asks."""
+    data, event = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+    monkeypatch.setattr(_Suspect, "harm", lambda suspect: harm)
+    monkeypatch.setattr(tracing, "DOUBTFUL", 0.0)
+    assert trace(digits_incident.model, data, event).verdict == "poison"
+
+    monkeypatch.setattr(tracing, "DOUBTFUL", np.inf)
+    result = trace(digits_incident.model, data, event)
+
+    assert result.verdict == verdict
+    assert result.findings[0].statistics["margin"] <= 1 / harm
+    assert any("suffer" in cluster.reason for cluster in result.clusters) == (verdict == "inconclusive")
+    assert (len(result.poison) > 0) == (verdict == "poison")
 
 
 @pytest.mark.parametrize(("first", "second"), [("kind", "rest"), ("rest", "kind")])

@@ -305,7 +305,9 @@ def plain_pass(model: nn.Module, samples: ArraySet, device: str = "cpu") -> None
         torch.cuda.synchronize()  # the calls above come back before the work is done
 
 
-def measure_speed(model: nn.Module, samples: ArraySet, events: Sequence[tuple[Tensor, int]], device: str) -> Row:
+def measure_speed(
+    model: nn.Module, samples: ArraySet, events: Sequence[tuple[Tensor, int]], device: str
+) -> tuple[Row, list[poisontrace.Trace]]:
     """Time a plain forward pass, a whole trace right after it, and a second event on the store that this one wrote.
 
     Args:
@@ -315,22 +317,27 @@ def measure_speed(model: nn.Module, samples: ArraySet, events: Sequence[tuple[Te
         device: where the network runs; its way there does not count.
 
     Returns:
-        seconds of the plain pass, of both traces and of the first one's stages, and their ratios to the plain pass.
+        seconds of the plain pass, of the traces and of the first one's stages, and its ratio to the plain pass; and
+        the traces.
     """
     model.to(device)
     start = time.perf_counter()
     plain_pass(model, samples, device)
     plain = time.perf_counter() - start
     model.to("cpu")
-    seconds, stages = [], []
+    seconds, traces = [], []
     with tempfile.TemporaryDirectory() as folder:
         for event in events:
             start = time.perf_counter()
-            trace = tracing.trace(model, samples, [event], store=folder, device=device)
+            traces.append(tracing.trace(model, samples, [event], store=folder, device=device))
             seconds.append(time.perf_counter() - start)
-            stages.append(dict(trace.seconds))
-    row = {"plain_seconds": plain, "seconds": seconds[0], "ratio": seconds[0] / plain, "stages": stages[0]}
-    return row if len(seconds) == 1 else row | {"second_seconds": seconds[1]}
+    row = {
+        "plain_seconds": plain,
+        "seconds": seconds[0],
+        "ratio": seconds[0] / plain,
+        "stages": dict(traces[0].seconds),
+    }
+    return row if len(seconds) == 1 else row | {"second_seconds": seconds[1]}, traces
 
 
 @dataclass(frozen=True)
@@ -375,7 +382,7 @@ class _Subject:
         """Time a plain forward pass, a whole trace, and a trace of the next event."""
         events = ArraySet(self.incident.event_x, self.incident.event_y)
         pairs = [events[(event + step) % len(events)] for step in range(min(2, len(events)))]
-        return measure_speed(self.incident.model, ArraySet(self.incident.x, self.incident.y), pairs, self.device)
+        return measure_speed(self.incident.model, ArraySet(self.incident.x, self.incident.y), pairs, self.device)[0]
 
     def clean_row(self, rule: str, event: int) -> Row | None:
         """Trace a mistake of the unpoisoned twin; None after the last one."""

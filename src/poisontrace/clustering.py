@@ -165,9 +165,12 @@ class Space:
         x: (n, d).
     """
 
-    def __init__(self, x: Tensor) -> None:
-        """Take coordinates (n, d)."""
-        self.x = x
+    def __init__(self, x: Tensor, origin: Tensor | None = None, basis: Tensor | None = None) -> None:
+        """Take coordinates (n, d), and what made them of rows (n, w): what was taken off, (w,), and directions (w, d).
+
+        Without those no other row can be placed among them.
+        """
+        self.x, self._origin, self._basis = x, origin, basis
         self._rows = np.ascontiguousarray(x.numpy())
         self._fold = np.arange(len(x)) % N_FOLDS
         whole = _Sums.of(self._rows)
@@ -181,6 +184,25 @@ class Space:
         Args:
             is_first: (n,) bool, ``N_FOLDS`` samples at least on each side.
         """
+        directions, origins, fold = self._directions(is_first)
+        position = directions @ self._rows.T - origins[:, None]  # (folds, n)
+        return torch.from_numpy(np.take_along_axis(position, fold[None], 0)[0])
+
+    def place(self, others: Blocks, is_first: Tensor) -> Tensor:
+        """Return positions (m,) of other rows (m, w) along the discriminant of two clusters, the mean over its folds.
+
+        Args:
+            others: rows of the form of those that the coordinates were made of.
+            is_first: (n,) bool, ``N_FOLDS`` samples at least on each side.
+        """
+        assert self._origin is not None and self._basis is not None
+        directions, origins, _ = self._directions(is_first)
+        direction = self._basis @ torch.from_numpy(directions.mean(0))
+        offset = self._origin @ direction + float(origins.mean())
+        return others.map(1, lambda part: (part @ direction - offset)[:, None])[:, 0]
+
+    def _directions(self, is_first: Tensor) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return the discriminant that each fold's complement gives, (folds, d), its origin, and the folds (n,)."""
         mask = is_first.numpy()
         is_smaller = mask if 2 * np.count_nonzero(mask) <= len(mask) else ~mask
         rows = is_smaller.nonzero()[0]
@@ -204,8 +226,7 @@ class Space:
             direction = _solve(within, end - start)
             directions.append(direction / max(float((end - start) @ direction), TINY))
             origins.append(start @ directions[-1])
-        position = np.stack(directions) @ self._rows.T - np.stack(origins)[:, None]  # (folds, n)
-        return torch.from_numpy(np.take_along_axis(position, fold[None], 0)[0])
+        return np.stack(directions), np.stack(origins), fold
 
     def plane(self, is_first: Tensor) -> Tensor:
         """Return samples in two dimensions, (n, 2), to be looked at.
@@ -243,12 +264,15 @@ def principal(x: Blocks) -> Space:
     limit = min(MAX_DIRECTIONS, max(MIN_DIRECTIONS, x.memory // (SPACE_COPIES * 4 * max(1, n))))
     mean = x.mean()
     if d <= limit:
-        return Space(x.map(d, lambda part: part - mean))
+        return Space(x.map(d, lambda part: part - mean), mean, torch.eye(d))
     if d > n and x.fits:  # the smaller side: (n, n)
         off = x.dense() - mean
         values, vectors = _eigh(off @ off.T)
         kept = min(n, limit)
-        return Space(vectors[:, -kept:] * values[-kept:].clamp_min(0).sqrt())
+        vectors, lengths = vectors[:, -kept:], values[-kept:].clamp_min(0).sqrt()
+        # Directions that no sample leaves the mean in are none.
+        inverse = torch.where(lengths > 1e-3 * lengths[-1:], 1 / lengths, 0)
+        return Space(vectors * lengths, mean, off.T @ (vectors * inverse))
     if GRAM_COPIES * 4 * d * d <= x.memory:
         gram = torch.zeros(d, d)
         for _, part in x:
@@ -258,7 +282,7 @@ def principal(x: Blocks) -> Space:
     else:
         vectors = _leading(x, mean, limit)
     vectors = vectors[:, -limit:]
-    return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors))
+    return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors), mean, vectors)
 
 
 def _leading(x: Blocks, mean: Tensor, k: int) -> Tensor:

@@ -10,7 +10,7 @@ still stand out by what it is: :class:`Unconditioned` looks at all layers and th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +58,12 @@ class Leaning(View):
         likeness: (n,), the mean over layers.
     """
 
-    def __init__(self, x: Blocks, event: Tensor, widths: Sequence[int]) -> None:
-        """Take the coordinates of the layers side by side, (n, d), the event's, (d,), and the layers' widths."""
-        self.x, self._event = x, event
+    def __init__(self, x: Blocks, event: Tensor, widths: Sequence[int], others: Callable[[Tensor], Blocks]) -> None:
+        """Take the coordinates of the layers side by side, (n, d), the event's, (d,), and the layers' widths.
+
+        ``others`` makes the coordinates of any rows of the training set, as if they were of the set.
+        """
+        self.x, self._event, self.others = x, event, others
         layer_of = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
         self._is_in = functional.one_hot(layer_of, len(widths)).float()  # (d, m)
         # Squared lengths (n, m) and the sum of all rows, for any origin to come.
@@ -182,11 +185,15 @@ def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Con
             # Equal values mean something only where a coordinate is one quantity, not a mean or maximum of many.
             agreements.append(Agreement(_shares(activation, rows, of_event[event], share, std, memory, n_views)))
 
-    def make(part: slice) -> Tensor:
-        return torch.cat([(layer[rows[part]] - mean) * weight for layer, mean, weight in layers], 1)
-
     widths = [len(mean) for _, mean, _ in layers]
-    leaning = Leaning(Blocks(len(rows), sum(widths), make, memory, n_alike=n_views), torch.cat(events), widths)
+
+    def coordinates(rows: Tensor) -> Blocks:
+        def make(part: slice) -> Tensor:
+            return torch.cat([(layer[rows[part]] - mean) * weight for layer, mean, weight in layers], 1)
+
+        return Blocks(len(rows), sum(widths), make, memory, n_alike=n_views)
+
+    leaning = Leaning(coordinates(rows), torch.cat(events), widths, coordinates)
     return Conditioned(leaning, tuple(agreements))
 
 

@@ -7,12 +7,16 @@ label through the same event.
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from poisontrace._record import Indices
 from poisontrace.clustering import Space, principal, separate
 from poisontrace.embedding import Features
 from poisontrace.scoring import Conditioned, Unconditioned, condition
+from poisontrace.unlearning import spread
+
+N_ELSEWHERE = 2_000  # samples that stand for all of other labels: a share to within about a hundredth
 
 
 class Sight:
@@ -50,6 +54,21 @@ class Sight:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
         spaces = (self.leaning, *self.agreements, self.unconditioned)
         return max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
+
+    def share_elsewhere(self, cluster: Indices) -> float:
+        """Return how many samples of other labels, as a share, lie on a cluster's side of what tells it from the rest.
+
+        What is planted hardly occurs in samples that nobody touched; what is ordinary does.
+
+        Args:
+            cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
+        """
+        rest = np.setdiff1d(np.arange(len(self._features.labels)), self.indices)
+        if not len(rest):
+            return 0.0
+        others = self.seen.leaning.others(torch.from_numpy(spread(rest, N_ELSEWHERE)))
+        position = self.leaning.place(others, torch.from_numpy(np.isin(self.indices, cluster)))
+        return float((position > 0.5).float().mean())
 
 
 class Sights:

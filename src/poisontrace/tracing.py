@@ -91,6 +91,10 @@ NEEDED = 0.5  # of the rise that all of a responsible cluster brings, from the p
 # An accusation with a smaller margin than this must exceed what the same search finds in other labels: so many are
 # asked, so many must reach it, and this share of its apartness is as much.
 DOUBTFUL, N_NATURAL, N_REACHED, NEARLY = 2.0, 8, 2, 0.9
+# It must also spare ordinary samples: their loss may rise by this share of the event's, or by so little, in nats, that
+# it says nothing (decision 0022).
+HARM, HARMLESS = 0.035, 0.02
+ELSEWHERE = 0.5  # of the samples of other labels: what most of them are of is not what somebody planted
 TINY = 1e-9
 FAR = 2.0  # times the separation of two kinds: the features alone nearly say it
 WHISPER = 0.002  # nats that the event must rise by even so
@@ -342,6 +346,10 @@ class _Suspect:
         """That of the split; 0 if the cluster is a whole label."""
         return self.split.apartness if self.split else 0.0
 
+    def harm(self) -> float:
+        """Return what unlearning does to controls, over the most that it may beside what it does to the event."""
+        return self.losses.control_rise / max(HARMLESS, HARM * self.losses.event_rise)
+
     def is_far(self, config: Config) -> bool:
         """Whether the cluster is the smaller one of two that lie very far apart."""
         is_smaller = len(self.cluster) < self.n_sibling
@@ -491,12 +499,21 @@ def _follow(
         statistics |= {"likeness": mark.likeness, "certainty": mark.certainty, "fall": mark.fall}
     if weakest and not noisy and not mark and margin < DOUBTFUL:
         with clock.stage("clustering"):
-            natural = _natural(features, event, kinds, config, margin, weakest.apartness)
-        statistics["natural"] = natural
-        margin = min(margin, 1 / max(natural, TINY))
-        if natural >= 1:
+            elsewhere = sights.of(event).share_elsewhere(weakest.cluster)
+        statistics["elsewhere"] = elsewhere
+        reason, against = "ordinary samples of the label suffer with the event", weakest.harm()
+        if elsewhere / ELSEWHERE > against:
+            reason, against = "most samples of other labels are of this kind", elsewhere / ELSEWHERE
+        if against < 1:
+            with clock.stage("clustering"):
+                natural = _natural(features, event, kinds, config, margin, weakest.apartness)
+            statistics["natural"] = natural
+            if natural >= against:
+                reason, against = "the same search finds as much in labels that the event was not given", natural
+        margin = min(margin, 1 / max(against, TINY))
+        if against >= 1:
             for node, _, _ in responsible:
-                tree.decide(node, "pruned", "the same search finds as much in labels that the event was not given")
+                tree.decide(node, "pruned", reason)
             is_weak, responsible = True, []
 
     poison = np.sort(np.concatenate([suspect.cluster for _, suspect, _ in responsible] or [np.array([], np.int64)]))
