@@ -36,7 +36,7 @@ PARTS = {
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--samples", type=int, default=20_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -94,7 +94,7 @@ DOUBTFUL, N_NATURAL, N_REACHED, NEARLY = 2.0, 8, 2, 0.9
 # It must also spare ordinary samples: their loss may rise by this share of the event's, or by so little, in nats, that
 # it says nothing (decision 0022).
 HARM, HARMLESS = 0.035, 0.02
-ELSEWHERE = 0.5  # of the samples of other labels: what most of them are of is not what somebody planted
+ELSEWHERE = 0.5  # of the samples of other labels: what these and those of the label mostly are, nobody planted
 TINY = 1e-9
 FAR = 2.0  # times the separation of two kinds: the features alone nearly say it
 WHISPER = 0.002  # nats that the event must rise by even so
@@ -502,7 +502,8 @@ def _follow(
             elsewhere = sights.of(event).share_elsewhere(weakest.cluster)
         statistics["elsewhere"] = elsewhere
         reason, against = "ordinary samples of the label suffer with the event", weakest.harm()
-        if elsewhere / ELSEWHERE > against:
+        # Poison that was relabelled resembles other labels as well; but it is not most of its own.
+        if 2 * len(weakest.cluster) > len(own) and elsewhere / ELSEWHERE > against:
             reason, against = "most samples of other labels are of this kind", elsewhere / ELSEWHERE
         if against < 1:
             with clock.stage("clustering"):
