@@ -9,12 +9,12 @@ trace of such an event finds. How long a pass takes does not depend on that.
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure_proof import show
 
 from poisontrace import incidents, metrics, train, victims
 from poisontrace.bench import measure_speed
@@ -63,12 +63,6 @@ def main() -> None:
         with RESULT.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-
-
-def show(stage: str, done: int, total: int) -> None:
-    """Say how far the training is."""
-    if done % 20 == 0 or done == total:
-        print(f"\r{stage}: {done:,} of {total:,}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

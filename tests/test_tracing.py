@@ -421,16 +421,16 @@ def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
     assert (len(result.poison) > 0) == (verdict == "poison")
 
 
-@pytest.mark.parametrize(("is_larger", "share", "verdict"), [(False, 0.9, "poison"), (True, 0.9, "inconclusive")])
+@pytest.mark.parametrize(("is_larger", "verdict"), [(False, "poison"), (True, "inconclusive")])
 def test_the_larger_part_of_a_label_that_is_common_elsewhere_is_not_accused(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, is_larger: bool, share: float, verdict: str
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, is_larger: bool, verdict: str
 ) -> None:
     """72 poison samples beside all ordinary ones of the label, or beside 60 of them; only the doubtful are asked."""
     is_ordinary = (digits_incident.y == digits_incident.event_y[0]) & ~digits_incident.is_poison
     kept = np.ones(len(digits_incident.y), bool)
     kept[np.flatnonzero(is_ordinary)[60 if is_larger else len(kept) :]] = False
     data, event = (digits_incident.x[kept], digits_incident.y[kept]), _events(digits_incident)[:1]
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: share)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.9)
     monkeypatch.setattr(_Suspect, "harm", lambda suspect: 0.0)
     monkeypatch.setattr(tracing, "_natural", lambda *asked: 0.0)
     monkeypatch.setattr(tracing, "DOUBTFUL", np.inf)
@@ -438,7 +438,7 @@ def test_the_larger_part_of_a_label_that_is_common_elsewhere_is_not_accused(
     result = trace(digits_incident.model, data, event)
 
     assert result.verdict == verdict
-    assert result.findings[0].statistics["elsewhere"] == share
+    assert result.findings[0].statistics["elsewhere"] == 0.9
     assert any("most samples of other labels" in cluster.reason for cluster in result.clusters) == is_larger
 
 
