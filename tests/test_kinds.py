@@ -1,5 +1,7 @@
 """Kinds within labels: poison stands out against them, natural ones do not, and rows must share a mark and no more."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.kinds import Kinds
+from poisontrace.notes import Notes
+
+NO_NOTES = Notes(None, 0, "")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,7 @@ def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
     own = np.flatnonzero(y == 0)
     split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0)
 
-    assert least <= Kinds(features).standing(own, split) <= most
+    assert least <= Kinds(features, NO_NOTES).standing(own, split) <= most
 
 
 def _rows_with_a_kind(kind: str) -> tuple[Features, NDArray[np.int64]]:
@@ -66,9 +71,32 @@ def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, lea
     """Rows picked to carry a mark are like the rest of their label, or of the label they were taken from."""
     features, chosen = _rows_with_a_kind(kind)
 
-    assert least <= Kinds(features).beyond_mark(0, chosen) <= most
+    assert least <= Kinds(features, NO_NOTES).beyond_mark(0, chosen) <= most
 
 
 def test_images_are_asked_for_no_mark() -> None:
     """Their columns are not quantities of their own."""
-    assert Kinds(noisy_features(n_noisy=40)).beyond_mark(0, np.arange(40)) == 0
+    assert Kinds(noisy_features(n_noisy=40), NO_NOTES).beyond_mark(0, np.arange(40)) == 0
+
+
+@pytest.mark.parametrize("spoil", ["", "shorter", "dtype"])
+def test_what_a_label_holds_is_written_down_with_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    """A second trace reads it, to the bit; a note of other samples is none."""
+    features, notes = noisy_features(n_noisy=40), Notes(tmp_path, 0, "")
+    want = Kinds(features, notes).of(0)
+    (path,) = tmp_path.iterdir()
+    if spoil:
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        score = arrays["score"]
+        np.savez(path, **arrays | {"score": score[:-1] if spoil == "shorter" else score.astype(np.float64)})
+    else:
+        monkeypatch.setattr("poisontrace.kinds.principal", None)
+
+    found = Kinds(features, Notes(tmp_path, 0, "")).of(0)
+
+    assert torch.equal(found.is_first, want.is_first)
+    assert torch.equal(found.score, want.score)
+    assert (found.separation, found.gap, found.standing) == (want.separation, want.gap, want.standing)

@@ -27,6 +27,7 @@ from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
+from poisontrace.notes import Notes
 from poisontrace.sights import Sight, Sights
 from poisontrace.tracing import Config, _follow, _Judge, _Suspect
 
@@ -331,7 +332,7 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
 
     def follow(features: Features) -> tuple[Finding, NDArray[np.float32]]:
-        about = (Sights(features), Kinds(features), Marks(features))
+        about = (Sights(features), Kinds(features, Notes(None, len(features.labels), "")), Marks(features))
         return _follow(features, Tree(0, 0), *about, Config(), Clock())
 
     finding, scores = follow(noisy_features(n_noisy=40))

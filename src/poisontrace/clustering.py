@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,6 +154,10 @@ class _Sums(NamedTuple):
         x = np.ascontiguousarray(x)
         return cls(len(x), x.sum(0), x.T @ x)  # NumPy sees that the product is symmetric, and works out half of it
 
+    def plus(self, other: "_Sums") -> "_Sums":
+        """Return the sums of both."""
+        return _Sums(self.n + other.n, self.rows + other.rows, self.products + other.products)
+
     def without(self, part: "_Sums") -> "_Sums":
         """Return the sums of the other rows."""
         return _Sums(self.n - part.n, self.rows - part.rows, self.products - part.products)
@@ -211,10 +216,11 @@ class Space:
         # those of all samples less those of the smaller one: few terms where the cluster is small.
         fold = self._fold.copy()
         fold[rows] = np.arange(len(x)) % N_FOLDS
-        whole = _Sums.of(x)
+        parts = [_Sums.of(x[k::N_FOLDS]) for k in range(N_FOLDS)]
+        whole = reduce(_Sums.plus, parts)
         directions, origins = [], []
         for k, but_fold in enumerate(self._but_fold):
-            smaller = whole.without(_Sums.of(x[k::N_FOLDS]))
+            smaller = whole.without(parts[k])
             larger = but_fold.without(whole.without(_Sums.of(x[usual == k])))
             mean_smaller, mean_larger = smaller.rows / smaller.n, larger.rows / larger.n
             # Both clusters weigh the same however small one of them is.
@@ -274,11 +280,11 @@ def principal(x: Blocks) -> Space:
         inverse = torch.where(lengths > 1e-3 * lengths[-1:], 1 / lengths, 0)
         return Space(vectors * lengths, mean, off.T @ (vectors * inverse))
     if GRAM_COPIES * 4 * d * d <= x.memory:
-        gram = torch.zeros(d, d)
+        gram = np.zeros((d, d), np.float32)
         for _, part in x:
-            off = part - mean
-            gram.addmm_(off.T, off)
-        _, vectors = _eigh(gram)
+            apart = (part - mean).numpy()
+            gram += apart.T @ apart  # as in _Sums
+        _, vectors = _eigh(torch.from_numpy(gram))
     else:
         vectors = _leading(x, mean, limit)
     vectors = vectors[:, -limit:]

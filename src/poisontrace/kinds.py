@@ -17,6 +17,7 @@ from poisontrace._record import Indices
 from poisontrace._statistics import standardised_difference
 from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
 from poisontrace.embedding import Features
+from poisontrace.notes import Notes
 from poisontrace.scoring import Unconditioned, without_mark
 
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
@@ -31,11 +32,14 @@ def guesses(space: Space) -> list[Tensor]:
 
 
 class Kinds:
-    """The kinds of samples that each label holds, whatever the event; worked out once for all events."""
+    """The kinds of samples that each label holds, whatever the event; worked out once for all events on a store."""
 
-    def __init__(self, features: Features, *, separation: float = TWO_KINDS, min_cluster: int = 20) -> None:
-        """Look at nothing yet; for the thresholds see ``tracing.Config``."""
-        self._features, self._separation, self._min_cluster = features, separation, min_cluster
+    def __init__(
+        self, features: Features, notes: Notes, *, separation: float = TWO_KINDS, min_cluster: int = 20
+    ) -> None:
+        """Look at nothing yet; for the thresholds see ``tracing.Config``, for what they change ``notes``' options."""
+        self._features, self._notes = features, notes
+        self._separation, self._min_cluster = separation, min_cluster
         self._labels = features.labels.numpy()
         self._sizes = np.bincount(self._labels, minlength=features.logits.shape[1])
         self._found: dict[int, Split] = {}
@@ -44,11 +48,30 @@ class Kinds:
     def of(self, label: int) -> Split:
         """Return the most prominent of the splits of a label that k-means suggests, the noisier kind first."""
         if label not in self._found:
-            view = Unconditioned(self._features, np.flatnonzero(self._labels == label))
-            space = principal(view.x)
-            splits = [separate(space, guess) for guess in guesses(space)]
-            self._found[label] = with_gap(max(splits, key=lambda split: split.strength), view.gaps)
+            own = np.flatnonzero(self._labels == label)
+            self._found[label] = self._noted(label, len(own)) or self._worked_out(label, own)
         return self._found[label]
+
+    def _worked_out(self, label: int, own: Indices) -> Split:
+        view = Unconditioned(self._features, own)
+        space = principal(view.x)
+        splits = [separate(space, guess) for guess in guesses(space)]
+        split = with_gap(max(splits, key=lambda split: split.strength), view.gaps)
+        figures = np.array([split.separation, split.gap, split.standing])
+        content = {"is_first": split.is_first.numpy(), "score": split.score.numpy(), "figures": figures}
+        self._notes.keep("label", str(label).encode(), content)
+        return split
+
+    def _noted(self, label: int, n: int) -> Split | None:
+        """Return the split that an earlier trace wrote down, if it did, of n samples."""
+        note = self._notes.known("label", str(label).encode(), ("is_first", "score", "figures"))
+        if note is None:
+            return None
+        is_first, score, figures = (note[name] for name in ("is_first", "score", "figures"))
+        forms = [(is_first, (n,), bool), (score, (n,), np.float32), (figures, (3,), np.float64)]
+        if any(array.shape != shape or array.dtype != dtype for array, shape, dtype in forms):
+            return None
+        return Split(torch.from_numpy(is_first), torch.from_numpy(score), *figures.tolist())
 
     def natural(self, label: int) -> list[Split]:
         """Return the kinds of the largest other labels: what natural ones come to in this training set."""

@@ -1,13 +1,14 @@
-"""What the search for one event came to, written down, so that a trace that was cut short does not search again.
+"""What was found out about a pass, written down, so that it is not worked out again.
 
-A note belongs to a pass in a store, and is named after all else that its content depends on: the event, the options
-and the source of this package.
+What the search for one event came to spares a trace that was cut short that search; what kinds a label holds spares
+every later event of that label. A note belongs to a pass in a store, and is named after all else that its content
+depends on: what it is about, the options and the source of this package.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -37,11 +38,38 @@ class Notes:
     n: int
     options: str
 
-    def _path(self, event: bytes) -> Path | None:
+    def keep(self, topic: str, about: bytes, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write arrays down.
+
+        Args:
+            topic: what they say, one word.
+            about: of what they say it.
+            arrays: by name.
+
+        Raises:
+            StoreError: if that fails.
+        """
+        path = self._path(topic, about)
+        if path is not None:
+            content = io.BytesIO()
+            np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for an option
+            store.write_atomically(path, content.getvalue())
+
+    def known(self, topic: str, about: bytes, required: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
+        """Return arrays that were kept; None if there are none, or not all that are ``required``."""
+        path = self._path(topic, about)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return read_npz(path, "store", required=required)
+        except InvalidInputError:
+            return None  # as good as none: they are worked out again
+
+    def _path(self, topic: str, about: bytes) -> Path | None:
         if self.folder is None:
             return None
-        about = f"{self.n} {self.options} {_source_digest()}".encode()
-        return self.folder / f"event-{hashlib.sha256(hashlib.sha256(about).digest() + event).hexdigest()[:32]}.npz"
+        options = f"{self.n} {self.options} {_source_digest()}".encode()
+        return self.folder / f"{topic}-{hashlib.sha256(hashlib.sha256(options).digest() + about).hexdigest()[:32]}.npz"
 
     def write(self, event: bytes, tree: Tree, finding: Finding, scores: NDArray[np.float32]) -> None:
         """Write down what an event led to.
@@ -55,9 +83,6 @@ class Notes:
         Raises:
             StoreError: if that fails.
         """
-        path = self._path(event)
-        if path is None:
-            return
         # Clusters are long runs of positions: steps between them take hardly any room.
         arrays = {f"cluster{i}": _steps(cluster.indices) for i, cluster in enumerate(tree.clusters)}
         facts = {
@@ -75,15 +100,10 @@ class Notes:
             "verdict": finding.verdict,
             "statistics": dict(finding.statistics),
         }
-        content = io.BytesIO()
-        np.savez_compressed(
-            content,
-            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
-            poison=_steps(finding.poison),
-            scores=scores,
-            **arrays,  # type: ignore[arg-type]  # NumPy's stub takes them for an option
+        facts_of_event = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+        self.keep(
+            "event", event, {"facts": facts_of_event, "poison": _steps(finding.poison), "scores": scores, **arrays}
         )
-        store.write_atomically(path, content.getvalue())
 
     def read(self, event: bytes, tree: Tree) -> tuple[Finding, NDArray[np.float32]] | None:
         """Return what an event led to and fill its tree; None if that is not known, or the note is not sound.
@@ -92,11 +112,10 @@ class Notes:
             event: its input and label.
             tree: empty.
         """
-        path = self._path(event)
-        if path is None or not path.is_file():
+        arrays = self.known("event", event, ("facts", "poison", "scores"))
+        if arrays is None:
             return None
         try:
-            arrays = read_npz(path, "store", required=("facts", "poison", "scores"))
             facts = json.loads(arrays["facts"].tobytes())
             clusters = [(fact, self._positions(arrays[f"cluster{i}"])) for i, fact in enumerate(facts["clusters"])]
             first = tree.next_id
@@ -122,7 +141,7 @@ class Notes:
             scores = arrays["scores"]
             if scores.shape != (self.n,) or scores.dtype != np.float32:
                 raise ValueError("scores of other samples")
-        except (InvalidInputError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None  # as good as none: the search is done again
         tree.clusters += found
         return finding, scores

@@ -181,9 +181,9 @@ def trace(
             ranks=ranks,
             progress=progress,
         )
-    kinds, campaigns = Kinds(features, separation=config.separation, min_cluster=config.min_cluster), Campaigns()
     sights, marks = Sights(features), Marks(features, getattr(samples, "name_of", None))
-    notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
+    notes, campaigns = Notes(features.folder, len(samples), repr((rule, seed, config, memory))), Campaigns()
+    kinds = Kinds(features, notes, separation=config.separation, min_cluster=config.min_cluster)
     findings: list[Finding] = []
     trees: list[Tree] = []
     for event in range(len(pairs)):
