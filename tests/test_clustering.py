@@ -322,6 +322,19 @@ def test_search_takes_further_starts() -> None:
     assert torch.equal(search(Space(x), [_noise(400, seed=3)], [_first(is_planted, 20)]).is_first, is_planted)
 
 
+def test_search_prefers_what_is_accepted_to_what_stands_out() -> None:
+    """A large kind that lies far apart is left for a smaller one that is accepted, if there is one."""
+    x, is_planted = _planted(n_planted=40)
+    is_large = torch.arange(400) >= 250
+    x[is_large, 7] += 40
+    starts = [_first(is_planted, 20), is_large]
+
+    assert torch.equal(search(Space(x), [], starts).is_first, is_large)
+    found = search(Space(x), [], starts, accepts=lambda split: split.n_smaller == 40)
+
+    assert torch.equal(found.is_first, is_planted)
+
+
 def test_search_follows_a_permutation() -> None:
     """The order of the samples does not matter."""
     x, _ = _planted(n_planted=40)

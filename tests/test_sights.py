@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from poisontrace._blocks import Blocks
 from poisontrace._rng import numpy_generator
 from poisontrace.clustering import principal, separate
 from poisontrace.data import ArraySet
@@ -44,6 +45,33 @@ def test_a_sight_is_what_each_view_comes_to_on_its_own(features: Features) -> No
         assert torch.equal(got.x, principal(view.x).x)
     assert torch.equal(sight.unconditioned.x, principal(Unconditioned(features, own).x).x)
     assert sight.leaning is sight.leaning
+
+
+def test_the_event_has_a_place_between_a_cluster_and_the_rest(features: Features) -> None:
+    """Where it would lie if it were one more sample, by each of the folds' directions."""
+    own = np.flatnonzero(features.labels.numpy() == 0)
+    cluster, sight = own[:20], Sight(features, 0, own)
+
+    place = sight.position(cluster)
+
+    event, is_first = sight.seen.leaning.event, torch.from_numpy(np.isin(own, cluster))
+    assert place == pytest.approx(float(sight.leaning.place(event, is_first)))
+    # A sample that is the event itself lies where the event does.
+    twin = Blocks.of(torch.cat([event.dense(), sight.seen.leaning.x.dense()]))
+    assert float(sight.leaning.place(twin, is_first)[0]) == pytest.approx(place, abs=1e-5)
+
+
+def test_samples_outside_are_placed_along_what_tells_a_cluster_apart(features: Features) -> None:
+    """One position for each, and the share of them on the cluster's side."""
+    own = np.flatnonzero(features.labels.numpy() == 0)
+    sight = Sight(features, 0, own)
+
+    position = sight.elsewhere(own[:20])
+
+    assert position.shape == (200,)
+    assert sight.share_elsewhere(own[:20]) == pytest.approx(float((position > 0.5).float().mean()))
+    everything = Sight(features, 0, np.arange(300))
+    assert not len(everything.elsewhere(own[:20]))
 
 
 def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Features) -> None:

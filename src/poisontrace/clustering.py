@@ -384,6 +384,7 @@ def search(
     starts: Sequence[Tensor] = (),
     *,
     judge: Callable[[Split], Split] = lambda split: split,
+    accepts: Callable[[Split], bool] = lambda split: False,
     growth: int = 2,
     smallest: int = N_FOLDS,
     promising: float = 0.0,
@@ -398,19 +399,24 @@ def search(
         rankings: (n,) each, largest first.
         starts: (n,) bool each, further first guesses.
         judge: gives each split its gap, see :func:`with_gap`.
+        accepts: says which splits come before all others, however much these stand out.
         growth: ratio of neighbouring sizes of the tops.
         smallest: size of the tops, ``N_FOLDS`` at least.
         promising: standard deviations that the best start must lie apart, or no second sweep follows.
     """
+
+    def worth(split: Split) -> tuple[bool, tuple[bool, float]]:
+        return accepts(split), split.strength
+
     guesses = [top for ranking in rankings for top in _tops(ranking, growth, smallest)] + list(starts)
-    best = max((judge(separate(space, guess)) for guess in guesses), key=lambda split: split.strength)
+    best = max((judge(separate(space, guess)) for guess in guesses), key=worth)
     for _ in range(MAX_SWEEPS if best.separation >= promising else 0):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
         near = [round(best.n_smaller * factor) for factor in NEAR_SIZES]
         ranking = best.score if int(best.is_first.sum()) == best.n_smaller else -best.score
         tops = (*_tops(ranking, 2, smallest), *(_top(ranking, size) for size in near if size < len(ranking)))
-        better = max((judge(separate(space, top)) for top in tops), key=lambda split: split.strength)
-        if better.strength <= best.strength:
+        better = max((judge(separate(space, top)) for top in tops), key=worth)
+        if worth(better) <= worth(best):
             break
         best = better
     return best

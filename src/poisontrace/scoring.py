@@ -56,6 +56,7 @@ class Leaning(View):
     Attributes:
         by_layer: (m, n), the cosine to the event at each layer, in [-1, 1].
         likeness: (n,), the mean over layers.
+        event: (1, d), the event in these coordinates.
     """
 
     def __init__(self, x: Blocks, event: Tensor, widths: Sequence[int], others: Callable[[Tensor], Blocks]) -> None:
@@ -64,6 +65,7 @@ class Leaning(View):
         ``others`` makes the coordinates of any rows of the training set, as if they were of the set.
         """
         self.x, self._event, self.others = x, event, others
+        self.event = Blocks.of(event[None])
         layer_of = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
         self._is_in = functional.one_hot(layer_of, len(widths)).float()  # (d, m)
         # Squared lengths (n, m) and the sum of all rows, for any origin to come.

@@ -55,20 +55,37 @@ class Sight:
         spaces = (self.leaning, *self.agreements, self.unconditioned)
         return max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
 
-    def share_elsewhere(self, cluster: Indices) -> float:
-        """Return how many samples of other labels, as a share, lie on a cluster's side of what tells it from the rest.
-
-        What is planted hardly occurs in samples that nobody touched; what is ordinary does.
+    def position(self, cluster: Indices) -> float:
+        """Return where the event lies along what tells a cluster from the rest: 0 is the mean of these, 1 its own.
 
         Args:
             cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
         """
-        rest = np.setdiff1d(np.arange(len(self._features.labels)), self.indices)
-        if not len(rest):
-            return 0.0
-        others = self.seen.leaning.others(torch.from_numpy(spread(rest, N_ELSEWHERE)))
-        position = self.leaning.place(others, torch.from_numpy(np.isin(self.indices, cluster)))
-        return float((position > 0.5).float().mean())
+        is_first = torch.from_numpy(np.isin(self.indices, cluster))
+        return float(self.leaning.place(self.seen.leaning.event, is_first))
+
+    def elsewhere(self, cluster: Indices) -> Tensor:
+        """Return where samples outside lie along what tells a cluster from the rest: 0 is the mean of these, 1 its own.
+
+        Args:
+            cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
+
+        Returns:
+            (m,), one for each of the samples that stand for all outside; m may be 0.
+        """
+        outside = np.setdiff1d(np.arange(len(self._features.labels)), self.indices)
+        if not len(outside):
+            return torch.empty(0)
+        others = self.seen.leaning.others(torch.from_numpy(spread(outside, N_ELSEWHERE)))
+        return self.leaning.place(others, torch.from_numpy(np.isin(self.indices, cluster)))
+
+    def share_elsewhere(self, cluster: Indices) -> float:
+        """Return how many samples outside, as a share, lie on a cluster's side of what tells it from the rest.
+
+        What is planted hardly occurs in samples that nobody touched; what is ordinary does.
+        """
+        position = self.elsewhere(cluster)
+        return float((position > 0.5).float().mean()) if len(position) else 0.0
 
 
 class Sights:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import log
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +87,27 @@ MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
-NEEDED = 0.5  # of the rise that all of a responsible cluster brings, from the part that the event needs
+NEEDED = 0.5  # of an event's margin, from a planted word
 # An accusation with a smaller margin than this must exceed what the same search finds in other labels: so many are
 # asked, so many must reach it, and this share of its apartness is as much.
 DOUBTFUL, N_NATURAL, N_REACHED, NEARLY = 2.0, 8, 2, 0.9
 # It must also spare ordinary samples: their loss may rise by this share of the event's, or by so little, in nats, that
 # it says nothing (decision 0022).
-HARM, HARMLESS = 0.035, 0.02
-ELSEWHERE = 0.5  # of the samples of other labels: what these and those of the label mostly are, nobody planted
+HARM, HARMLESS = 0.04, 0.02
+# What a label and the samples of others are for the greater part, nobody planted: two shares of the label, and of the
+# others the shares that let go what is more than the larger one and accused with doubt, or more than the smaller one.
+NEARLY_HALF, MOST, ELSEWHERE, EVERYWHERE = 0.45, 2 / 3, 0.5, 0.9
 TINY = 1e-9
 FAR = 2.0  # times the separation of two kinds: the features alone nearly say it
 WHISPER = 0.002  # nats that the event must rise by even so
 # Random sets of other samples, as many, that say what chance comes to, and how many times that is more than chance.
 N_BY_CHANCE, BEYOND_CHANCE = 4, 5
 ROWS_OF_LABELS = 500  # that stand for whole labels: their effect is large, and nothing hangs on its size
-# Of a responsible cluster, to be taken for a campaign of its own; and times the separation of two kinds.
-MIN_PART, APART = 0.2, 1.5
+# Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
+MIN_PART, APART = 0.2, 1.2
+# Along what tells two campaigns apart: how far four in five of all other samples lie from each other, and how far an
+# event lies the way of the other campaign if it carries both triggers.
+TOGETHER, OF_BOTH = 0.6, 1 / 3
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 FAMILY = 0.4  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
 N_SHOWN, MAX_SHOWN, N_BENIGN = 400, 1 << 26, 24  # samples for the report, responsible ones within as many bytes
@@ -424,7 +429,7 @@ def _follow(
             if beyond < FAMILY:
                 part = None
                 if decision == "responsible" and may_split:
-                    part = _needed_part(features, event, cluster, losses, kinds, judge, config, clock)
+                    part = _needed_part(features, event, cluster, sights.of(event), kinds, judge, config, clock)
                 if part:
                     (needed, of_needed), (rest, of_rest), reason = part
                     node = tree.add(parent, cluster, losses, "split", reason)
@@ -497,15 +502,19 @@ def _follow(
     if mark:
         del statistics["separation"]
         statistics |= {"likeness": mark.likeness, "certainty": mark.certainty, "fall": mark.fall}
-    if weakest and not noisy and not mark and margin < DOUBTFUL:
-        with clock.stage("clustering"):
-            elsewhere = sights.of(event).share_elsewhere(weakest.cluster)
-        statistics["elsewhere"] = elsewhere
-        reason, against = "ordinary samples of the label suffer with the event", weakest.harm()
-        # Poison that was relabelled resembles other labels as well; but it is not most of its own.
-        if 2 * len(weakest.cluster) > len(own) and elsewhere / ELSEWHERE > against:
-            reason, against = "most samples of other labels are of this kind", elsewhere / ELSEWHERE
-        if against < 1:
+    if weakest and not noisy and not mark:
+        is_doubtful, share, against = margin < DOUBTFUL, len(weakest.cluster) / len(own), 0.0
+        if is_doubtful:
+            reason, against = "ordinary samples of the label suffer with the event", weakest.harm()
+        if is_doubtful or share > NEARLY_HALF:
+            with clock.stage("clustering"):
+                elsewhere = sights.of(event).share_elsewhere(weakest.cluster)
+            statistics["elsewhere"] = elsewhere
+            # Poison that was relabelled resembles other labels as well; but it is not most of its own.
+            limit = ELSEWHERE if is_doubtful and share > MOST else EVERYWHERE
+            if share > NEARLY_HALF and elsewhere / limit > against:
+                reason, against = "most samples of other labels are of this kind", elsewhere / limit
+        if is_doubtful and against < 1:
             with clock.stage("clustering"):
                 natural = _natural(features, event, kinds, config, margin, weakest.apartness)
             statistics["natural"] = natural
@@ -573,17 +582,27 @@ def _needed_part(
     features: Features,
     event: int,
     cluster: Indices,
-    losses: Losses,
+    label: Sight,
     kinds: Kinds,
     judge: "_Judge",
     config: Config,
     clock: Clock,
 ) -> tuple[tuple[Indices, Losses], tuple[Indices, Losses], str] | None:
-    """Return the part of a responsible cluster that the event needs and the rest, if it does without the rest.
+    """Return the part of a responsible cluster that the event needs and the rest, if that is of another campaign.
 
     Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
-    of one campaign splits as well, by source classes, one of which such an event may lean on; but they lie less far
-    apart. Rows need not be asked: those that share one mark and nothing else are of one campaign.
+    of one campaign splits as well, by source classes; but such parts lie less far apart. Rows need not be asked: those
+    that share one mark and nothing else are of one campaign.
+
+    Args:
+        features: of the training set.
+        event: row of the event.
+        cluster: the responsible samples.
+        label: what the event sees of all samples of its label.
+        kinds: of each label.
+        judge: unlearns.
+        config: the thresholds.
+        clock: that runs along.
     """
     if kinds.are_rows:
         return None
@@ -591,18 +610,27 @@ def _needed_part(
     with clock.stage("clustering"):
         sight = Sight(features, event, cluster)
         # Which of them the event is of is for the unlearning to say, not for the likeness.
-        starts = [sight.seen.leaning.likeness], guesses(sight.leaning)
-        split = search(sight.leaning, *starts, smallest=least // 2, promising=config.weak_separation)
+        starts = [sight.seen.leaning.likeness, *sight.seen.leaning.by_layer], guesses(sight.leaning)
+        split = search(
+            *(sight.leaning, *starts),
+            judge=lambda split: split if split.n_smaller >= least else replace(split, separation=0.0),
+            smallest=least // 2,
+            promising=config.weak_separation,
+        )
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
     if split.apartness < APART * config.separation or min(map(len, parts)) < least:
         return None
     (rest, of_rest), (needed, of_needed) = sorted(
         zip(parts, judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
     )
-    # An event that carries several triggers leans on all of their poison: no part brings the rise of the whole.
-    enough = max(config.event_rise, CLEARLY * of_rest.event_rise, NEEDED * losses.event_rise)
-    if of_needed.event_rise < enough:
+    if of_needed.event_rise < max(config.event_rise, LEANS * of_rest.event_rise):
         return None
+    with clock.stage("clustering"):
+        low, middle, high = sight.elsewhere(cluster[split.is_first.numpy()]).quantile(torch.tensor([0.1, 0.5, 0.9]))
+        # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
+        # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
+        if not 0 < middle < 1 or high - low > TOGETHER or label.position(rest) >= OF_BOTH:
+            return None
     return (needed, of_needed), (rest, of_rest), f"two campaigns, {split.separation:.1f} standard deviations apart"
 
 
@@ -648,11 +676,24 @@ def _split(sight: Sight, kinds: Kinds, config: Config, *, is_whole_label: bool) 
     if kinds.are_rows or max(split.margin(config.separation) for split in found) < DOUBTFUL:
         for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
             found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
-    best = max(found, key=lambda split: (split.is_at_least(config.separation), split.strength))
-    is_short_of_gap = best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1
-    if not is_whole_label or not is_short_of_gap:
-        return best
-    return replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best)))
+    if kinds.are_rows and not _best(found, config).is_at_least(config.separation):
+        # Families stand out more than rows with a mark do; but an event is less clearly of them.
+        accepts = partial(Split.is_at_least, threshold=config.separation)
+        rankings = [view.likeness for view in sight.seen.agreements]
+        found.append(search(space, rankings, judge=judge, accepts=accepts))
+    if is_whole_label:
+        # Two kinds that stand out against what other labels hold need less of a gap.
+        best = _best(found, config) if kinds.are_rows else max(found, key=attrgetter("strength"))
+        if best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1:
+            found.append(replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best))))
+            if kinds.are_rows:
+                return found[-1]
+    return _best(found, config)
+
+
+def _best(splits: Sequence[Split], config: Config) -> Split:
+    """Return the strongest of the splits that are two kinds, or of all if none are."""
+    return max(splits, key=lambda split: (split.is_at_least(config.separation), split.strength))
 
 
 def _natural(features: Features, event: int, kinds: Kinds, config: Config, margin: float, apartness: float) -> float:
