@@ -29,6 +29,7 @@ from poisontrace.embedding import (
     find_table,
     noise,
     pool,
+    recorded,
     residual,
 )
 
@@ -673,6 +674,25 @@ def test_samples_that_changed_since_the_store_was_written_are_named(tmp_path: Pa
     source.y[4] = 0
     with pytest.raises(InvalidInputError, match=r"another sample 4 than"):
         _stored(source, model, tmp_path)
+
+
+def test_a_pass_of_another_precision_is_another_pass(tmp_path: Path) -> None:
+    """Each has its place in the store and is found again; what is kept is float32, and the event is untouched."""
+    model, data = _made(_mlp), ArraySet(_noise(300, 4).numpy(), np.zeros(300, int))
+    events = [(torch.ones(4), _answer(model, torch.ones(4)))]
+    full, half, again = (
+        collect(model, data, events, store=tmp_path, precision=precision)
+        for precision in ("float32", "bfloat16", "bfloat16")
+    )
+    assert len(list(tmp_path.iterdir())) == 2
+    assert full.folder != half.folder == again.folder
+    assert torch.equal(half.hidden, again.hidden)
+    assert half.hidden.dtype == torch.float32
+    assert not torch.equal(full.hidden, half.hidden)
+    torch.testing.assert_close(full.hidden, half.hidden, rtol=2e-2, atol=2e-2)
+    assert torch.equal(full.event_logits, half.event_logits)
+    counts = [recorded(model, data, events[0][0], tmp_path, precision=p)[0] for p in ("float32", "bfloat16", "float16")]
+    assert counts == [300, 300, 0]
 
 
 def test_a_pass_that_was_cut_short_goes_on(tmp_path: Path) -> None:

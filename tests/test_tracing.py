@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import poisontrace
 from poisontrace import Trace, incidents, metrics, models, trace, tracing, train
+from poisontrace._abreast import lent
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
@@ -165,6 +166,26 @@ def test_the_seed_does_not_matter_to_the_default_rule(digits_incident: Incident,
 
     assert _numbers(other) == _numbers(traces[0])
     assert other.exhibits["benign_index"].tolist() != traces[0].exhibits["benign_index"].tolist()
+
+
+def test_the_number_of_threads_does_not_matter(digits_incident: Incident) -> None:
+    """Starts of a search that run side by side end as they do one after the other, to the last bit."""
+    data, event = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for n_threads in (1, 3):
+            patch.setattr(tracing, "lent", lambda _, n=n_threads: lent(n))
+            found.append(trace(digits_incident.model, data, event))
+    assert _numbers(found[0]) == _numbers(found[1])
+    assert np.array_equal(found[0].coordinates[0].x, found[1].coordinates[0].x)
+
+
+def test_a_pass_of_another_precision_finds_the_same_poison(digits_incident: Incident, traces: list[Trace]) -> None:
+    """Its numbers are a little others, and kept as float32; what it was run in is written down."""
+    data, event = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+    result = trace(digits_incident.model, data, event, precision="bfloat16")
+    assert np.array_equal(result.poison, traces[0].poison)
+    assert (result.config["precision"], traces[0].config["precision"]) == ("bfloat16", "float32")
 
 
 def test_the_batch_size_does_not_matter(digits_incident: Incident, traces: list[Trace]) -> None:
@@ -721,6 +742,7 @@ def test_an_under_fitted_model_is_warned_of() -> None:
     [
         ({"rule": "guess"}, r"'rule' must be one of default, paper \(got 'guess'\)"),
         ({"batch_size": 0}, r"'batch_size' must be at least 1 \(got 0\)"),
+        ({"precision": "half"}, r"'precision' must be one of float32, bfloat16, float16 \(got 'half'\)\. Leave it out"),
         ({"device": "nonsense"}, r"'device' must be usable here \(got 'nonsense'\). Pass 'cpu' or 'auto'"),
         ({"device": "meta"}, r"'device' must be usable here \(got 'meta'\)"),
         ({"events": []}, r"'events' must have at least one row \(got 0\). Pass inputs"),

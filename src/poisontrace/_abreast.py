@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import torch
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_THREADS = 4  # more wait for Python's lock
 _LENT = ContextVar("_LENT", default=1)

@@ -85,6 +85,9 @@ def trace(
     rule: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
     layer: Annotated[str | None, typer.Option(help="Name of the last linear layer, if it is not found.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a step; does not change the result.")] = 256,
+    precision: Annotated[
+        str, typer.Option(help="Of the forward pass: float32, bfloat16, float16. Samples may differ at the edges.")
+    ] = "float32",
     memory: Annotated[
         str, typer.Option(help="Memory to get along with beside model, data and one batch: 512M, 2G, ...")
     ] = "1G",
@@ -146,7 +149,7 @@ def trace(
         poison = None if truth is None else data_module.read_truth(truth, len(train_set))
         options: dict[str, Any] = {
             **{"rule": rule, "layer": layer, "device": device, "batch_size": batch_size},
-            **{"memory": n_bytes, "store": store_folder or partial},
+            **{"precision": precision, "memory": n_bytes, "store": store_folder or partial},
         }
         with redirect_stdout(sys.stderr):
             pairs = readers.as_pairs(event_set)
@@ -157,7 +160,7 @@ def trace(
                         train_set,
                         pairs,
                         ranks=ranks,
-                        **{name: options[name] for name in ("layer", "device", "batch_size", "store")},
+                        **{name: options[name] for name in ("layer", "device", "batch_size", "precision", "store")},
                     )
                 return
             forecast = planning.forecast(loaded.network, train_set, pairs, **options)

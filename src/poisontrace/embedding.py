@@ -36,6 +36,9 @@ from poisontrace.ranks import ALONE, Ranks
 from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, claimed, identify
 
 WORDS = 16  # that are left out of an event at a time
+# Of the numbers that a network works with, and by how much what it makes of the same batch twice may differ: in other
+# company, or with another number of threads, they round differently.
+PRECISIONS = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 1e-2}
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
 
 
@@ -324,6 +327,7 @@ def collect(
     layer: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
+    precision: str = "float32",
     store: Path | None = None,
     memory: int = MEMORY,
     ranks: Ranks = ALONE,
@@ -338,6 +342,8 @@ def collect(
         layer: name of the last linear layer, see :func:`find_layers`.
         device: where to run; results come back to the CPU.
         batch_size: samples a step; does not change the result.
+        precision: one of ``PRECISIONS``, in which the training set runs; what comes out is kept as float32, and events
+            run in float32.
         store: folder in which the pass is kept and found again, whole or in part; None keeps it in memory, or in a
             temporary folder if it is too large.
         memory: bytes that what follows may take, see :class:`Features`.
@@ -350,7 +356,7 @@ def collect(
         UnsupportedModelError: if the model has no usable last linear layer.
     """
     with evaluating(model):
-        setting = _Setting.of(model, events[0][0].to(device), layer)
+        setting = _Setting.of(model, events[0][0].to(device), layer, precision)
         names, watched, columns = setting.names, setting.watched, setting.columns
         linear = watched[names[-1]]
         assert isinstance(linear, nn.Linear)
@@ -408,10 +414,11 @@ def assist(
     layer: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
+    precision: str = "float32",
 ) -> None:
     """Run this rank's part of the training set through the model, for the rank that collects it all."""
     with evaluating(model):
-        setting = _Setting.of(model, event.to(device), layer)
+        setting = _Setting.of(model, event.to(device), layer, precision)
         with closing(_recording(model, train_set, setting, device, store, ranks, batch_size)) as recording:
             _record(model, setting, train_set, recording, device, batch_size, None)
             recording.finish()
@@ -478,9 +485,10 @@ class _Setting:
     table: str | None
     is_pooled: tuple[bool, ...]
     columns: Columns
+    precision: str = "float32"
 
     @classmethod
-    def of(cls, model: nn.Module, event: Tensor, layer: str | None) -> "_Setting":
+    def of(cls, model: nn.Module, event: Tensor, layer: str | None, precision: str) -> "_Setting":
         """Find the layers with one event; the model is in eval mode."""
         first, modules = torch.stack([event] * 3), dict(model.named_modules())
         names = find_layers(model, first, layer)
@@ -488,7 +496,7 @@ class _Setting:
         outcome, is_pooled = _outcome(model, watched, table, first, "events")
         kinds = {name: str(x.dtype).removeprefix("torch.") for name, x in outcome.items()}
         columns = {"labels": ("int64", 1)} | {name: (kinds[name], x.shape[1]) for name, x in outcome.items()}
-        return cls(names, watched, table, is_pooled, columns)
+        return cls(names, watched, table, is_pooled, columns, precision)
 
 
 def _place(
@@ -500,6 +508,8 @@ def _place(
         columns = {**columns, "digest": ("int64", 1)}
     kind = torch.device(device).type
     identity = {"model": identify(model), "data": content, "layers": list(setting.names), "device": kind}
+    if setting.precision != "float32":
+        identity["precision"] = setting.precision
     key = blake2b(repr((len(train_set), columns, identity)).encode(), digest_size=8).hexdigest()
     return columns, store / key, identity
 
@@ -512,10 +522,11 @@ def recorded(
     *,
     layer: str | None = None,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> tuple[int, int]:
     """Return how many samples of a pass are in a store, by its own word, and how many bytes all of them take."""
     with evaluating(model):
-        setting = _Setting.of(model, event.to(device), layer)
+        setting = _Setting.of(model, event.to(device), layer, precision)
         n_bytes = _size(setting.columns, len(train_set))
         if store is None or not store.is_dir():
             return 0, n_bytes
@@ -541,7 +552,14 @@ def _record(
     """Run what is not recorded yet through the model, in order, and record it."""
     watched, table, columns = setting.watched, setting.table, setting.columns
     rows, n_before = recording.rows, recording.n_done
-    n, n_read = rows.stop, rows.start
+    n, n_read, tolerance = rows.stop, rows.start, PRECISIONS[setting.precision]
+
+    def outcome_of(x: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(
+            torch.device(device).type, getattr(torch, setting.precision), enabled=setting.precision != "float32"
+        ):
+            return _outcome(model, watched, table, x.to(device), "data")[0]
+
     is_all = len(rows) == len(train_set)
     for x, y in train_set.batches(batch_size) if is_all else train_set.batches(batch_size, rows.start, rows.stop):
         start, n_read = n_read, n_read + len(y)
@@ -553,9 +571,9 @@ def _record(
             _check_same(digests[:n_old], recording["digest"][start : start + n_old], start)
         if n_old and start == rows.start:
             # Whatever a store cannot know of a model shows in what it makes of the first batch.
-            outcome, _ = _outcome(model, watched, table, x[:n_old].to(device), "data")
+            outcome = outcome_of(x[:n_old])
             held = {name: recording[name][start : start + n_old] for name in outcome}
-            if not all(torch.allclose(x, held[name], rtol=1e-3, atol=1e-3) for name, x in outcome.items()):
+            if not all(torch.allclose(x, held[name], rtol=tolerance, atol=tolerance) for name, x in outcome.items()):
                 raise StoreError(
                     "'store' must hold what this model makes of these data (got other outputs for the first samples; "
                     f"something changed that the weights do not show). {WAY_OUT}"
@@ -566,7 +584,7 @@ def _record(
                 break
             continue
         labels = y[n_old:]
-        outcome, _ = _outcome(model, watched, table, x[n_old:].to(device), "data")
+        outcome = outcome_of(x[n_old:])
         check_label_range(labels, "data: y", outcome["logits"].shape[1], first_row=start + n_old)
         for name, values in outcome.items():
             if values.shape[1] != columns[name][1]:

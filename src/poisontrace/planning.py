@@ -108,6 +108,7 @@ def forecast(
     layer: str | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    precision: str = "float32",
     memory: int = MEMORY,
     store: Path | None = None,
 ) -> Forecast:
@@ -117,15 +118,15 @@ def forecast(
         InvalidInputError: if the events or the first batch do not fit the model.
         UnsupportedModelError: if the model has no usable last linear layer.
     """
-    check_options(rule, batch_size, memory)
+    check_options(rule, batch_size, memory, precision)
     device = resolve(device)
     n = len(train_set)
     n_probe = min(N_PROBE, batch_size)
     with placed(model, device):
-        features = collect(model, _First(train_set, n_probe), events, layer=layer, device=device)
+        features = collect(model, _First(train_set, n_probe), events, layer=layer, device=device, precision=precision)
         start = time.perf_counter()
         probe = _First(train_set, n_probe)
-        collect(model, probe, events[:1], layer=layer, device=device)
+        collect(model, probe, events[:1], layer=layer, device=device, precision=precision)
         seconds = time.perf_counter() - start
 
     n_kept = sum(activation.shape[1] for activation in features.activations)
@@ -134,7 +135,9 @@ def forecast(
     n_alike = [n / features.logits.shape[1] if labels is None else int((labels == label).sum()) for _, label in events]
     exhibit = 4 * int(np.prod(events[0][0].shape))
     with placed(model, device):
-        n_recorded, store_bytes = recorded(model, train_set, events[0][0], store, layer=layer, device=device)
+        n_recorded, store_bytes = recorded(
+            model, train_set, events[0][0], store, layer=layer, device=device, precision=precision
+        )
     return Forecast(
         n_samples=n,
         n_events=len(events),

@@ -39,7 +39,7 @@ from poisontrace.clustering import (
     with_gap,
 )
 from poisontrace.data import TrainSet, as_events, as_train_set
-from poisontrace.embedding import Features, collect
+from poisontrace.embedding import PRECISIONS, Features, collect
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, guesses
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
@@ -127,6 +127,7 @@ def trace(
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 256,
+    precision: str = "float32",
     config: Config | None = None,
     store: str | Path | None = None,
     memory: int = MEMORY,
@@ -149,6 +150,8 @@ def trace(
             deterministic.
         device: "auto", "cpu", "cuda", ...: where the network runs.
         batch_size: samples a step; does not change the result.
+        precision: "float32", "bfloat16" or "float16": of the forward pass, by ``torch.autocast``; events, and all that
+            follows the pass, are float32 (decision 0023).
         config: thresholds; None for the defaults.
         store: folder in which the pass is kept, so that the next event on the same model and data needs none, and a
             trace that was cut short goes on where it was; None keeps it no longer than the trace.
@@ -171,7 +174,7 @@ def trace(
         >>> poisontrace.trace(model, (x, np.arange(60) % 4), [(x[0], 0)]).verdict
         'no-poison'
     """
-    check_options(rule, batch_size, memory)
+    check_options(rule, batch_size, memory, precision)
     _check_shared(store, ranks)
     samples, pairs, config = as_train_set(train_set), as_events(events), config or Config()
     device = resolve(device)
@@ -183,6 +186,7 @@ def trace(
             layer=layer,
             device=device,
             batch_size=batch_size,
+            precision=precision,
             store=None if store is None else Path(store),
             memory=memory,
             ranks=ranks,
@@ -236,7 +240,7 @@ def trace(
         findings=tuple(findings),
         clusters=tuple(clusters),
         rule=rule,
-        config={**asdict(config), "layers": list(features.layers), "batch_size": batch_size},
+        config={**asdict(config), "layers": list(features.layers), "batch_size": batch_size, "precision": precision},
         seed=seed,
         device=device,
         seconds=dict(clock.seconds),
@@ -260,6 +264,7 @@ def assist(
     layer: str | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    precision: str = "float32",
 ) -> None:
     """Do this rank's share of what rank 0 traces: a part of the pass, and of each unlearning.
 
@@ -277,6 +282,7 @@ def assist(
             layer=layer,
             device=device,
             batch_size=batch_size,
+            precision=precision,
         )
     with _one_thread():
         unlearning.assist(ranks)
@@ -289,12 +295,16 @@ def _check_shared(store: str | Path | None, ranks: Ranks) -> None:
         )
 
 
-def check_options(rule: str, batch_size: int, memory: int = MEMORY) -> None:
+def check_options(rule: str, batch_size: int, memory: int = MEMORY, precision: str = "float32") -> None:
     """Refuse options that no trace can have."""
     if rule not in RULES:
         raise InvalidInputError(f"'rule' must be one of {', '.join(RULES)} (got {rule!r}).")
     if batch_size < 1:
         raise InvalidInputError(f"'batch_size' must be at least 1 (got {batch_size}). Leave it out for 256.")
+    if precision not in PRECISIONS:
+        raise InvalidInputError(
+            f"'precision' must be one of {', '.join(PRECISIONS)} (got {precision!r}). Leave it out for float32."
+        )
     if memory < MIN_MEMORY:
         raise InvalidInputError(
             f"'memory' must be at least {MIN_MEMORY:,} bytes (got {memory:,}). Leave it out for 1 GiB."
