@@ -107,6 +107,7 @@ N_BY_CHANCE, BEYOND_CHANCE = 4, 5
 ROWS_OF_LABELS = 500  # that stand for whole labels: their effect is large, and nothing hangs on its size
 # Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
 MIN_PART, APART = 0.2, 1.2
+N_OF_PARTS = 400  # of its samples, that are looked at first
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, and how far an
 # event lies the way of the other campaign if it carries both triggers.
 TOGETHER, OF_BOTH = 0.6, 1 / 3
@@ -620,15 +621,13 @@ def _needed_part(
         return None
     least = max(config.min_cluster, round(MIN_PART * len(cluster)))
     with clock.stage("clustering"):
+        # Parts so large show in some of the samples as well, and most clusters have none.
+        if len(cluster) > 2 * N_OF_PARTS:
+            some = Sight(features, event, spread(cluster, N_OF_PARTS))
+            if _parts(some, round(MIN_PART * N_OF_PARTS), config).apartness < config.weak_separation:
+                return None
         sight = Sight(features, event, cluster)
-        # Which of them the event is of is for the unlearning to say, not for the likeness.
-        starts = [sight.seen.leaning.likeness, *sight.seen.leaning.by_layer], guesses(sight.leaning)
-        split = search(
-            *(sight.leaning, *starts),
-            judge=lambda split: split if split.n_smaller >= least else replace(split, separation=0.0),
-            smallest=least // 2,
-            promising=config.weak_separation,
-        )
+        split = _parts(sight, least, config)
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
     if split.apartness < APART * config.separation or min(map(len, parts)) < least:
         return None
@@ -644,6 +643,18 @@ def _needed_part(
         if not 0 < middle < 1 or high - low > TOGETHER or label.position(rest) >= OF_BOTH:
             return None
     return (needed, of_needed), (rest, of_rest), f"two campaigns, {split.separation:.1f} standard deviations apart"
+
+
+def _parts(sight: Sight, least: int, config: Config) -> Split:
+    """Return the best split into parts of at least so many samples; a separation of 0 if there is none."""
+    # Which of them the event is of is for the unlearning to say, not for the likeness.
+    rankings = [sight.seen.leaning.likeness, *sight.seen.leaning.by_layer]
+    return search(
+        *(sight.leaning, rankings, guesses(sight.leaning)),
+        judge=lambda split: split if split.n_smaller >= least else replace(split, separation=0.0),
+        smallest=least // 2,
+        promising=config.weak_separation,
+    )
 
 
 def _certainty(sight: Sight, poison: Indices) -> NDArray[np.float32]:
