@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import poisontrace
 from poisontrace import Trace, incidents, metrics, models, trace, tracing, train
-from poisontrace._abreast import lent
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
@@ -166,18 +165,6 @@ def test_the_seed_does_not_matter_to_the_default_rule(digits_incident: Incident,
 
     assert _numbers(other) == _numbers(traces[0])
     assert other.exhibits["benign_index"].tolist() != traces[0].exhibits["benign_index"].tolist()
-
-
-def test_the_number_of_threads_does_not_matter(digits_incident: Incident) -> None:
-    """Starts of a search that run side by side end as they do one after the other, to the last bit."""
-    data, event = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        for n_threads in (1, 3):
-            patch.setattr(tracing, "lent", lambda _, n=n_threads: lent(n))
-            found.append(trace(digits_incident.model, data, event))
-    assert _numbers(found[0]) == _numbers(found[1])
-    assert np.array_equal(found[0].coordinates[0].x, found[1].coordinates[0].x)
 
 
 def test_a_pass_of_another_precision_finds_the_same_poison(digits_incident: Incident, traces: list[Trace]) -> None:

@@ -9,7 +9,7 @@ sample is judged by a direction fitted without it, a set without structure canno
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 from torch import Tensor
 
-from poisontrace._abreast import abreast
 from poisontrace._blocks import Blocks
 from poisontrace._rng import torch_generator
 from poisontrace._statistics import standardised_difference
@@ -35,7 +34,6 @@ TWO_KINDS, ONE_KIND = 6.0, 5.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
 MAX_DIRECTIONS = 128  # principal directions kept before discriminating
 RIDGE = 0.1  # of the mean variance, added to every direction
-FEW = 80  # rows, whose products are worked out whole
 TINY = 1e-12
 # Where memory is short (decision 0013): directions that are kept at least, and copies that are made of the rows in
 # their new coordinates and of their second moments.
@@ -154,9 +152,7 @@ class _Sums(NamedTuple):
     def of(cls, x: NDArray[Any]) -> "_Sums":
         """Add up rows (n, d)."""
         x = np.ascontiguousarray(x)
-        # NumPy sees that the product of a matrix with itself is symmetric, and works out half of it. That pays where
-        # there are many rows; of few, the whole takes a third of the time.
-        return cls(len(x), x.sum(0), x.T @ (x if len(x) >= FEW else x.copy()))
+        return cls(len(x), x.sum(0), x.T @ x)  # NumPy sees that the product is symmetric, and works out half of it
 
     def plus(self, other: "_Sums") -> "_Sums":
         """Return the sums of both."""
@@ -194,9 +190,8 @@ class Space:
             is_first: (n,) bool, ``N_FOLDS`` samples at least on each side.
         """
         directions, origins, fold = self._directions(is_first)
-        # By torch, which takes half as long as NumPy over so narrow a product.
-        along = torch.from_numpy(directions) @ torch.from_numpy(self._rows).T  # (folds, d) @ (d, n) -> (folds, n)
-        return along[torch.from_numpy(fold), torch.arange(len(fold))] - torch.from_numpy(origins)[fold]
+        position = directions @ self._rows.T - origins[:, None]  # (folds, n)
+        return torch.from_numpy(np.take_along_axis(position, fold[None], 0)[0])
 
     def place(self, others: Blocks, is_first: Tensor) -> Tensor:
         """Return positions (m,) of other rows (m, w) along the discriminant of two clusters, the mean over its folds.
@@ -379,8 +374,7 @@ def against_nature(space: Space, split: Split, k: int) -> Split:
     if split.separation < ONE_KIND:
         return split
     sides = [Space(space.x[side]) for side in (split.is_first, ~split.is_first)]
-    starts = [(side, guess) for side in sides for guess in k_means(side.x, k)]
-    natural = max(abreast(lambda start: separate(*start).prominence, starts), default=0.0)
+    natural = max((separate(side, guess).prominence for side in sides for guess in k_means(side.x, k)), default=0.0)
     return replace(split, standing=split.prominence / max(natural, 1e-9))
 
 
@@ -415,17 +409,13 @@ def search(
         return accepts(split), split.strength
 
     guesses = [top for ranking in rankings for top in _tops(ranking, growth, smallest)] + list(starts)
-
-    def best_of(starts: Iterable[Tensor]) -> Split:
-        return max(abreast(lambda start: judge(separate(space, start)), starts), key=worth)
-
-    best = best_of(guesses)
+    best = max((judge(separate(space, guess)) for guess in guesses), key=worth)
     for _ in range(MAX_SWEEPS if best.separation >= promising else 0):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
         near = [round(best.n_smaller * factor) for factor in NEAR_SIZES]
         ranking = best.score if int(best.is_first.sum()) == best.n_smaller else -best.score
         tops = (*_tops(ranking, 2, smallest), *(_top(ranking, size) for size in near if size < len(ranking)))
-        better = best_of(tops)
+        better = max((judge(separate(space, top)) for top in tops), key=worth)
         if worth(better) <= worth(best):
             break
         best = better

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poisontrace._abreast import abreast
 from poisontrace._record import Indices
 from poisontrace._statistics import standardised_difference
 from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
@@ -56,7 +55,7 @@ class Kinds:
     def _worked_out(self, label: int, own: Indices) -> Split:
         view = Unconditioned(self._features, own)
         space = principal(view.x)
-        splits = abreast(lambda guess: separate(space, guess), guesses(space))
+        splits = [separate(space, guess) for guess in guesses(space)]
         split = with_gap(max(splits, key=lambda split: split.strength), view.gaps)
         figures = np.array([split.separation, split.gap, split.standing])
         content = {"is_first": split.is_first.numpy(), "score": split.score.numpy(), "figures": figures}

@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from poisontrace import embedding, paper, unlearning
-from poisontrace._abreast import lent
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
@@ -85,7 +84,6 @@ class Config:
 
 
 MIN_MEMORY = 1 << 24
-MEMORY_ABREAST = 1 << 28  # bytes from which on several threads search: OpenBLAS alone takes 32 MiB for each
 RULES = ("default", "paper")
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
@@ -205,7 +203,7 @@ def trace(
         if known := notes.read(about, tree):
             finding, scores = known
         else:
-            with _one_thread(memory):
+            with _one_thread():
                 if rule == "paper":
                     finding, scores = paper.follow(
                         features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
@@ -221,7 +219,7 @@ def trace(
             progress("events traced", event + 1, len(pairs))
     for event, finding in enumerate(findings):
         if finding.verdict != "poison":
-            with _one_thread(memory):
+            with _one_thread():
                 findings[event] = _adopted(features, event, finding, campaigns, config, clock)
     dismiss(ranks)
     clusters = [cluster for tree in trees for cluster in tree.clusters]
@@ -230,7 +228,7 @@ def trace(
     poison = np.unique(np.concatenate([finding.poison for finding in findings]))
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
-    with _one_thread(memory), clock.stage("clustering"):
+    with _one_thread(), clock.stage("clustering"):
         coordinates = [_coordinates(sights, campaign) for campaign in closed] if rule == "default" else []
         nearest = [_nearest(sights, event, found) for event, found in enumerate(findings[:MAX_EVENTS])]
     return Trace(
@@ -829,16 +827,15 @@ class _Judge:
 
 
 @contextmanager
-def _one_thread(memory: int = 0) -> Iterator[None]:
-    """Use one thread for a product inside the block: many small ones lose more to waiting for others than they gain.
+def _one_thread() -> Iterator[None]:
+    """Use one thread inside the block: its many small products lose more to waiting for others than they gain.
 
-    On a busy machine the difference is fiftyfold. What does not depend on each other may go on side by side, on as many
-    threads as torch was set to, if there is memory for what each thread holds.
+    On a busy machine the difference is fiftyfold.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1), lent(n_threads if memory >= MEMORY_ABREAST else 1):
+        with threadpool_limits(1):
             yield
     finally:
         torch.set_num_threads(n_threads)
