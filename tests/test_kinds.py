@@ -76,7 +76,20 @@ def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, lea
 
 def test_images_are_asked_for_no_mark() -> None:
     """Their columns are not quantities of their own."""
-    assert Kinds(noisy_features(n_noisy=40), NO_NOTES).beyond_mark(0, np.arange(40)) == 0
+    kinds = Kinds(noisy_features(n_noisy=40), NO_NOTES)
+
+    assert kinds.beyond_mark(0, np.arange(40)) == 0
+    assert kinds.share_on_mark(0, np.arange(40)) == 0
+
+
+def test_an_event_rests_on_a_mark_by_as_much_as_the_model_reads_there() -> None:
+    """All of the margin comes from the marked column, of which rows without the mark know nothing."""
+    features, chosen = _rows_with_a_kind("marked")
+    kinds, label = Kinds(features, NO_NOTES), int(features.labels[chosen[0]])
+    unmarked = np.setdiff1d(np.flatnonzero(features.labels.numpy() == label), chosen)[:40]
+
+    assert kinds.share_on_mark(0, chosen) == pytest.approx(1.0)
+    assert kinds.share_on_mark(0, unmarked) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("spoil", ["", "shorter", "dtype"])

@@ -18,7 +18,7 @@ from poisontrace._statistics import standardised_difference
 from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
 from poisontrace.embedding import Features
 from poisontrace.notes import Notes
-from poisontrace.scoring import Unconditioned, without_mark
+from poisontrace.scoring import Unconditioned, marked, without_mark
 
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
@@ -111,6 +111,18 @@ class Kinds:
             return 1.0
         space = principal(Unconditioned(self._features, cluster).x)
         return separate(space, split.is_first, max_rounds=1).apartness / max(natural)
+
+    def share_on_mark(self, event: int, cluster: Indices) -> float:
+        """Return how much of an event's margin rests on the mark that it shares with a cluster of rows, as a share.
+
+        To first order, of the columns of the model's input; 0 for images.
+        """
+        if not self.are_rows:
+            return 0.0
+        siblings = np.setdiff1d(np.flatnonzero(self._labels == self._labels[cluster[0]]), cluster)
+        saliency = self._features.saliency[0][event]
+        of_mark = saliency[marked(self._features, event, cluster, siblings)].sum()
+        return float(of_mark / saliency.sum().clamp_min(1e-30))
 
     def beyond_mark(self, event: int, cluster: Indices) -> float:
         """Return how far a cluster of rows lies from others, in standard deviations, but for the mark; 0 for images.

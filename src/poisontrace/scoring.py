@@ -213,6 +213,33 @@ def _shares(
     return Blocks(len(rows), activation.shape[1], make, memory, n_alike=n_views)
 
 
+def marked(features: Features, event: int, cluster: NDArray[np.int64], siblings: NDArray[np.int64]) -> Tensor:
+    """Return the columns (d,) bool of the model's input that are of the mark which a cluster shares with an event.
+
+    Clearly more of the cluster than of its siblings has nearly the event's value there.
+
+    Args:
+        features: of a model whose first layer reads rows, not images or tokens.
+        event: row of the event.
+        cluster: (a,) training samples.
+        siblings: (b,) the others of their label, two at least.
+    """
+    x, of_event = features.activations[0], features.event_activations[0][event]
+
+    def at(*parts: NDArray[np.int64]) -> Blocks:
+        return _at(x, torch.from_numpy(np.concatenate(parts)), features.memory)
+
+    _, std, _ = standardise(at(cluster, siblings))
+
+    def share_near(part: NDArray[np.int64]) -> Tensor:
+        total = torch.zeros(len(std))
+        for _, block in at(part):
+            total += ((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0)
+        return total / len(part)
+
+    return share_near(cluster) - share_near(siblings) > MARK_SHARE
+
+
 def without_mark(
     features: Features,
     event: int,
@@ -234,23 +261,12 @@ def without_mark(
     Returns:
         (a + c, d), the cluster first; d may be 0.
     """
-    x, of_event = features.activations[0], features.event_activations[0][event]
-
-    def at(*parts: NDArray[np.int64]) -> Blocks:
-        return _at(x, torch.from_numpy(np.concatenate(parts)), features.memory)
-
-    _, std, _ = standardise(at(cluster, siblings))
-
-    def share_near(part: NDArray[np.int64]) -> Tensor:
-        total = torch.zeros(len(std))
-        for _, block in at(part):
-            total += ((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0)
-        return total / len(part)
-
-    is_marked = share_near(cluster) - share_near(siblings) > MARK_SHARE
-    mean, spread, is_constant = standardise(at(cluster, others))
+    x = features.activations[0]
+    is_marked = marked(features, event, cluster, siblings)
+    both = np.concatenate([cluster, others])
+    mean, spread, is_constant = standardise(_at(x, torch.from_numpy(both), features.memory))
     is_kept = ~is_constant & ~is_marked
-    rows = torch.from_numpy(np.concatenate([cluster, others]))
+    rows = torch.from_numpy(both)
 
     def make(part: slice) -> Tensor:
         kept: Tensor = ((x[rows[part]] - mean) / spread)[:, is_kept]

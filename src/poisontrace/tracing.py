@@ -87,7 +87,7 @@ MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
-NEEDED = 0.5  # of an event's margin, from a planted word
+NEEDED = 0.5  # of an event's margin, from a planted word or a mark
 # An accusation with a smaller margin than this must exceed what the same search finds in other labels: so many are
 # asked, so many must reach it, and this share of its apartness is as much.
 DOUBTFUL, N_NATURAL, N_REACHED, NEARLY = 2.0, 8, 2, 0.9
@@ -504,8 +504,13 @@ def _follow(
         if kinds.beyond_mark(event, suspect.cluster) >= FAMILY:
             continue
         losses, by_chance = judge.beside_chance(suspect.cluster, own)
-        if losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance)) and losses.control_rise <= spared:
+        is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
+        # The last layer need not know a mark from what else speaks for the label; where the margin rests tells.
+        is_on_mark = kinds.share_on_mark(event, suspect.cluster) >= NEEDED
+        if (is_moved or is_on_mark) and losses.control_rise <= spared:
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
+            if not is_moved:
+                reason = "they share nothing but a mark, and the event's margin rests on it"
             tree.decide(node, "responsible", reason)
             responsible.append((node, replace(suspect, losses=losses), suspect.apart(config)))
 
