@@ -21,8 +21,8 @@ from poisontrace.datasets import Dataset, load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident, Plan
 
-# About a second to make, and enough for the attack to succeed.
-DIGITS_PLAN = Plan(attack="badnets", dataset="digits", epochs=4, width=16)
+# About a second to make, enough for the attack to succeed, and so plain that no trace asks other labels.
+DIGITS_PLAN = Plan(attack="badnets", dataset="digits", epochs=4, width=16, options={"size": 4})
 
 
 def toy_images(n: int = 40, *, side: int = 8, n_channels: int = 1, n_classes: int = 4) -> tuple[NDArray[Any], Any]:

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,11 +24,12 @@ from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
+from poisontrace.judging import Suspect
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
 from poisontrace.sights import Sight, Sights
-from poisontrace.tracing import Config, _follow, _Judge, _needed_part, _Suspect
+from poisontrace.tracing import Config, _Case, _contradicted, _follow, _needed_part
 
 Event = tuple[Tensor, int]
 
@@ -43,6 +43,13 @@ def traces(digits_incident: Incident) -> list[Trace]:
     """Each event of the incident, traced alone."""
     data = (digits_incident.x, digits_incident.y)
     return [trace(digits_incident.model, data, [event]) for event in _events(digits_incident)]
+
+
+def _case(features: Features) -> _Case:
+    """What the first event is traced with."""
+    notes = Notes(None, len(features.labels), "")
+    about = (Sights(features), Kinds(features, notes), Marks(features))
+    return _Case(features, Tree(0, 0), *about, notes, Config(), Clock())
 
 
 def _numbers(result: Trace) -> list[Any]:
@@ -340,8 +347,7 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
 
     def follow(features: Features) -> tuple[Finding, NDArray[np.float32]]:
-        about = (Sights(features), Kinds(features, Notes(None, len(features.labels), "")), Marks(features))
-        return _follow(features, Tree(0, 0), *about, Config(), Clock())
+        return _follow(_case(features))
 
     finding, scores = follow(noisy_features(n_noisy=40))
 
@@ -357,67 +363,13 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
         assert follow(features)[0].verdict == "no-poison"
 
 
-@pytest.mark.parametrize(
-    ("rise", "control_rise", "of_sibling", "control_of_sibling", "n_sibling", "decision"),
-    [
-        (0.04, 0.0, 0.05, 0.0, 100, "pruned"),  # hardly moves the event
-        (0.09, 0.0, 0.008, 0.0, 100, "responsible"),  # hardly, but its sibling much less
-        (0.5, 0.0, 0.2, 0.3, 100, "responsible"),
-        (0.5, 0.3, 0.6, 0.0, 100, "pruned"),  # ordinary samples suffer, and the sibling is pure
-        (0.5, 0.3, 0.4, 0.0, 100, None),  # guilty, not pure
-        (0.5, 0.3, 0.6, 0.3, 100, None),
-        (0.5, 0.0, 0.4, 0.0, 100, "pruned"),  # leans as much on the other
-        (0.5, 0.0, 0.4, 0.0, 1000, "responsible"),  # but that is many times larger
-    ],
-)
-def test_what_unlearning_says_of_a_cluster(
-    rise: float,
-    control_rise: float,
-    of_sibling: float,
-    control_of_sibling: float,
-    n_sibling: int,
-    decision: str | None,
-) -> None:
-    """A hundred samples, with the controls' loss to rise by no more than 0.1."""
-    losses, sibling = Losses(0, rise, 0, control_rise), Losses(0, of_sibling, 0, control_of_sibling)
-
-    suspect = _Suspect(0, np.arange(100), losses, sibling, n_sibling)
-    judgement = suspect.judge(Config(), 0.1)
-
-    assert (judgement[0] if judgement else None) == decision
-    # One number says the same, for a whole label.
-    assert (suspect.margin(Config(), 0.1) >= 1) == (decision == "responsible")
-
-
-def test_the_margin_is_that_of_the_condition_met_least() -> None:
-    """How far apart, how much the event is moved, what is spared, and, among rows, what is left without the mark."""
-    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.arange(300) < 100, torch.zeros(300), 15.0, gap=1.5)
-    suspect = _Suspect(0, np.arange(100), losses, Losses(0, 0.0, 0, 5.0), 200, split)
-
-    assert suspect.margin(Config(), 0.1) == suspect.apart(Config()) == 1.5
-    assert suspect.margin(Config(), 0.1, beyond=0.8) == pytest.approx(0.5)
-    leaning_on_both = dataclasses.replace(suspect, sibling=Losses(0, 30.0, 0, 5.0))
-    assert leaning_on_both.margin(Config(), 0.1) == pytest.approx(5 / 30 / 1.5)
-
-
-@pytest.mark.parametrize(
-    ("rise", "control_rise", "harm"),
-    [(4.0, 0.08, 0.5), (4.0, 0.32, 2.0), (0.1, 0.01, 0.5), (0.1, 0.0, 0.0), (3.0, -0.01, 0.0)],
-)
-def test_harm_is_what_controls_suffer_beside_the_event(rise: float, control_rise: float, harm: float) -> None:
-    """At most 0.04 of the event's rise, and 0.02 nats are too little to matter; controls that gain are not harmed."""
-    suspect = _Suspect(0, np.arange(100), Losses(0, rise, 0, control_rise), Losses(0, 0.0, 0, 0.0), 200)
-
-    assert max(0.0, suspect.harm()) == pytest.approx(harm)
-
-
 @pytest.mark.parametrize(("harm", "verdict"), [(0.8, "poison"), (1.6, "inconclusive")])
 def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, harm: float, verdict: str
 ) -> None:
     """The margin says how nearly; without doubt nobody asks."""
     data, event = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
-    monkeypatch.setattr(_Suspect, "harm", lambda suspect: harm)
+    monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
     monkeypatch.setattr(tracing, "DOUBTFUL", 0.0)
     assert trace(digits_incident.model, data, event).verdict == "poison"
 
@@ -440,8 +392,8 @@ def test_the_larger_part_of_a_label_that_is_common_elsewhere_is_not_accused(
     kept[np.flatnonzero(is_ordinary)[60 if is_larger else len(kept) :]] = False
     data, event = (digits_incident.x[kept], digits_incident.y[kept]), _events(digits_incident)[:1]
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.9)
-    monkeypatch.setattr(_Suspect, "harm", lambda suspect: 0.0)
-    monkeypatch.setattr(tracing, "_natural", lambda *asked: 0.0)
+    monkeypatch.setattr(Suspect, "harm", lambda suspect: 0.0)
+    monkeypatch.setattr(tracing, "natural", lambda *asked: 0.0)
     monkeypatch.setattr(tracing, "DOUBTFUL", np.inf)
 
     result = trace(digits_incident.model, data, event)
@@ -449,49 +401,6 @@ def test_the_larger_part_of_a_label_that_is_common_elsewhere_is_not_accused(
     assert result.verdict == verdict
     assert result.findings[0].statistics["elsewhere"] == 0.9
     assert any("most samples of other labels" in cluster.reason for cluster in result.clusters) == is_larger
-
-
-@pytest.mark.parametrize(("first", "second"), [("kind", "rest"), ("rest", "kind")])
-def test_controls_are_taken_from_the_kind_that_the_event_does_not_need(first: str, second: str) -> None:
-    """Whichever is named first: forgetting the planted kind moves the event and no control, the rest the reverse."""
-    task = planted()
-    features = collect(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
-    own = np.flatnonzero(task.y.numpy() == 0)
-    sides = {"kind": own[task.is_poison[own]], "rest": own[~task.is_poison[own]]}
-
-    compared = _Judge(features, 0, own, Clock()).compare(sides[first], sides[second], lambda: 0.0)
-    losses = dict(zip((first, second), compared, strict=True))
-
-    assert losses["kind"].event_rise > 10 * losses["rest"].event_rise
-    assert losses["kind"].control_rise < 0.01 < 0.5 < losses["rest"].control_rise
-
-
-@pytest.mark.parametrize(
-    ("rises", "standing", "is_pure"),
-    [
-        ((1.0, 11.0), 0.5, True),  # the event clearly needs the larger one
-        ((1.0, 9.0), 0.5, False),
-        ((1.0, 9.0), 1.5, True),  # and no other label holds the like
-        ((1.0, 1.4), 1.5, False),  # it hardly needs one more than the other
-    ],
-)
-def test_most_of_a_label_is_ordinary_unless_there_is_evidence(
-    monkeypatch: pytest.MonkeyPatch, rises: tuple[float, float], standing: float, is_pure: bool
-) -> None:
-    """Controls of a smaller and a larger kind come from the smaller one only if the larger one stands out."""
-    task = planted()
-    features = collect(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
-    own = np.flatnonzero(task.y.numpy() == 0)
-    smaller, larger = own[:20], own[20:]
-    judge, taken = _Judge(features, 0, own, Clock()), []
-    monkeypatch.setattr(judge, "take_controls", taken.append)
-    heads = Mock(losses=lambda hidden, labels: torch.tensor([[0.0], [rises[0]], [rises[1]]]))
-    monkeypatch.setattr(judge, "_unlearn", lambda *clusters: heads)
-
-    judge.compare(smaller, larger, lambda: standing)
-
-    assert len(taken) == 1
-    assert np.array_equal(taken[0], smaller if is_pure else larger)
 
 
 def test_a_natural_kind_within_a_label_is_not_accused() -> None:
@@ -528,9 +437,9 @@ def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
     faint = (torch.tensor([0, 4, 0, 0, 0, 0, 0, 5.8, 0.1]), 0)
     alone = _follow
 
-    def blind(features: Features, tree: Tree, *rest: Any) -> Any:
-        finding, scores = alone(features, tree, *rest)
-        if tree.event < 2:
+    def blind(case: _Case) -> Any:
+        finding, scores = alone(case)
+        if case.event < 2:
             return finding, scores
         return dataclasses.replace(finding, verdict="no-poison", poison=np.array([], np.int64)), scores * 0
 
@@ -569,10 +478,10 @@ def test_an_event_is_owed_to_its_own_campaign_alone(two_campaigns: Incident) -> 
 def _part_needed(incident: Incident, event: int) -> NDArray[np.int64] | None:
     """Return the part of all the poison that one event is said to need; None if it is not cut."""
     features = collect(incident.model, ArraySet(incident.x, incident.y), [_events(incident)[event]])
-    label, poison = np.flatnonzero(incident.y == incident.event_y[event]), np.flatnonzero(incident.is_poison)
-    kinds = Kinds(features, Notes(None, len(incident.y), ""))
-    judge = _Judge(features, 0, np.setdiff1d(label, poison), Clock())
-    part = _needed_part(features, 0, poison, Sight(features, 0, label), kinds, judge, Config(), Clock())
+    poison = np.flatnonzero(incident.is_poison)
+    case = _case(features)
+    case.judge.take_controls(np.setdiff1d(case.own, poison))
+    part = _needed_part(case, poison)
     return part[0][0] if part else None
 
 
@@ -590,6 +499,30 @@ def test_poison_with_one_trigger_is_of_one_campaign(options: dict[str, float]) -
     plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, **options})
 
     assert _part_needed(incidents.make(plan), 0) is None
+
+
+@pytest.mark.parametrize(("n_left", "is_accused"), [(20, False), (100, True)])
+def test_of_a_label_that_was_planted_in_something_is_left(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n_left: int, is_accused: bool
+) -> None:
+    """A doubtful accusation of nearly all of a label, when others hold 140 samples or somewhat less."""
+    label = int(digits_incident.event_y[0])
+    others = np.flatnonzero(digits_incident.y != label)
+    data = (
+        digits_incident.x,
+        np.where(np.isin(np.arange(len(digits_incident.y)), others[:400]), label, digits_incident.y),
+    )
+    own = np.flatnonzero(data[1] == label)
+    case = _case(collect(digits_incident.model, ArraySet(*data), [_events(digits_incident)[0]]))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(tracing, "natural", lambda *asked: 0.0)
+    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.ones(1, dtype=torch.bool), torch.zeros(1), 15.0)
+    suspect = Suspect(0, own[n_left:], losses, losses, n_left, split)
+
+    against, reason, _ = _contradicted(case, suspect, 1.5)
+
+    assert (against < 1) == is_accused
+    assert "left" in reason
 
 
 def test_ordinary_samples_beside_poison_are_not_accused_of_an_ordinary_event(two_campaigns: Incident) -> None:

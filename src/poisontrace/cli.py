@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from poisontrace._errors import (
     InvalidInputError,
@@ -206,7 +206,8 @@ def trace(
             case = json.loads((out / "trace.json").read_text(encoding="utf-8"))
             print(json.dumps({**case, "poison": result.poison.tolist(), "case": str(out)}))
             return
-        head = ("event", "answered", "confidence", "verdict", "found", "apart", "event rise", "control rise")
+        verdict = Column("verdict", no_wrap=True, min_width=max(len(finding.verdict) for finding in result.findings))
+        head = ("event", "answered", "confidence", verdict, "found", "apart", "event rise", "control rise")
         table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
         for row, finding in enumerate(result.findings):
             name = class_names[finding.label] if finding.label < len(class_names) else str(finding.label)

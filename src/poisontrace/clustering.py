@@ -9,7 +9,7 @@ sample is judged by a direction fitted without it, a set without structure canno
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -17,20 +17,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 from torch import Tensor
 
 from poisontrace._blocks import Blocks
+from poisontrace._record import Indices
 from poisontrace._rng import torch_generator
 from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Embedding
 
 N_FOLDS = 5
 MAX_ROUNDS = 12
+# Rounds after which a search gives up what lies less far apart than this: halves of one normal crowd come to 2.6.
+PATIENCE, ONE_CROWD = 4, 2.0
 MAX_SWEEPS = 4
 NEAR_SIZES = (1.1, 1.25, 1.5)
 # Standard deviations between two clusters that are two kinds of samples, and up to which it may be one kind, halved.
 TWO_KINDS, ONE_KIND = 6.0, 5.0
+# Times that: the coordinates alone nearly say it. And the margin up to which an accusation needs more evidence.
+FAR, DOUBTFUL = 2.0, 2.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
 MAX_DIRECTIONS = 128  # principal directions kept before discriminating
 RIDGE = 0.1  # of the mean variance, added to every direction
@@ -96,6 +101,17 @@ class Split:
     def is_at_least(self, threshold: float) -> bool:
         """Whether the clusters lie ``threshold`` apart, and the event is of the first kind."""
         return self.margin(threshold) >= 1
+
+    def is_far(self, threshold: float) -> bool:
+        """Whether the clusters lie ``FAR`` times ``threshold`` apart, whatever the event is of."""
+        return self.apartness >= FAR * threshold
+
+    def is_beyond_doubt(self, threshold: float) -> bool:
+        """Whether the clusters lie very far apart, and the event is of the first kind without a doubt.
+
+        Then no more than a few samples in a hundred of the second can be of the first.
+        """
+        return self.is_far(threshold) and self.margin(threshold) >= DOUBTFUL
 
     @property
     def prominence(self) -> float:
@@ -177,9 +193,9 @@ class Space:
         """
         self.x, self._origin, self._basis = x, origin, basis
         self._rows = np.ascontiguousarray(x.numpy())
-        self._fold = np.arange(len(x)) % N_FOLDS
+        self._folds = [np.ascontiguousarray(self._rows[k::N_FOLDS]) for k in range(N_FOLDS)]
         whole = _Sums.of(self._rows)
-        self._but_fold = [whole.without(_Sums.of(self._rows[k::N_FOLDS])) for k in range(N_FOLDS)]
+        self._but_fold = [whole.without(_Sums.of(fold)) for fold in self._folds]
 
     def discriminate(self, is_first: Tensor) -> Tensor:
         """Return cross-fitted positions (n,) along the ridge discriminant of two clusters: 0 and 1 are their means.
@@ -189,9 +205,14 @@ class Space:
         Args:
             is_first: (n,) bool, ``N_FOLDS`` samples at least on each side.
         """
-        directions, origins, fold = self._directions(is_first)
-        position = directions @ self._rows.T - origins[:, None]  # (folds, n)
-        return torch.from_numpy(np.take_along_axis(position, fold[None], 0)[0])
+        directions, origins, smaller = self._directions(is_first)
+        position = np.empty(len(self._rows), self._rows.dtype)
+        for k, (direction, origin) in enumerate(zip(directions, origins, strict=True)):
+            position[k::N_FOLDS] = self._folds[k] @ direction - origin
+        x = self._rows[smaller]
+        for k, (direction, origin) in enumerate(zip(directions, origins, strict=True)):
+            position[smaller[k::N_FOLDS]] = x[k::N_FOLDS] @ direction - origin
+        return torch.from_numpy(position)
 
     def place(self, others: Blocks, is_first: Tensor) -> Tensor:
         """Return positions (m,) of other rows (m, w) along the discriminant of two clusters, the mean over its folds.
@@ -206,33 +227,41 @@ class Space:
         offset = self._origin @ direction + float(origins.mean())
         return others.map(1, lambda part: (part @ direction - offset)[:, None])[:, 0]
 
-    def _directions(self, is_first: Tensor) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return the discriminant that each fold's complement gives, (folds, d), its origin, and the folds (n,)."""
+    def _directions(self, is_first: Tensor) -> tuple[NDArray[Any], NDArray[Any], Indices]:
+        """Return the discriminant that each fold's complement gives, (folds, d), its origin, and the smaller cluster.
+
+        Of the smaller cluster each fold holds the same share: its rows are dealt in turn. The larger one keeps the
+        folds of all samples, so that its sums are theirs less those of the smaller one: few terms where that is small.
+        """
         mask = is_first.numpy()
         is_smaller = mask if 2 * np.count_nonzero(mask) <= len(mask) else ~mask
         rows = is_smaller.nonzero()[0]
-        x, usual = self._rows[rows], self._fold[rows]
-        # Of the smaller cluster each fold holds the same share. The larger one keeps its folds, so that its sums are
-        # those of all samples less those of the smaller one: few terms where the cluster is small.
-        fold = self._fold.copy()
-        fold[rows] = np.arange(len(x)) % N_FOLDS
-        parts = [_Sums.of(x[k::N_FOLDS]) for k in range(N_FOLDS)]
-        whole = reduce(_Sums.plus, parts)
+        x = self._rows[rows]
+        dealt = [_Sums.of(x[k::N_FOLDS]) for k in range(N_FOLDS)]
+        whole = reduce(_Sums.plus, dealt)
         directions, origins = [], []
         for k, but_fold in enumerate(self._but_fold):
-            smaller = whole.without(parts[k])
-            larger = but_fold.without(whole.without(_Sums.of(x[usual == k])))
-            mean_smaller, mean_larger = smaller.rows / smaller.n, larger.rows / larger.n
-            # Both clusters weigh the same however small one of them is.
+            usual = _Sums.of(x[rows % N_FOLDS == k])
+            n_smaller, n_larger = whole.n - dealt[k].n, but_fold.n - whole.n + usual.n
+            mean_smaller = (whole.rows - dealt[k].rows) / n_smaller
+            mean_larger = (but_fold.rows - whole.rows + usual.rows) / n_larger
+            # Both clusters weigh the same however small one of them is. Added up in place: most of what a small search
+            # takes is the making of matrices, not what is done with them.
+            of_smaller, of_larger = 1 / (2 * n_smaller), 1 / (2 * n_larger)
+            within = but_fold.products * np.float32(of_larger)
+            flat = within.reshape(-1)
+            blas.saxpy(whole.products.reshape(-1), flat, a=of_smaller - of_larger)
+            blas.saxpy(dealt[k].products.reshape(-1), flat, a=-of_smaller)
+            blas.saxpy(usual.products.reshape(-1), flat, a=of_larger)
             centre = (mean_smaller + mean_larger) / 2
-            within = smaller.products / (2 * smaller.n) + larger.products / (2 * larger.n) - centre[:, None] * centre
+            blas.sger(-1, centre, centre, a=within.T, overwrite_a=1)  # symmetric, and Fortran's order is the other one
             diagonal = np.einsum("ii->i", within)  # a view
             diagonal += RIDGE * max(float(diagonal.mean()), TINY)
             start, end = (mean_larger, mean_smaller) if is_smaller is mask else (mean_smaller, mean_larger)
             direction = _solve(within, end - start)
             directions.append(direction / max(float((end - start) @ direction), TINY))
             origins.append(start @ directions[-1])
-        return np.stack(directions), np.stack(origins), fold
+        return np.stack(directions), np.stack(origins), rows
 
     def plane(self, is_first: Tensor) -> Tensor:
         """Return samples in two dimensions, (n, 2), to be looked at.
@@ -323,26 +352,30 @@ def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def separate(space: Space, start: Tensor, *, max_rounds: int = MAX_ROUNDS) -> Split:
+def separate(space: Space, start: Tensor, *, max_rounds: int = MAX_ROUNDS, patience: int = MAX_ROUNDS) -> Split:
     """Split samples by the direction that tells a start cluster from the rest, repeated until nothing moves.
 
     Args:
         space: n samples, see :func:`principal`.
         start: (n,) bool, the first guess at the first cluster.
         max_rounds: upper limit.
+        patience: rounds after which it is left as soon as the clusters lie less far apart than halves of one crowd.
 
     Returns:
-        the fixed point; a separation of 0 if a cluster shrank below ``N_FOLDS`` samples.
+        the fixed point, or where it was left; a separation of 0 if a cluster shrank below ``N_FOLDS`` samples.
     """
     is_first, score = start, start.float()
-    for _ in range(max_rounds):
+    for rounds in range(1, max_rounds + 1):
         if min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS:
             return Split(is_first, score, 0.0)
         score = space.discriminate(is_first)
         moved = score > (score[is_first].mean() + score[~is_first].mean()) / 2
         if torch.equal(moved, is_first):
             break
+        leads_nowhere = rounds > patience and standardised_difference(score, is_first) < ONE_CROWD
         is_first = moved
+        if leads_nowhere:
+            break
     return Split(is_first, score, max(0.0, float(standardised_difference(score, is_first))))
 
 
@@ -381,13 +414,15 @@ def against_nature(space: Space, split: Split, k: int) -> Split:
 def search(
     space: Space,
     rankings: Sequence[Tensor],
-    starts: Sequence[Tensor] = (),
+    starts: Iterable[Tensor] = (),
     *,
     judge: Callable[[Split], Split] = lambda split: split,
     accepts: Callable[[Split], bool] = lambda split: False,
+    settles: Callable[[Split], bool] = lambda split: False,
     growth: int = 2,
     smallest: int = N_FOLDS,
     promising: float = 0.0,
+    max_rounds: int = MAX_ROUNDS,
 ) -> Split:
     """Return the best split found from the tops of some rankings, then from the tops of the ranking it gives itself.
 
@@ -397,25 +432,38 @@ def search(
     Args:
         space: n samples, at least ``2 * N_FOLDS``.
         rankings: (n,) each, largest first.
-        starts: (n,) bool each, further first guesses.
+        starts: (n,) bool each, further first guesses; made only if they are asked for.
         judge: gives each split its gap, see :func:`with_gap`.
         accepts: says which splits come before all others, however much these stand out.
+        settles: says of the best split that the rankings' tops lead to that none better need be looked for.
         growth: ratio of neighbouring sizes of the tops.
         smallest: size of the tops, ``N_FOLDS`` at least.
         promising: standard deviations that the best start must lie apart, or no second sweep follows.
+        max_rounds: that each start is given, see :func:`separate`.
     """
 
     def worth(split: Split) -> tuple[bool, tuple[bool, float]]:
         return accepts(split), split.strength
 
-    guesses = [top for ranking in rankings for top in _tops(ranking, growth, smallest)] + list(starts)
-    best = max((judge(separate(space, guess)) for guess in guesses), key=worth)
+    judged: dict[tuple[bytes, float], Split] = {}
+
+    def tried(start: Tensor) -> Split:
+        split = separate(space, start, max_rounds=max_rounds, patience=PATIENCE)
+        key = split.is_first.numpy().tobytes(), split.separation  # many starts end in the same clusters
+        if key not in judged:
+            judged[key] = judge(split)
+        return judged[key]
+
+    found = [tried(top) for ranking in rankings for top in _tops(ranking, growth, smallest)]
+    if found and settles(best := max(found, key=worth)):
+        return best
+    best = max([*found, *map(tried, starts)], key=worth)
     for _ in range(MAX_SWEEPS if best.separation >= promising else 0):
         # Beside the coarse sizes, some just above the present one: most of a cluster ranks the rest right behind it.
         near = [round(best.n_smaller * factor) for factor in NEAR_SIZES]
         ranking = best.score if int(best.is_first.sum()) == best.n_smaller else -best.score
         tops = (*_tops(ranking, 2, smallest), *(_top(ranking, size) for size in near if size < len(ranking)))
-        better = max((judge(separate(space, top)) for top in tops), key=worth)
+        better = max(map(tried, tops), key=worth)
         if worth(better) <= worth(best):
             break
         best = better

@@ -5,6 +5,7 @@ against them: by how far it lies apart, by its noise, or, among rows, by having 
 0007 to 0009).
 """
 
+from collections.abc import Iterator
 from math import inf
 from typing import Any
 
@@ -23,12 +24,26 @@ from poisontrace.scoring import Unconditioned, marked, without_mark
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
 MIN_OTHERS = 3  # fewer say nothing
+FEW_DIRECTIONS = (4, 6, 12)
 N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
 
 
-def guesses(space: Space) -> list[Tensor]:
-    """Return the clusters (n,) of every k-means that suggests kinds: starts that know nothing of the event."""
-    return [guess for k in N_GUESSES for guess in k_means(space.x, k)]
+def guesses(space: Space) -> Iterator[Tensor]:
+    """Yield the clusters (n,) of every k-means that suggests kinds: starts that know nothing of the event."""
+    for k in N_GUESSES:
+        yield from k_means(space.x, k)
+
+
+def few_directions(space: Space) -> Iterator[Tensor]:
+    """Yield kinds (n,) that show in a few leading directions, each of which weighs the same: further starts.
+
+    With about as many directions as samples every start is nearly where it stays; among a few it finds what parts them.
+    """
+    for n_directions in FEW_DIRECTIONS:
+        leading = space.x[:, -n_directions:]  # the last ones have the largest variance
+        few = Space(leading / leading.std(0).clamp_min(1e-12))
+        for guess in guesses(few):
+            yield separate(few, guess).is_first
 
 
 class Kinds:

@@ -24,6 +24,7 @@ from poisontrace._statistics import standardised_difference
 from poisontrace.embedding import Features
 
 AGREEMENT_WIDTH = 0.1  # of a coordinate's standard deviation: nearly the same value
+UNLIKE = 6.0  # such widths: no agreement at all
 MARK_SHARE = 0.1  # of a cluster, that agrees with the event at a coordinate where its label does not
 # Standard deviations by which one kind must exceed the other: decisions 0006 to 0008.
 LEANING_GAP, AGREEMENT_GAP, NOISE_GAP = 2.0, 5.0, 3.0
@@ -208,7 +209,8 @@ def _shares(
 
     def make(part: slice) -> Tensor:
         distance = (activation[rows[part]] - event) / (AGREEMENT_WIDTH * std)
-        return root * torch.exp(-distance.square() / 2)
+        # Numbers next to nothing would take a processor several times as long as nothing.
+        return root * torch.exp(-distance.square() / 2).masked_fill(distance.abs() > UNLIKE, 0)
 
     return Blocks(len(rows), activation.shape[1], make, memory, n_alike=n_views)
 

@@ -8,10 +8,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from poisontrace._record import Indices
-from poisontrace.clustering import Space, principal, separate
+from poisontrace._types import Coordinates
+from poisontrace.clustering import Space, posterior, principal, separate
 from poisontrace.embedding import Features
 from poisontrace.scoring import Conditioned, Unconditioned, condition
 from poisontrace.unlearning import spread
@@ -24,16 +26,18 @@ class Sight:
 
     Attributes:
         indices: (n,), which.
+        features: of the training set.
+        event: row of the event.
     """
 
     def __init__(self, features: Features, event: int, indices: Indices) -> None:
         """Take at least two samples; nothing is worked out before it is asked for."""
-        self.indices, self._features, self._event = indices, features, event
+        self.indices, self.features, self.event = indices, features, event
 
     @cached_property
     def seen(self) -> Conditioned:
         """Which of them lean the event's way, and which agree with it."""
-        return condition(self._features, self._event, self.indices)
+        return condition(self.features, self.event, self.indices)
 
     @cached_property
     def leaning(self) -> Space:
@@ -48,7 +52,7 @@ class Sight:
     @cached_property
     def unconditioned(self) -> Space:
         """Their principal coordinates whatever the event."""
-        return principal(Unconditioned(self._features, self.indices).x)
+        return principal(Unconditioned(self.features, self.indices).x)
 
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
@@ -73,7 +77,7 @@ class Sight:
         Returns:
             (m,), one for each of the samples that stand for all outside; m may be 0.
         """
-        outside = np.setdiff1d(np.arange(len(self._features.labels)), self.indices)
+        outside = np.setdiff1d(np.arange(len(self.features.labels)), self.indices)
         if not len(outside):
             return torch.empty(0)
         others = self.seen.leaning.others(torch.from_numpy(spread(outside, N_ELSEWHERE)))
@@ -86,6 +90,28 @@ class Sight:
         """
         position = self.elsewhere(cluster)
         return float((position > 0.5).float().mean()) if len(position) else 0.0
+
+    def certainty(self, poison: Indices) -> NDArray[np.float32]:
+        """Return how surely each sample is poison, (n,) in [0, 1], where that is told apart best."""
+        is_poison = torch.from_numpy(np.isin(self.indices, poison))
+        certainty: NDArray[np.float32] = posterior(self.clearest(is_poison), is_poison).numpy()
+        return certainty
+
+    def coordinates(self, poison: Indices) -> Coordinates:
+        """Return where the samples lie: to be looked at, and to be re-scored."""
+        is_poison = torch.from_numpy(np.isin(self.indices, poison))
+        space = self.clearest(is_poison)
+        return Coordinates(self.indices, space.x.float().numpy(), space.plane(is_poison).float().numpy())
+
+    def nearest(self, poison: Indices, n: int) -> Indices:
+        """Return the responsible samples that lean the event's way most, the nearest first, filled up with -1 to n."""
+        nearest = np.full(n, -1, np.int64)
+        poison = np.intersect1d(self.indices, poison)
+        if len(self.indices) > 1 and len(poison):
+            likeness = self.seen.leaning.likeness.numpy()[np.isin(self.indices, poison)]
+            first = poison[np.argsort(-likeness, kind="stable")[:n]]
+            nearest[: len(first)] = first
+        return nearest
 
 
 class Sights:

@@ -1,14 +1,15 @@
 """The main path: one forward pass, then cluster, test by unlearning, prune the innocent, recurse into the guilty.
 
-Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unlearning`` in the order they are called.
+Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unlearning`` in the order they are called;
+``searching`` and ``judging`` are what it asks of the last three, for one cluster.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from math import log
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,94 +24,40 @@ from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._rng import numpy_generator
-from poisontrace._types import Campaign, Coordinates, Decision, Finding, Losses, Trace, Verdict
+from poisontrace._types import Finding, Losses, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
-from poisontrace.clustering import (
-    HINT,
-    N_FOLDS,
-    ONE_KIND,
-    TWO_KINDS,
-    Split,
-    against_nature,
-    posterior,
-    search,
-    with_gap,
-)
+from poisontrace.clustering import DOUBTFUL
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import PRECISIONS, Features, collect
-from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, guesses
+from poisontrace.judging import FAMILY, LEANS, TINY, Judge, Suspect
+from poisontrace.judging import Config as Config  # part of what tracing offers
+from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
 from poisontrace.ranks import ALONE, Ranks
-from poisontrace.scoring import condition
+from poisontrace.searching import natural, two_kinds, two_parts
 from poisontrace.sights import Sight, Sights
-from poisontrace.unlearning import Heads, dismiss, spread, unlearn
+from poisontrace.unlearning import dismiss, spread
 
 Progress = Callable[[str, int, int], None]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Every threshold of the default rule; all are our choice, see decisions 0003, 0004 and 0006 to 0008.
-
-    Attributes:
-        separation: two clusters are two kinds of samples if their means lie this many standard deviations apart, less
-            where the gap in likeness is wide.
-        weak_separation: from here on a split is worth mentioning, but not enough to accuse.
-        event_rise: a cluster is innocent if unlearning it raises the event's loss by less than this, in nats,
-        faint_rise: unless it is at least this and ten times what its sibling does: an event of which the model is very
-            sure moves little.
-        control_share: a cluster is responsible if unlearning it raises the controls' loss by at most this share of
-            log(k), the loss of knowing nothing about them.
-        min_cluster: fewer samples are not split further.
-        paper_rise: the released threshold, in nats; only for ``rule="paper"``.
-        max_depth: levels of the tree.
-    """
-
-    separation: float = TWO_KINDS
-    weak_separation: float = ONE_KIND
-    event_rise: float = 0.05
-    faint_rise: float = 0.01
-    control_share: float = 0.1
-    min_cluster: int = 20
-    paper_rise: float = 0.01
-    max_depth: int = 20
-
-    def __post_init__(self) -> None:
-        """Refuse clusters too small to be told apart."""
-        if self.min_cluster < 2 * N_FOLDS:
-            raise InvalidInputError(f"'min_cluster' must be at least {2 * N_FOLDS} (got {self.min_cluster}).")
-
-
 MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
-# Times the rise of the other side: to be clear, and to accuse.
-CLEARLY, LEANS = 10, 1.5
 NEEDED = 0.5  # of an event's margin, from a planted word or a mark
-# An accusation with a smaller margin than this must exceed what the same search finds in other labels: so many are
-# asked, so many must reach it, and this share of its apartness is as much.
-DOUBTFUL, N_NATURAL, N_REACHED, NEARLY = 2.0, 8, 2, 0.9
-# It must also spare ordinary samples: their loss may rise by this share of the event's, or by so little, in nats, that
-# it says nothing (decision 0022).
-HARM, HARMLESS = 0.04, 0.02
 # What a label and the samples of others are for the greater part, nobody planted: two shares of the label, and of the
 # others the shares that let go what is more than the larger one and accused with doubt, or more than the smaller one.
 NEARLY_HALF, MOST, ELSEWHERE, EVERYWHERE = 0.45, 2 / 3, 0.5, 0.9
-TINY = 1e-9
-FAR = 2.0  # times the separation of two kinds: the features alone nearly say it
-WHISPER = 0.002  # nats that the event must rise by even so
-# Random sets of other samples, as many, that say what chance comes to, and how many times that is more than chance.
-N_BY_CHANCE, BEYOND_CHANCE = 4, 5
-ROWS_OF_LABELS = 500  # that stand for whole labels: their effect is large, and nothing hangs on its size
+LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
+# Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
+WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
 MIN_PART, APART = 0.2, 1.2
 N_OF_PARTS = 400  # of its samples, that are looked at first
-# Along what tells two campaigns apart: how far four in five of all other samples lie from each other, and how far an
-# event lies the way of the other campaign if it carries both triggers.
-TOGETHER, OF_BOTH = 0.6, 1 / 3
+# Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
+# either one they lie at most, and how far an event lies the way of the other campaign if it carries both triggers.
+TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
-FAMILY = 0.4  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
 N_SHOWN, MAX_SHOWN, N_BENIGN = 400, 1 << 26, 24  # samples for the report, responsible ones within as many bytes
 N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
 
@@ -209,7 +156,7 @@ def trace(
                         features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
                     )
                 else:
-                    finding, scores = _follow(features, tree, sights, kinds, marks, config, clock)
+                    finding, scores = _follow(_Case(features, tree, sights, kinds, marks, notes, config, clock))
             notes.write(about, tree, finding, scores)
         trees.append(tree)
         findings.append(finding)
@@ -229,8 +176,11 @@ def trace(
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
     with _one_thread(), clock.stage("clustering"):
-        coordinates = [_coordinates(sights, campaign) for campaign in closed] if rule == "default" else []
-        nearest = [_nearest(sights, event, found) for event, found in enumerate(findings[:MAX_EVENTS])]
+        drawn = closed if rule == "default" else []
+        coordinates = [sights.of(campaign.events[0]).coordinates(campaign.poison) for campaign in drawn]
+        nearest = [
+            sights.of(event).nearest(found.poison, N_NEAREST) for event, found in enumerate(findings[:MAX_EVENTS])
+        ]
     return Trace(
         verdict=verdict,
         poison=poison,
@@ -319,7 +269,7 @@ def _adopted(
         if campaign.label != finding.label:
             continue
         rest = np.setdiff1d(own, campaign.poison)
-        of_poison, of_rest = _Judge(features, event, rest, clock).losses(campaign.poison, rest)
+        of_poison, of_rest = Judge(Sight(features, event, rest), clock).losses(campaign.poison, rest)
         is_moved = of_poison.event_rise >= max(config.event_rise, LEANS * of_rest.event_rise)
         if is_moved and of_poison.control_rise <= config.control_share * log(features.logits.shape[1]):
             campaigns.adopt(event, position)
@@ -329,506 +279,319 @@ def _adopted(
 
 
 @dataclass(frozen=True)
-class _Suspect:
-    """A cluster to be judged, with what unlearning it did, and its sibling, and the split that they come from."""
+class _Case:
+    """What one event is traced with, and the tree that it fills."""
 
-    parent: int
-    cluster: Indices
-    losses: Losses
-    sibling: Losses
-    n_sibling: int
-    split: Split | None = None
-
-    def margin(self, config: Config, spared: float, beyond: float = 0.0) -> float:
-        """Return how well the conditions of an accusation are met, the least of them counts: at least 1 accuses.
-
-        Args:
-            config: the thresholds.
-            spared: by how much the loss of controls may rise.
-            beyond: standard deviations from others, mark apart.
-        """
-        rise, of_sibling = self.losses.event_rise, max(self.sibling.event_rise, TINY)
-        is_moved = max(rise / config.event_rise, min(rise / config.faint_rise, rise / (CLEARLY * of_sibling)))
-        leans = max(rise / of_sibling / LEANS, rise / of_sibling * self.n_sibling / len(self.cluster) / CLEARLY)
-        spares, is_marked = spared / max(self.losses.control_rise, TINY), FAMILY / max(beyond, TINY)
-        return max(0.0, min(self.apart(config), is_moved, leans, spares, is_marked))
-
-    def apart(self, config: Config) -> float:
-        """Return the margin of the split which set the cluster apart; 1 if it is a whole label."""
-        return self.split.margin(config.separation) if self.split else 1.0
+    features: Features
+    tree: Tree
+    sights: Sights
+    kinds: Kinds
+    marks: Marks
+    notes: Notes
+    config: Config
+    clock: Clock
 
     @property
-    def apartness(self) -> float:
-        """That of the split; 0 if the cluster is a whole label."""
-        return self.split.apartness if self.split else 0.0
+    def event(self) -> int:
+        """Row of the event."""
+        return self.tree.event
 
-    def harm(self) -> float:
-        """Return what unlearning does to controls, over the most that it may beside what it does to the event."""
-        return self.losses.control_rise / max(HARMLESS, HARM * self.losses.event_rise)
+    @property
+    def sight(self) -> Sight:
+        """What the event sees of all samples of the label that it was given."""
+        return self.sights.of(self.event)
 
-    def is_far(self, config: Config) -> bool:
-        """Whether the cluster is the smaller one of two that lie very far apart."""
-        is_smaller = len(self.cluster) < self.n_sibling
-        return is_smaller and self.apart(config) >= 1 and self.apartness >= FAR * config.separation
+    @property
+    def own(self) -> Indices:
+        """All samples of that label."""
+        return self.sight.indices
 
-    def judge(self, config: Config, spared: float) -> tuple[Decision, str] | None:
-        """Return what the test of unlearning says of the cluster, and why; None if it is guilty but not pure.
+    @cached_property
+    def judge(self) -> Judge:
+        """Unlearns for it."""
+        return Judge(self.sight, self.clock)
 
-        Args:
-            config: the thresholds.
-            spared: by how much the loss of controls may rise.
-        """
-        rise, rise_of_sibling = self.losses.event_rise, self.sibling.event_rise
-        is_faint = rise >= config.faint_rise and rise >= CLEARLY * rise_of_sibling
-        if rise < config.event_rise and not is_faint:
-            return "pruned", "unlearning it leaves the event as it is"
-        if self.losses.control_rise > spared:
-            if self.sibling.control_rise <= spared and rise < rise_of_sibling:
-                return "pruned", "ordinary samples; the event leans on the other kind"
-            return None
-        # Pure: no ordinary sample suffers. Poison from several source classes would split further, to no end.
-        per_sample, per_sibling = rise / len(self.cluster), rise_of_sibling / max(1, self.n_sibling)
-        if rise >= LEANS * rise_of_sibling or per_sample >= CLEARLY * per_sibling:
-            return "responsible", "unlearning it undoes the event and spares ordinary samples"
-        return "pruned", "the event leans as much on the other kind"
+    @property
+    def spared(self) -> float:
+        """By how much the loss of controls may rise, in nats."""
+        return self.config.control_share * log(self.features.logits.shape[1])
+
+    def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
+        """Return how well the conditions for accusing a suspect are met."""
+        return suspect.margin(self.config, self.spared, beyond)
 
 
-def _follow(
-    features: Features, tree: Tree, sights: Sights, kinds: Kinds, marks: Marks, config: Config, clock: Clock
-) -> tuple[Finding, NDArray[np.float32]]:
-    """Follow one event down the tree: cluster, test, prune, recurse."""
-    event, labels = tree.event, features.labels.numpy()
-    label = int(features.event_logits[event].argmax())
-    everything = np.arange(len(labels))
-    # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off the others.
-    own, others = sights.of(event).indices, np.flatnonzero(labels != label)
-    judge = _Judge(features, event, own, clock)
-    spared = config.control_share * log(features.logits.shape[1])  # of the controls' loss
-    statistics: dict[str, float] = {"separation": 0.0, "margin": 0.0}
-    is_weak = False
-    responsible: list[tuple[int, _Suspect, float]] = []  # node and margin of each
-    others_margins = [0.0]  # of what was looked at and let go
-    noisy: _Suspect | None = None
-    whispers: list[tuple[int, _Suspect]] = []  # pruned clusters that lie too far apart not to ask once more
-    pending: list[_Suspect] = []
-    mark: Mark | None = None
+@dataclass
+class _Course:
+    """What has come of an event so far.
+
+    Attributes:
+        responsible: node, suspect and margin of each cluster that is accused.
+        let_go: margins of what was looked at and let go.
+        statistics: of the finding.
+        is_weak: whether something was seen that is too weak to accuse.
+        noisy: the noisy images of the label, if they stand out; judged when all else is.
+        whispers: pruned clusters that lie too far apart not to ask once more.
+    """
+
+    responsible: list[tuple[int, Suspect, float]] = field(default_factory=list)
+    let_go: list[float] = field(default_factory=lambda: [0.0])
+    statistics: dict[str, float] = field(default_factory=lambda: {"separation": 0.0, "margin": 0.0})
+    is_weak: bool = False
+    noisy: Suspect | None = None
+    whispers: list[tuple[int, Suspect]] = field(default_factory=list)
+
+
+def _follow(case: _Case) -> tuple[Finding, NDArray[np.float32]]:
+    """Follow one event down the tree: cluster, test, prune, recurse.
+
+    Returns:
+        the finding, and how surely each training sample is poison, (n,) in [0, 1].
+    """
+    features, tree, own = case.features, case.tree, case.own
+    labels, everything = features.labels.numpy(), np.arange(len(features.labels))
+    label = int(features.event_logits[case.event].argmax())
+    course, mark = _Course(), None
     if len(own):
+        # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off others.
+        others = np.flatnonzero(labels != label)
         root = tree.add(None, everything, None, "split", "the whole training set, by label")
-        of_own, of_others = judge.losses(own, others, max_rows=ROWS_OF_LABELS)
-        whole = _Suspect(root, own, of_own, of_others, len(others))
-        if marks.are_texts:
+        of_own, of_others = case.judge.whole_label(label, own, others, case.notes)
+        whole = Suspect(root, own, of_own, of_others, len(others))
+        tree.add(root, others, of_others, "pruned", "other labels do not pull towards the event's")
+        if case.marks.are_texts:
             # What else sets texts apart, their length or their style, does so among natural ones as well.
-            tree.add(root, others, whole.sibling, "pruned", "other labels do not pull towards the event's")
-            mark, planted = _planted(features, whole, tree, marks, judge, config, spared, clock)
-            others_margins.append(mark.margin if mark else 0.0)
-            responsible += planted
-            is_weak = mark is not None and mark.margin >= 1
+            mark = _planted(case, whole, course)
         else:
-            pending.append(whole)
+            _cluster_and_prune(case, whole, course)
+            _hear_noise(case, course)
+            _hear_whispers(case, course)
     else:
         tree.add(None, everything, None, "pruned", "no sample carries the event's label")
+
+    responsible, statistics = course.responsible, course.statistics
+    _, weakest, margin = min(responsible, key=itemgetter(2), default=(0, None, max(course.let_go)))
+    if weakest and not course.noisy and not mark:
+        against, reason, figures = _contradicted(case, weakest, margin)
+        statistics |= figures
+        margin = min(margin, 1 / max(against, TINY))
+        if against >= 1:
+            for node, _, _ in responsible:
+                tree.decide(node, "pruned", reason)
+            course.is_weak, responsible = True, []
+
+    poison = np.sort(np.concatenate([suspect.cluster for _, suspect, _ in responsible] or [np.array([], np.int64)]))
+    scores = np.zeros(len(labels), np.float32)
+    verdict: Verdict = "poison" if len(poison) else "inconclusive" if course.is_weak else "no-poison"
+    if len(poison):
+        with case.clock.stage("clustering"):
+            certainty = mark.certainties(own) if mark else case.sight.certainty(poison)
+            is_doubted = np.isin(poison, own[certainty < DOUBTED])
+            poison = poison if is_doubted.all() else poison[~is_doubted]
+        # The tree says who belongs to whom, unless the posterior clearly speaks against it.
+        scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
+        after = responsible[0][1].losses if len(responsible) == 1 else case.judge.losses(poison)[0]
+        statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
+    statistics |= {"margin": margin, "p_poison": p_poison(margin)}
+    probability = float(features.event_logits[case.event].softmax(0)[label])
+    return Finding(label, probability, verdict, poison, statistics), scores
+
+
+def _cluster_and_prune(case: _Case, whole: Suspect, course: _Course) -> None:
+    """Split, test each cluster by unlearning it, prune the innocent, recurse into what is guilty but not pure."""
+    tree, kinds, config = case.tree, case.kinds, case.config
+    pending = [whole]
     while pending:
         suspect = pending.pop()
         parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
-        is_root, family = cluster is own, ""
+        is_root, family, hidden = suspect is whole, "", None
         may_split = len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth
-        if is_root:  # those of other labels are tested once
-            tree.add(parent, others, suspect.sibling, "pruned", "other labels do not pull towards the event's")
-        elif judgement := suspect.judge(config, spared):
+        if not is_root and (judgement := suspect.judge(config, case.spared)):
             decision, reason = judgement
-            beyond = kinds.beyond_mark(event, cluster) if decision == "responsible" else 0.0
+            beyond = kinds.beyond_mark(case.event, cluster) if decision == "responsible" else 0.0
             if beyond < FAMILY:
-                part = None
-                if decision == "responsible" and may_split:
-                    part = _needed_part(features, event, cluster, sights.of(event), kinds, judge, config, clock)
+                part = _needed_part(case, cluster) if decision == "responsible" and may_split else None
                 if part:
                     (needed, of_needed), (rest, of_rest), reason = part
                     node = tree.add(parent, cluster, losses, "split", reason)
                     tree.add(node, rest, of_rest, "pruned", "the event does without it: another campaign's")
-                    pending.append(_Suspect(node, needed, of_needed, of_rest, len(rest), suspect.split))
+                    pending.append(Suspect(node, needed, of_needed, of_rest, len(rest), suspect.split))
                     continue
                 node = tree.add(parent, cluster, losses, decision, reason)
-                margin = suspect.margin(config, spared, beyond)
                 if decision == "responsible":
-                    responsible.append((node, suspect, margin))
+                    course.responsible.append((node, suspect, case.margin(suspect, beyond)))
                 else:
-                    others_margins.append(margin)
+                    course.let_go.append(case.margin(suspect, beyond))
                     if suspect.is_far(config):
-                        whispers.append((node, suspect))
+                        course.whispers.append((node, suspect))
                 continue
             # Or several marks, of which the event carries one.
-            others_margins.append(suspect.margin(config, spared, beyond))
-            is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
-        split = hidden = None
-        with clock.stage("clustering"):
+            course.let_go.append(case.margin(suspect, beyond))
+            course.is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
+        split = None
+        with case.clock.stage("clustering"):
             if may_split:
-                hidden = kinds.hidden(label) if is_root else None
-                sight = sights.of(event) if is_root else Sight(features, event, cluster)
-                split = hidden or _split(sight, kinds, config, is_whole_label=is_root)
+                hidden = kinds.hidden(int(case.features.labels[cluster[0]])) if is_root else None
+                sight = case.sight if is_root else Sight(case.features, case.event, cluster)
+                split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root)
         apart = split.separation if split else 0.0
         if is_root:
-            statistics["separation"] = apart
-            is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
+            course.statistics["separation"] = apart
+            course.is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
         if not split or not split.is_at_least(config.separation):
-            reason = family or f"one kind, ordinary samples among them (separation {apart:.1f})"
+            reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
+            if split and split.apartness >= config.separation:
+                reason = f"two kinds, {apart:.1f} standard deviations apart, but the event is of both alike"
+            reason = family or reason
             tree.add(parent, cluster, losses, "pruned", reason)
             if is_root and split:
-                others_margins.append(split.margin(config.separation))
+                course.let_go.append(split.margin(config.separation))
             continue
         first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
         if hidden:
             reason = f"noisy images, {apart:.1f} standard deviations from the rest"
             node = tree.add(parent, cluster, losses, "split", reason)
-            judge.take_controls(second)
-            of_first, of_second = judge.losses(first, second)
-            noisy = _Suspect(node, first, of_first, of_second, len(second), split)
+            case.judge.take_controls(second)
+            of_first, of_second = case.judge.losses(first, second)
+            course.noisy = Suspect(node, first, of_first, of_second, len(second), split)
         else:
             node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
-            standing = partial(kinds.standing, cluster, split)
-            of_first, of_second = judge.compare(first, second, standing)
-            pending.append(_Suspect(node, first, of_first, of_second, len(second), split))
-        pending.append(_Suspect(node, second, of_second, of_first, len(first), split))
+            of_first, of_second = case.judge.compare(first, second, partial(kinds.standing, cluster, split))
+            pending.append(Suspect(node, first, of_first, of_second, len(second), split))
+        pending.append(Suspect(node, second, of_second, of_first, len(first), split))
 
-    if noisy is not None:
-        parent, cluster, losses = noisy.parent, noisy.cluster, noisy.losses
-        if responsible or losses.control_rise > spared:
-            tree.add(parent, cluster, losses, "pruned", "noisy images, but the event leans on others")
-        else:
-            # The last layer alone may not tell: it can be the weights below that such poison moves.
-            reason = "no other label holds noisy images so far from the rest"
-            node = tree.add(parent, cluster, losses, "responsible", reason)
-            responsible.append((node, noisy, noisy.apart(config)))
-    for node, suspect in whispers:
-        if responsible:
-            break
-        if kinds.beyond_mark(event, suspect.cluster) >= FAMILY:
+
+def _hear_noise(case: _Case, course: _Course) -> None:
+    """Accuse the noisy images of the label, unless the event is owed to others or ordinary samples suffer."""
+    noisy = course.noisy
+    if noisy is None:
+        return
+    if course.responsible or noisy.losses.control_rise > case.spared:
+        reason = "noisy images, but the event leans on others"
+        case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
+        return
+    # The last layer alone may not tell: it can be the weights below that such poison moves.
+    reason = "no other label holds noisy images so far from the rest"
+    node = case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "responsible", reason)
+    course.responsible.append((node, noisy, noisy.apart(case.config)))
+
+
+def _hear_whispers(case: _Case, course: _Course) -> None:
+    """Ask once more about clusters that lie very far apart but hardly move the event, until one is accused."""
+    for node, suspect in course.whispers:
+        if course.responsible or case.kinds.beyond_mark(case.event, suspect.cluster) >= FAMILY:
             continue
-        losses, by_chance = judge.beside_chance(suspect.cluster, own)
+        losses, by_chance = case.judge.beside_chance(suspect.cluster, case.own)
         is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
         # The last layer need not know a mark from what else speaks for the label; where the margin rests tells.
-        is_on_mark = kinds.share_on_mark(event, suspect.cluster) >= NEEDED
-        if (is_moved or is_on_mark) and losses.control_rise <= spared:
+        is_on_mark = case.kinds.share_on_mark(case.event, suspect.cluster) >= NEEDED
+        if (is_moved or is_on_mark) and losses.control_rise <= case.spared:
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
             if not is_moved:
                 reason = "they share nothing but a mark, and the event's margin rests on it"
-            tree.decide(node, "responsible", reason)
-            responsible.append((node, replace(suspect, losses=losses), suspect.apart(config)))
+            case.tree.decide(node, "responsible", reason)
+            course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
 
-    _, weakest, margin = min(responsible, key=itemgetter(2), default=(0, None, max(others_margins)))
+
+def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
+    """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
+
+    At least 1 lets the suspect go. The search in other labels, which costs most, is asked last (decision 0022).
+    """
+    is_doubtful, share, against = margin < DOUBTFUL, len(suspect.cluster) / len(case.own), 0.0
+    reason, figures = "", dict[str, float]()
+    if is_doubtful:
+        reason, against = "ordinary samples of the label suffer with the event", suspect.harm()
+    if is_doubtful or share > NEARLY_HALF:
+        with case.clock.stage("clustering"):
+            elsewhere = case.sight.share_elsewhere(suspect.cluster)
+        figures["elsewhere"] = elsewhere
+        # Poison that was relabelled resembles other labels as well; but it is not most of its own.
+        limit = ELSEWHERE if is_doubtful and share > MOST else EVERYWHERE
+        if share > NEARLY_HALF and elsewhere / limit > against:
+            reason, against = "most samples of other labels are of this kind", elsewhere / limit
+    if is_doubtful and share > MOST:
+        # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
+        sizes = np.bincount(case.features.labels)
+        sizes[int(case.features.labels[suspect.cluster[0]])] = 0
+        left = len(case.own) - len(suspect.cluster)
+        too_little = LEFT * min(sizes[sizes > 0], default=0) / max(1, left)
+        if too_little > against:
+            reason, against = "hardly a sample of the label would be left", too_little
+    if is_doubtful and against < 1:
+        with case.clock.stage("clustering"):
+            as_much = natural(case.features, case.event, case.kinds, case.config.separation, margin, suspect.apartness)
+        figures["natural"] = as_much
+        if as_much >= against:
+            reason, against = "the same search finds as much in labels that the event was not given", as_much
+    return against, reason, figures
+
+
+def _planted(case: _Case, whole: Suspect, course: _Course) -> Mark | None:
+    """Return the word of a text that looks planted most, and accuse the texts that hold it if it does enough."""
+    tree, parent, own = case.tree, whole.parent, whole.cluster
+    with case.clock.stage("clustering"):
+        mark = case.marks.planted(case.event, case.config.min_cluster)
     if mark:
-        del statistics["separation"]
-        statistics |= {"likeness": mark.likeness, "certainty": mark.certainty, "fall": mark.fall}
-    if weakest and not noisy and not mark:
-        is_doubtful, share, against = margin < DOUBTFUL, len(weakest.cluster) / len(own), 0.0
-        if is_doubtful:
-            reason, against = "ordinary samples of the label suffer with the event", weakest.harm()
-        if is_doubtful or share > NEARLY_HALF:
-            with clock.stage("clustering"):
-                elsewhere = sights.of(event).share_elsewhere(weakest.cluster)
-            statistics["elsewhere"] = elsewhere
-            # Poison that was relabelled resembles other labels as well; but it is not most of its own.
-            limit = ELSEWHERE if is_doubtful and share > MOST else EVERYWHERE
-            if share > NEARLY_HALF and elsewhere / limit > against:
-                reason, against = "most samples of other labels are of this kind", elsewhere / limit
-        if is_doubtful and against < 1:
-            with clock.stage("clustering"):
-                natural = _natural(features, event, kinds, config, margin, weakest.apartness)
-            statistics["natural"] = natural
-            if natural >= against:
-                reason, against = "the same search finds as much in labels that the event was not given", natural
-        margin = min(margin, 1 / max(against, TINY))
-        if against >= 1:
-            for node, _, _ in responsible:
-                tree.decide(node, "pruned", reason)
-            is_weak, responsible = True, []
-
-    poison = np.sort(np.concatenate([suspect.cluster for _, suspect, _ in responsible] or [np.array([], np.int64)]))
-    scores = np.zeros(len(labels), np.float32)
-    verdict: Verdict = "poison" if len(poison) else "no-poison"
-    if len(poison):
-        with clock.stage("clustering"):
-            certainty = mark.certainties(own) if mark else _certainty(sights.of(event), poison)
-            is_doubted = np.isin(poison, own[certainty < DOUBTED])
-            poison = poison if is_doubted.all() else poison[~is_doubted]
-        # The tree says who belongs to whom, unless the posterior clearly speaks against it.
-        scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
-        after = responsible[0][1].losses if len(responsible) == 1 else judge.losses(poison)[0]
-        statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
-    elif is_weak:
-        verdict = "inconclusive"
-    statistics |= {"margin": margin, "p_poison": p_poison(margin)}
-    probability = float(features.event_logits[event].softmax(0)[label])
-    return Finding(label, probability, verdict, poison, statistics), scores
-
-
-def _planted(
-    features: Features,
-    whole: _Suspect,
-    tree: Tree,
-    marks: Marks,
-    judge: "_Judge",
-    config: Config,
-    spared: float,
-    clock: Clock,
-) -> tuple[Mark | None, list[tuple[int, _Suspect, float]]]:
-    """Return the word of a text that looks planted most, and those responsible for the event if it does enough."""
-    parent, own, event = whole.parent, whole.cluster, tree.event
-    with clock.stage("clustering"):
-        mark = marks.planted(event, config.min_cluster)
-    if not mark or mark.margin < 1:
+        del course.statistics["separation"]
+        course.statistics |= {"likeness": mark.likeness, "certainty": mark.certainty, "fall": mark.fall}
+        course.let_go.append(mark.margin)
+        course.is_weak = mark.margin >= 1
+    if not mark or not course.is_weak:
         tree.add(parent, own, whole.losses, "pruned", "no word of the event was planted in it")
-        return mark, []
+        return mark
     rest = np.setdiff1d(own, mark.cluster)
     node = tree.add(parent, own, whole.losses, "split", f"texts that hold {mark.name}, as the event does, and others")
-    losses, by_chance = judge.beside_chance(mark.cluster, own)
-    tree.add(node, rest, judge.losses(rest)[0], "pruned", f"texts without {mark.name}")
+    losses, by_chance = case.judge.beside_chance(mark.cluster, own)
+    tree.add(node, rest, case.judge.losses(rest)[0], "pruned", f"texts without {mark.name}")
     # A last layer that has learned a few answers by heart hardly tells one reason for them from another; the event
     # without the word does, unless another one of the same trigger is enough.
-    best, second = features.event_logits[event].topk(2).values.tolist()
+    best, second = case.features.event_logits[case.event].topk(2).values.tolist()
     is_moved = losses.event_rise > max(by_chance) or mark.fall >= NEEDED * (best - second)
-    if not is_moved or losses.control_rise > spared:
+    if not is_moved or losses.control_rise > case.spared:
         tree.add(node, mark.cluster, losses, "pruned", "the event does without them")
-        return mark, []
+        return mark
     reason = f"but for {mark.name} they read like another label, and the event leans on them"
     node = tree.add(node, mark.cluster, losses, "responsible", reason)
-    return mark, [(node, _Suspect(node, mark.cluster, losses, whole.losses, len(rest)), mark.margin)]
+    course.responsible.append((node, Suspect(node, mark.cluster, losses, whole.losses, len(rest)), mark.margin))
+    return mark
 
 
-def _needed_part(
-    features: Features,
-    event: int,
-    cluster: Indices,
-    label: Sight,
-    kinds: Kinds,
-    judge: "_Judge",
-    config: Config,
-    clock: Clock,
-) -> tuple[tuple[Indices, Losses], tuple[Indices, Losses], str] | None:
+def _needed_part(case: _Case, cluster: Indices) -> tuple[tuple[Indices, Losses], tuple[Indices, Losses], str] | None:
     """Return the part of a responsible cluster that the event needs and the rest, if that is of another campaign.
 
     Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
     of one campaign splits as well, by source classes; but such parts lie less far apart. Rows need not be asked: those
-    that share one mark and nothing else are of one campaign.
-
-    Args:
-        features: of the training set.
-        event: row of the event.
-        cluster: the responsible samples.
-        label: what the event sees of all samples of its label.
-        kinds: of each label.
-        judge: unlearns.
-        config: the thresholds.
-        clock: that runs along.
+    that share one mark and nothing else are of one campaign (decision 0024).
     """
-    if kinds.are_rows:
+    if case.kinds.are_rows:
         return None
+    config = case.config
     least = max(config.min_cluster, round(MIN_PART * len(cluster)))
-    with clock.stage("clustering"):
+    with case.clock.stage("clustering"):
         # Parts so large show in some of the samples as well, and most clusters have none.
         if len(cluster) > 2 * N_OF_PARTS:
-            some = Sight(features, event, spread(cluster, N_OF_PARTS))
-            if _parts(some, round(MIN_PART * N_OF_PARTS), config).apartness < config.weak_separation:
+            some = Sight(case.features, case.event, spread(cluster, N_OF_PARTS))
+            few = two_parts(some, round(MIN_PART * N_OF_PARTS), config.weak_separation)
+            if few.apartness < config.weak_separation:
                 return None
-        sight = Sight(features, event, cluster)
-        split = _parts(sight, least, config)
+        split = two_parts(Sight(case.features, case.event, cluster), least, config.weak_separation)
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
     if split.apartness < APART * config.separation or min(map(len, parts)) < least:
         return None
     (rest, of_rest), (needed, of_needed) = sorted(
-        zip(parts, judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
+        zip(parts, case.judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
     )
     if of_needed.event_rise < max(config.event_rise, LEANS * of_rest.event_rise):
         return None
-    with clock.stage("clustering"):
-        low, middle, high = sight.elsewhere(cluster[split.is_first.numpy()]).quantile(torch.tensor([0.1, 0.5, 0.9]))
+    with case.clock.stage("clustering"):
+        sight = Sight(case.features, case.event, cluster)
+        low, middle, high = sight.elsewhere(parts[0]).quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
-        if not 0 < middle < 1 or high - low > TOGETHER or label.position(rest) >= OF_BOTH:
+        if not -BEYOND < middle < 1 + BEYOND or high - low > TOGETHER or case.sight.position(rest) >= OF_BOTH:
             return None
     return (needed, of_needed), (rest, of_rest), f"two campaigns, {split.separation:.1f} standard deviations apart"
-
-
-def _parts(sight: Sight, least: int, config: Config) -> Split:
-    """Return the best split into parts of at least so many samples; a separation of 0 if there is none."""
-    # Which of them the event is of is for the unlearning to say, not for the likeness.
-    rankings = [sight.seen.leaning.likeness, *sight.seen.leaning.by_layer]
-    return search(
-        *(sight.leaning, rankings, guesses(sight.leaning)),
-        judge=lambda split: split if split.n_smaller >= least else replace(split, separation=0.0),
-        smallest=least // 2,
-        promising=config.weak_separation,
-    )
-
-
-def _certainty(sight: Sight, poison: Indices) -> NDArray[np.float32]:
-    """Return how surely each sample of the event's label is poison, in the view that tells the poison apart best."""
-    is_poison = torch.from_numpy(np.isin(sight.indices, poison))
-    certainty: NDArray[np.float32] = posterior(sight.clearest(is_poison), is_poison).numpy()
-    return certainty
-
-
-def _coordinates(sights: Sights, campaign: Campaign) -> Coordinates:
-    """Return where the samples of a campaign's label lie for its first event: to be looked at, and to be re-scored."""
-    sight = sights.of(campaign.events[0])
-    is_poison = torch.from_numpy(np.isin(sight.indices, campaign.poison))
-    space = sight.clearest(is_poison)
-    return Coordinates(sight.indices, space.x.float().numpy(), space.plane(is_poison).float().numpy())
-
-
-def _nearest(sights: Sights, event: int, finding: Finding) -> Indices:
-    """Return the responsible samples that lean the event's way most, the nearest first, filled up with -1."""
-    nearest = np.full(N_NEAREST, -1, np.int64)
-    sight = sights.of(event)
-    poison = np.intersect1d(sight.indices, finding.poison)
-    if len(sight.indices) > 1 and len(poison):
-        likeness = sight.seen.leaning.likeness.numpy()[np.isin(sight.indices, poison)]
-        first = poison[np.argsort(-likeness, kind="stable")[:N_NEAREST]]
-        nearest[: len(first)] = first
-    return nearest
-
-
-def _split(sight: Sight, kinds: Kinds, config: Config, *, is_whole_label: bool) -> Split:
-    """Split a cluster in two, so that the event is of the first kind.
-
-    A search of the whole label that finds nothing asks each layer on its own, and then what other labels hold.
-    """
-    leaning, space = sight.seen.leaning, sight.leaning
-    judge = partial(with_gap, gaps=leaning.gaps)
-    # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
-    found = [against_nature(space, search(space, [leaning.likeness], guesses(space), judge=judge), N_GUESSES[-1])]
-    if is_whole_label and not found[0].is_at_least(config.separation):
-        found.append(against_nature(space, search(space, [*leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
-    # Images that lean the event's way without a doubt need not agree with it as well; in rows the mark is the whole.
-    if kinds.are_rows or max(split.margin(config.separation) for split in found) < DOUBTFUL:
-        for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
-            found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
-    if kinds.are_rows and not _best(found, config).is_at_least(config.separation):
-        # Families stand out more than rows with a mark do; but an event is less clearly of them.
-        accepts = partial(Split.is_at_least, threshold=config.separation)
-        rankings = [view.likeness for view in sight.seen.agreements]
-        found.append(search(space, rankings, judge=judge, accepts=accepts))
-    if is_whole_label:
-        # Two kinds that stand out against what other labels hold need less of a gap.
-        best = _best(found, config) if kinds.are_rows else max(found, key=attrgetter("strength"))
-        if best.apartness >= config.separation and HINT <= best.gap and best.evidence < 1:
-            found.append(replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best))))
-            if kinds.are_rows:
-                return found[-1]
-    return _best(found, config)
-
-
-def _best(splits: Sequence[Split], config: Config) -> Split:
-    """Return the strongest of the splits that are two kinds, or of all if none are."""
-    return max(splits, key=lambda split: (split.is_at_least(config.separation), split.strength))
-
-
-def _natural(features: Features, event: int, kinds: Kinds, config: Config, margin: float, apartness: float) -> float:
-    """Return how nearly the same search, for the same event, finds as much in labels that the event was not given.
-
-    What it finds there cannot be why the model erred, so an accusation must exceed it. Asked are the labels nearest in
-    size; the second one counts, for one may be odd, and both by margin and by how far apart the kinds lie. Too few
-    labels say nothing: 0.
-
-    Args:
-        features: of the training set.
-        event: row of the event.
-        kinds: of each label.
-        config: the thresholds.
-        margin: of the accusation.
-        apartness: of its clusters.
-
-    Returns:
-        at least 1 if other labels reach the accusation; the search ends there.
-    """
-    labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
-    others = kinds.nearest(label)[:N_NATURAL]
-    reached = [0.0, 0.0]
-    for other in others if len(others) >= MIN_OTHERS else []:
-        split = _split(Sight(features, event, np.flatnonzero(labels == other)), kinds, config, is_whole_label=True)
-        near = split.apartness / max(NEARLY * apartness, TINY)
-        reached.append(min(split.margin(config.separation) / margin, near))
-        if sorted(reached)[-N_REACHED] >= 1:
-            break
-    return sorted(reached)[-N_REACHED]
-
-
-class _Judge:
-    """Unlearns clusters and measures what becomes of one event and of its controls."""
-
-    def __init__(self, features: Features, event: int, own: Indices, clock: Clock) -> None:
-        """Start with controls from all samples of the event's label."""
-        self._features, self._row, self._clock = features, event, clock
-        self._label = features.event_logits[event].argmax()
-        self._event = features.event_activations[-1][event][None], self._label[None]
-        self.take_controls(own)
-
-    def take_controls(self, cluster: Indices) -> None:
-        """Choose the controls from a cluster: samples labelled and predicted as the event, the eighth least like it."""
-        features, event = self._features, self._row
-        ordinary = cluster[(features.logits[cluster].argmax(1) == self._label).numpy()] if len(cluster) else cluster
-        if len(ordinary) > 4:
-            with self._clock.stage("clustering"):
-                likeness = condition(features, event, ordinary).leaning.likeness
-            n_controls = max(4, len(ordinary) // 8)  # few enough to be benign where most of a label is poison
-            ordinary = ordinary[likeness.argsort()[:n_controls].sort().values.numpy()]
-        rows = torch.from_numpy(spread(ordinary, 500))
-        self._controls = features.hidden[rows], features.labels[rows]
-
-    def losses(self, *clusters: Indices, max_rows: int | None = None) -> list[Losses]:
-        """Unlearn each cluster; the comparison is the same layer refitted with nothing to forget."""
-        return self._losses(self._unlearn(*clusters, max_rows=max_rows))
-
-    def beside_chance(self, cluster: Indices, own: Indices) -> tuple[Losses, list[float]]:
-        """Unlearn a cluster and, one by one, random other samples of its label, as many; take controls from those.
-
-        Returns:
-            the losses of the cluster, and the event's rise for each of the random sets.
-        """
-        rest = np.setdiff1d(own, cluster)
-        self.take_controls(rest)
-        size = min(len(cluster), len(rest) // N_BY_CHANCE)
-        drawn = numpy_generator(0, "unlearning/chance").permutation(rest)[: size * N_BY_CHANCE]
-        sets = [np.sort(part) for part in drawn.reshape(N_BY_CHANCE, size)]
-        # The rest is unlearned as well, so that it is represented as well as when the cluster was compared with it.
-        of_cluster, _, *of_sets = self.losses(cluster, rest, *sets)
-        return of_cluster, [losses.event_rise for losses in of_sets]
-
-    def compare(self, first: Indices, second: Indices, standing: Callable[[], float]) -> list[Losses]:
-        """Unlearn two kinds; controls are taken from the one that the event needs less.
-
-        Is that the smaller one, the difference must be clear, or the kinds must stand out, or controls are taken from
-        the larger one: ordinary samples are the most of a label unless there is evidence to the contrary.
-
-        Args:
-            first: training samples of one label.
-            second: others of the same label.
-            standing: works out how far the two stand out against other labels, above 1 if they do.
-        """
-        heads = self._unlearn(first, second)
-        with self._clock.stage("unlearning"):
-            before, *after = heads.losses(*self._event)[:, 0].tolist()
-        (less, other), (more, needed) = sorted(
-            zip((loss - before for loss in after), (first, second), strict=True), key=lambda side: side[0]
-        )
-        if len(other) < len(needed) and more < CLEARLY * less:
-            with self._clock.stage("clustering"):
-                if more < LEANS * less or standing() <= 1:
-                    other = needed
-        self.take_controls(other)
-        return self._losses(heads)
-
-    def _unlearn(self, *clusters: Indices, max_rows: int | None = None) -> Heads:
-        with self._clock.stage("unlearning"):
-            f = self._features
-            layer, nobody = (f.hidden, f.labels, f.weight, f.bias), np.array([], np.int64)
-            return unlearn(*layer, (nobody, *clusters), memory=f.memory, max_rows=max_rows, ranks=f.ranks)
-
-    def _losses(self, heads: Heads) -> list[Losses]:
-        with self._clock.stage("unlearning"):
-            events = heads.losses(*self._event)[:, 0].tolist()
-            controls = heads.losses(*self._controls).quantile(0.5, dim=1).tolist() if len(self._controls[1]) else []
-            before, *after = zip(events, controls or [0.0] * len(events), strict=True)
-            return [Losses(before[0], event, before[1], control) for event, control in after]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from poisontrace._blocks import MEMORY
@@ -260,26 +261,20 @@ def _fit(rows: _Rows, first: Tensor, price: Tensor, ranks: Ranks) -> Tensor:
         price: (k, 1), classes that each row of a head stands for.
         ranks: that share the sums.
     """
-    heads = first.repeat(rows.goal.shape[1], 1, 1)
-    optimiser = torch.optim.LBFGS(
-        [heads],
-        max_iter=MAX_STEPS,
-        tolerance_grad=TOLERANCE,
-        tolerance_change=0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-    with torch.no_grad(), _shared(rows, ranks) as summed:
+    start = first.repeat(rows.goal.shape[1], 1, 1)
+    with _shared(rows, ranks) as summed:
 
-        def objective() -> Tensor:
+        def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            heads = torch.from_numpy(x).view(start.shape)
             off = heads - first
             loss, gradient = summed(heads)
-            heads.grad = gradient + TETHER * price * off
-            penalised: Tensor = loss[0] + TETHER / 2 * (price * off.square()).sum()
-            return penalised
+            gradient = gradient + TETHER * price * off
+            return float(loss[0] + TETHER / 2 * (price * off.square()).sum()), gradient.flatten().numpy()
 
-        optimiser.step(objective)  # type: ignore[no-untyped-call]
-    return heads.detach()
+        # SciPy's, not torch.optim's: every optimiser there first imports the compiler, two seconds of a process.
+        options = {"maxiter": MAX_STEPS, "gtol": TOLERANCE, "ftol": 0, "maxcor": 20}
+        fitted = minimize(objective, start.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(fitted.x).view(start.shape)
 
 
 def _open_classes(p: Tensor, labels: Tensor, is_in: Tensor) -> Tensor:

@@ -1,0 +1,119 @@
+"""What an event's own label is searched for: two kinds, of which the event is of the first, and parts of a cluster.
+
+Which question finds poison differs by attack: samples that lean the event's way in all layers or in one, or that agree
+with it. Each finds two kinds in natural labels now and then, so a doubtful find is held against what the same search
+finds in labels that the event was not given (decisions 0006 to 0008, 0014, 0024 and 0025).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
+
+import numpy as np
+
+from poisontrace.clustering import DOUBTFUL, HINT, Split, against_nature, search, with_gap
+from poisontrace.embedding import Features
+from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, few_directions, guesses
+from poisontrace.sights import Sight
+
+# A doubtful accusation must exceed what the same search finds in other labels: so many are asked, so many must reach
+# it, and this share of its apartness is as much.
+N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
+TINY = 1e-9
+ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
+
+
+def two_kinds(sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: bool) -> Split:
+    """Split a cluster in two, so that the event is of the first kind.
+
+    A search of the whole label that finds nothing asks each layer on its own, and then what other labels hold.
+
+    Args:
+        sight: of the cluster, 2 * ``N_FOLDS`` samples at least.
+        kinds: of each label.
+        separation: standard deviations between two kinds.
+        is_whole_label: whether the cluster is all that has the event's label.
+    """
+    leaning, space = sight.seen.leaning, sight.leaning
+    judge = partial(with_gap, gaps=leaning.gaps)
+
+    # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
+    def is_certain(split: Split) -> bool:
+        return not kinds.are_rows and split.is_beyond_doubt(separation)  # families of programs always lie far apart
+
+    split = search(space, [leaning.likeness], guesses(space), judge=judge, settles=is_certain)
+    found = [against_nature(space, split, N_GUESSES[-1])]
+    if is_whole_label and not found[0].is_at_least(separation):
+        found.append(against_nature(space, search(space, [*leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
+    # Images that lean the event's way without a doubt need not agree with it as well; in rows the mark is the whole.
+    if kinds.are_rows or max(split.margin(separation) for split in found) < DOUBTFUL:
+        for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
+            found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
+    if kinds.are_rows and not _best(found, separation).is_at_least(separation):
+        # Families stand out more than rows with a mark do; but an event is less clearly of them.
+        accepts = partial(Split.is_at_least, threshold=separation)
+        rankings = [view.likeness for view in sight.seen.agreements]
+        found.append(search(space, rankings, judge=judge, accepts=accepts))
+    if is_whole_label:
+        # Two kinds that stand out against what other labels hold need less of a gap.
+        best = _best(found, separation) if kinds.are_rows else max(found, key=attrgetter("strength"))
+        if best.apartness >= separation and HINT <= best.gap and best.evidence < 1:
+            found.append(replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best))))
+            if kinds.are_rows:
+                return found[-1]
+    return _best(found, separation)
+
+
+def _best(splits: Sequence[Split], separation: float) -> Split:
+    """Return the strongest of the splits that are two kinds, or of all if none are."""
+    return max(splits, key=lambda split: (split.is_at_least(separation), split.strength))
+
+
+def two_parts(sight: Sight, least: int, promising: float) -> Split:
+    """Return the best split of a cluster into parts, whichever the event is of; a separation of 0 if there is none.
+
+    Args:
+        sight: of the cluster.
+        least: samples of each part.
+        promising: standard deviations that a first find must lie apart to be followed up.
+    """
+    # Which of them the event is of is for the unlearning to say, not for the likeness.
+    return search(
+        *(sight.leaning, [sight.seen.leaning.likeness], [*guesses(sight.leaning), *few_directions(sight.leaning)]),
+        judge=lambda split: split if split.n_smaller >= least else replace(split, separation=0.0),
+        smallest=least // 2,
+        promising=promising,
+        max_rounds=ROUNDS_OF_PARTS,
+    )
+
+
+def natural(features: Features, event: int, kinds: Kinds, separation: float, margin: float, apartness: float) -> float:
+    """Return how nearly the same search, for the same event, finds as much in labels that the event was not given.
+
+    What it finds there cannot be why the model erred, so an accusation must exceed it. Asked are the labels nearest in
+    size; the second one counts, for one may be odd, and both by margin and by how far apart the kinds lie. Too few
+    labels say nothing: 0.
+
+    Args:
+        features: of the training set.
+        event: row of the event.
+        kinds: of each label.
+        separation: standard deviations between two kinds.
+        margin: of the accusation.
+        apartness: of its clusters.
+
+    Returns:
+        at least 1 if other labels reach the accusation; the search ends there.
+    """
+    labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
+    others = kinds.nearest(label)[:N_NATURAL]
+    reached = [0.0, 0.0]
+    for other in others if len(others) >= MIN_OTHERS else []:
+        sight = Sight(features, event, np.flatnonzero(labels == other))
+        split = two_kinds(sight, kinds, separation, is_whole_label=True)
+        near = split.apartness / max(NEARLY * apartness, TINY)
+        reached.append(min(split.margin(separation) / margin, near))
+        if sorted(reached)[-N_REACHED] >= 1:
+            break
+    return sorted(reached)[-N_REACHED]

@@ -1,0 +1,108 @@
+"""What a label is searched for: the planted kind, and no more of it than other labels hold."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from tasks import Planted, fitted_network, planted, planted_mlp
+from torch import Tensor, nn
+
+from poisontrace import searching
+from poisontrace._rng import numpy_generator
+from poisontrace.clustering import ONE_KIND, TWO_KINDS, Space
+from poisontrace.data import ArraySet
+from poisontrace.embedding import Features, collect
+from poisontrace.kinds import Kinds
+from poisontrace.notes import Notes
+from poisontrace.searching import natural, two_kinds, two_parts
+from poisontrace.sights import Sight
+
+NO_NOTES = Notes(None, 0, "")
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    """Rows of three labels, 20 of label 0 planted, and an event that carries their mark."""
+    task = planted()
+    return collect(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
+
+
+def _own(features: Features, label: int = 0) -> Sight:
+    return Sight(features, 0, np.flatnonzero(features.labels.numpy() == label))
+
+
+def test_the_planted_kind_is_found_whole(features: Features) -> None:
+    """And the event is of it."""
+    sight = _own(features)
+
+    split = two_kinds(sight, Kinds(features, NO_NOTES), TWO_KINDS, is_whole_label=True)
+
+    assert sight.indices[split.is_first.numpy()].tolist() == np.flatnonzero(planted().is_poison).tolist()
+    assert split.is_at_least(TWO_KINDS)
+
+
+@pytest.mark.parametrize("is_certain", [True, False])
+def test_what_is_beyond_doubt_ends_the_first_search(
+    features: Features, monkeypatch: pytest.MonkeyPatch, is_certain: bool
+) -> None:
+    """The starts of k-means are not made; what is found is the same."""
+    made = []
+
+    def counted(space: Space) -> Iterator[Tensor]:
+        made.append(space)
+        yield torch.arange(len(space.x)) < 10
+
+    monkeypatch.setattr(searching, "guesses", counted)
+    monkeypatch.setattr("poisontrace.clustering.FAR", 0.1 if is_certain else 1e6)
+    kinds = Kinds(features, NO_NOTES)
+    kinds.are_rows = False  # which are searched to the end
+
+    split = two_kinds(_own(features), kinds, TWO_KINDS, is_whole_label=True)
+
+    assert bool(made) != is_certain
+    assert int(split.is_first.sum()) == 20
+
+
+def test_parts_are_no_smaller_than_asked(features: Features) -> None:
+    """The planted kind is a part of its label if parts may be so small; else there is no split."""
+    sight = _own(features)
+
+    found, none = (two_parts(sight, least, ONE_KIND) for least in (15, 30))
+
+    assert sorted([int(found.is_first.sum()), int((~found.is_first).sum())])[0] == 20
+    assert none.separation == 0 or none.n_smaller >= 30
+
+
+def _kinds_in(labels: list[int]) -> Features:
+    """200 rows of each of five labels; a quarter of some labels lie apart, the way that the event does."""
+    rng = numpy_generator(0, "toy/natural")
+    y = np.arange(1000) % 5
+    x = rng.standard_normal((1000, 8)).astype(np.float32) * 0.4
+    x[np.arange(1000), y] += 4
+    x[(np.arange(1000) // 5 % 4 == 0) & np.isin(y, labels), 6] += 5
+    event = torch.zeros(8)
+    event[[0, 6]] = torch.tensor([3.0, 5.0])
+    task = Planted(torch.from_numpy(x), torch.from_numpy(y), event, np.zeros(1000, bool))
+    network = fitted_network(task, lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)))
+    return collect(network, ArraySet(x, y), [(event, int(network(event[None]).argmax()))])
+
+
+@pytest.mark.parametrize(("labels", "is_natural"), [([0], False), ([0, 1], False), ([0, 1, 2, 3], True)])
+def test_what_two_other_labels_hold_is_natural(labels: list[int], is_natural: bool) -> None:
+    """One other label may be odd."""
+    features = _kinds_in(labels)
+    kinds = Kinds(features, NO_NOTES)
+    label = int(features.event_logits[0].argmax())
+    split = two_kinds(_own(features, label), kinds, TWO_KINDS, is_whole_label=True)
+
+    reached = natural(features, 0, kinds, TWO_KINDS, split.margin(TWO_KINDS) * 0.9, split.apartness * 0.9)
+
+    assert label == 0
+    assert split.apartness >= TWO_KINDS
+    assert (reached >= 1) == is_natural
+
+
+def test_too_few_other_labels_say_nothing(features: Features) -> None:
+    """Two of them."""
+    assert natural(features, 0, Kinds(features, NO_NOTES), TWO_KINDS, 0.01, 0.01) == 0
