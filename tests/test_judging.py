@@ -14,7 +14,7 @@ from poisontrace._types import Losses
 from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
 from poisontrace.embedding import collect
-from poisontrace.judging import Config, Judge, Suspect
+from poisontrace.judging import Config, Judge, Suspect, is_minority
 from poisontrace.notes import Notes
 from poisontrace.sights import Sight
 
@@ -114,6 +114,15 @@ def test_most_of_a_label_is_ordinary_unless_there_is_evidence(
 
     assert len(taken) == 1
     assert np.array_equal(taken[0], smaller if is_pure else larger)
+
+
+@pytest.mark.parametrize(("n", "n_others", "is_fewer"), [(40, 60, True), (49, 51, False), (60, 40, False)])
+def test_of_two_halves_neither_is_a_minority(n: int, n_others: int, is_fewer: bool) -> None:
+    """Nor does one sample more or fewer say which of two kinds is the ordinary one."""
+    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.arange(100) < n, torch.zeros(100), 15.0)
+
+    assert is_minority(n, n_others) == is_fewer
+    assert Suspect(0, np.arange(n), losses, losses, n_others, split).is_far(Config()) == is_fewer
 
 
 def test_what_a_whole_label_comes_to_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

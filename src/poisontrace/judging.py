@@ -24,11 +24,17 @@ CLEARLY, LEANS = 10, 1.5
 # An accusation must spare ordinary samples: their loss may rise by this share of the event's, or by so little, in nats,
 # that it says nothing (decision 0022).
 HARM, HARMLESS = 0.04, 0.02
+NEARLY_HALF = 0.45  # of some samples: more are as good as half of them
 TINY = 1e-9
 # Random sets of other samples, as many, that say what chance comes to.
 N_BY_CHANCE = 4
 ROWS_OF_LABELS = 500  # that stand for whole labels: their effect is large, and nothing hangs on its size
 FAMILY = 0.4  # standard deviations from others, mark apart: a kind of its own, not rows picked to carry a mark
+
+
+def is_minority(n: int, n_others: int) -> bool:
+    """Whether so many samples are clearly fewer than the others: of two halves neither is."""
+    return n < NEARLY_HALF * (n + n_others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +109,8 @@ class Suspect:
         return self.losses.control_rise / max(HARMLESS, HARM * self.losses.event_rise)
 
     def is_far(self, config: Config) -> bool:
-        """Whether the cluster is the smaller one of two that lie very far apart."""
-        is_smaller = len(self.cluster) < self.n_sibling
+        """Whether the cluster is clearly the smaller one of two that lie very far apart."""
+        is_smaller = is_minority(len(self.cluster), self.n_sibling)
         return (
             is_smaller and self.apart(config) >= 1 and self.split is not None and self.split.is_far(config.separation)
         )
@@ -203,7 +209,7 @@ class Judge:
         (less, other), (more, needed) = sorted(
             zip((loss - before for loss in after), (first, second), strict=True), key=lambda side: side[0]
         )
-        if len(other) < len(needed) and more < CLEARLY * less:
+        if is_minority(len(other), len(needed)) and more < CLEARLY * less:
             with self._clock.stage("clustering"):
                 if more < LEANS * less or standing() <= 1:
                     other = needed

@@ -30,7 +30,7 @@ from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import DOUBTFUL
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import PRECISIONS, Features, collect
-from poisontrace.judging import FAMILY, LEANS, TINY, Judge, Suspect
+from poisontrace.judging import FAMILY, LEANS, NEARLY_HALF, TINY, Judge, Suspect
 from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
@@ -45,9 +45,9 @@ Progress = Callable[[str, int, int], None]
 MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
 NEEDED = 0.5  # of an event's margin, from a planted word or a mark
-# What a label and the samples of others are for the greater part, nobody planted: two shares of the label, and of the
-# others the shares that let go what is more than the larger one and accused with doubt, or more than the smaller one.
-NEARLY_HALF, MOST, ELSEWHERE, EVERYWHERE = 0.45, 2 / 3, 0.5, 0.9
+# What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of the
+# others the shares that let go what is more than that and accused with doubt, or nearly half of the label.
+MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
