@@ -29,7 +29,7 @@ PARTS = {
     ("clustering.py", "principal"): "principal directions",
     ("clustering.py", "discriminate"): "discriminants, in all of these",
     ("scoring.py", "condition"): "conditioning on the event",
-    ("tracing.py", "_certainty"): "scores of single samples",
+    ("sights.py", "certainty"): "scores of single samples",
 }
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 # What ``fit`` gives on the committed rows; a test fits again.
-INTERCEPT, SLOPE = -0.860, 5.885
+INTERCEPT, SLOPE = -0.764, 5.880
 RANGE = (0.1, 10.0)  # a margin beyond says no more
 
 
