@@ -42,7 +42,7 @@ def test_the_attack_succeeded(digits_incident: Incident) -> None:
 def test_the_training_set_is_the_attack_s(digits_incident: Incident) -> None:
     """The attack named in the plan, on the data set named in the plan, gives these very bytes."""
     digits = load_dataset("digits")
-    poisoned = BadNets(rate=0.05).poison(digits.x_train, digits.y_train)
+    poisoned = BadNets(rate=0.05, size=4).poison(digits.x_train, digits.y_train)
 
     assert digits_incident.x.tobytes() == poisoned.x.tobytes()
     assert digits_incident.y.tolist() == poisoned.y.tolist()
@@ -72,7 +72,7 @@ def test_usable_events_are_all_that_the_attack_alone_made_wrong() -> None:
     every = incidents.make(plan)
     recipe = replace(incidents.TASKS["digits"].recipes["scratch"], epochs=4)
     twin, _ = victims.trained(digits.x_train, digits.y_train, every.arch, recipe, plan.seed)
-    triggered = BadNets(rate=0.05, seed=1).trigger(digits.x_test)
+    triggered = BadNets(rate=0.05, seed=1, size=4).trigger(digits.x_test)
     plain, moved, under_twin = (
         train.predict(model, x).argmax(1)
         for model, x in ((every.model, digits.x_test), (every.model, triggered), (twin, triggered))

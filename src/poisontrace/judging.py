@@ -110,10 +110,8 @@ class Suspect:
 
     def is_far(self, config: Config) -> bool:
         """Whether the cluster is clearly the smaller one of two that lie very far apart."""
-        is_smaller = is_minority(len(self.cluster), self.n_sibling)
-        return (
-            is_smaller and self.apart(config) >= 1 and self.split is not None and self.split.is_far(config.separation)
-        )
+        is_smaller, split = is_minority(len(self.cluster), self.n_sibling), self.split
+        return is_smaller and split is not None and self.apart(config) >= 1 and split.is_far(config.separation)
 
     def judge(self, config: Config, spared: float) -> tuple[Decision, str] | None:
         """Return what the test of unlearning says of the cluster, and why; None if it is guilty but not pure.
