@@ -131,14 +131,14 @@ def test_what_a_whole_label_comes_to_is_written_down(tmp_path: Path, monkeypatch
     features = collect(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
     y = task.y.numpy()
     own, others, notes = np.flatnonzero(y == 0), np.flatnonzero(y != 0), Notes(tmp_path, len(y), "")
-    first = Judge(Sight(features, 0, own), Clock()).whole_label(0, own, others, notes)
+    first = Judge(Sight(features, 0, own), Clock()).whole_label(others, notes)
 
     again = Judge(Sight(features, 0, own), Clock())
     unlearned = Mock(wraps=again._unlearn)
     monkeypatch.setattr(again, "_unlearn", unlearned)
 
-    assert again.whole_label(0, own, others, notes) == first
+    assert again.whole_label(others, notes) == first
     assert not unlearned.called
     notes.keep("heads", b"0", {"weight": np.zeros((3, 1, 1), np.float32), "bias": np.zeros((3, 1), np.float32)})
-    assert again.whole_label(0, own, others, notes) == first
+    assert again.whole_label(others, notes) == first
     assert unlearned.called

@@ -192,7 +192,7 @@ class Space:
         Without those no other row can be placed among them.
         """
         self.x, self._origin, self._basis = x, origin, basis
-        self._rows = np.ascontiguousarray(x.numpy())
+        self._rows = np.ascontiguousarray(x.numpy(), np.float32)  # which discriminants add up in place
         self._folds = [np.ascontiguousarray(self._rows[k::N_FOLDS]) for k in range(N_FOLDS)]
         whole = _Sums.of(self._rows)
         self._but_fold = [whole.without(_Sums.of(fold)) for fold in self._folds]

@@ -159,15 +159,14 @@ class Judge:
         rows = torch.from_numpy(spread(ordinary, 500))
         self._controls = features.hidden[rows], features.labels[rows]
 
-    def whole_label(self, label: int, own: Indices, others: Indices, notes: Notes) -> list[Losses]:
-        """Unlearn all samples of a label, and all others; what that takes is written down for later events of it."""
-        about, (k, d) = str(label).encode(), self._features.weight.shape
-        forms = {"weight": (3, k, d), "bias": (3, k)}
-        known = notes.known("heads", about, tuple(forms))
-        if known and all(known[name].shape == form and known[name].dtype == np.float32 for name, form in forms.items()):
-            heads = Heads(*(torch.from_numpy(known[name]) for name in forms))
+    def whole_label(self, others: Indices, notes: Notes) -> list[Losses]:
+        """Unlearn all samples of the label, and all others; what that takes is written down for later events of it."""
+        about, (k, d) = str(int(self._event[1])).encode(), self._features.weight.shape
+        single = np.dtype(np.float32)
+        if known := notes.known("heads", about, {"weight": ((3, k, d), single), "bias": ((3, k), single)}):
+            heads = Heads(torch.from_numpy(known["weight"]), torch.from_numpy(known["bias"]))
         else:
-            heads = self._unlearn(own, others, max_rows=ROWS_OF_LABELS)
+            heads = self._unlearn(self._label.indices, others, max_rows=ROWS_OF_LABELS)
             notes.keep("heads", about, {"weight": heads.weight.numpy(), "bias": heads.bias.numpy()})
         return self._losses(heads)
 
@@ -175,13 +174,13 @@ class Judge:
         """Unlearn each cluster; the comparison is the same layer refitted with nothing to forget."""
         return self._losses(self._unlearn(*clusters))
 
-    def beside_chance(self, cluster: Indices, own: Indices) -> tuple[Losses, list[float]]:
+    def beside_chance(self, cluster: Indices) -> tuple[Losses, list[float]]:
         """Unlearn a cluster and, one by one, random other samples of its label, as many; take controls from those.
 
         Returns:
             the losses of the cluster, and the event's rise for each of the random sets.
         """
-        rest = np.setdiff1d(own, cluster)
+        rest = np.setdiff1d(self._label.indices, cluster)
         self.take_controls(rest)
         size = min(len(cluster), len(rest) // N_BY_CHANCE)
         drawn = numpy_generator(0, "unlearning/chance").permutation(rest)[: size * N_BY_CHANCE]

@@ -18,7 +18,7 @@ from poisontrace._record import Indices
 from poisontrace._statistics import standardised_difference
 from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
 from poisontrace.embedding import Features
-from poisontrace.notes import Notes
+from poisontrace.notes import Form, Notes
 from poisontrace.scoring import Unconditioned, marked, without_mark
 
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
@@ -79,13 +79,15 @@ class Kinds:
 
     def _noted(self, label: int, n: int) -> Split | None:
         """Return the split that an earlier trace wrote down, if it did, of n samples."""
-        note = self._notes.known("label", str(label).encode(), ("is_first", "score", "figures"))
+        forms: dict[str, Form | None] = {
+            "is_first": ((n,), np.dtype(bool)),
+            "score": ((n,), np.dtype(np.float32)),
+            "figures": ((3,), np.dtype(np.float64)),
+        }
+        note = self._notes.known("label", str(label).encode(), forms)
         if note is None:
             return None
-        is_first, score, figures = (note[name] for name in ("is_first", "score", "figures"))
-        forms = [(is_first, (n,), bool), (score, (n,), np.float32), (figures, (3,), np.float64)]
-        if any(array.shape != shape or array.dtype != dtype for array, shape, dtype in forms):
-            return None
+        is_first, score, figures = (note[name] for name in forms)
         return Split(torch.from_numpy(is_first), torch.from_numpy(score), *figures.tolist())
 
     def natural(self, label: int) -> list[Split]:
@@ -102,6 +104,11 @@ class Kinds:
     def _others(self, label: int, order: NDArray[Any]) -> list[int]:
         splittable = self._sizes >= self._min_cluster
         return [other for other in order.argsort(kind="stable").tolist() if other != label and splittable[other]]
+
+    def smallest_beside(self, cluster: Indices) -> int:
+        """Return how many samples the smallest label holds beside that of a cluster; 0 if there is no other."""
+        sizes = np.delete(self._sizes, self._labels[cluster[0]])
+        return int(min(sizes[sizes > 0], default=0))
 
     def hidden(self, label: int) -> Split | None:
         """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.

@@ -23,6 +23,8 @@ from poisontrace._record import Tree
 from poisontrace._types import Cluster, Finding, Losses
 from poisontrace._validate import read_npz
 
+Form = tuple[tuple[int, ...], np.dtype[Any]]  # shape and type of an array
+
 
 @dataclass(frozen=True)
 class Notes:
@@ -55,15 +57,23 @@ class Notes:
             np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for an option
             store.write_atomically(path, content.getvalue())
 
-    def known(self, topic: str, about: bytes, required: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
-        """Return arrays that were kept; None if there are none, or not all that are ``required``."""
+    def known(self, topic: str, about: bytes, required: Mapping[str, Form | None]) -> dict[str, NDArray[Any]] | None:
+        """Return arrays that were kept; None if there are none, or not all that are required, in the form required.
+
+        Args:
+            topic: what they say, one word.
+            about: of what they say it.
+            required: names, and shape and type of each; None for any.
+        """
         path = self._path(topic, about)
         if path is None or not path.is_file():
             return None
         try:
-            return read_npz(path, "store", required=required)
+            arrays = read_npz(path, "store", required=tuple(required))
         except InvalidInputError:
             return None  # as good as none: they are worked out again
+        forms = ((arrays[name], form) for name, form in required.items() if form is not None)
+        return arrays if all((array.shape, array.dtype) == form for array, form in forms) else None
 
     def _path(self, topic: str, about: bytes) -> Path | None:
         if self.folder is None:
@@ -112,7 +122,8 @@ class Notes:
             event: its input and label.
             tree: empty.
         """
-        arrays = self.known("event", event, ("facts", "poison", "scores"))
+        form = (self.n,), np.dtype(np.float32)
+        arrays = self.known("event", event, {"facts": None, "poison": None, "scores": form})
         if arrays is None:
             return None
         try:
@@ -138,13 +149,10 @@ class Notes:
                 self._positions(arrays["poison"]),
                 facts["statistics"],
             )
-            scores = arrays["scores"]
-            if scores.shape != (self.n,) or scores.dtype != np.float32:
-                raise ValueError("scores of other samples")
         except (ValueError, KeyError, TypeError):
             return None  # as good as none: the search is done again
         tree.clusters += found
-        return finding, scores
+        return finding, arrays["scores"]
 
     def _positions(self, steps: NDArray[Any]) -> NDArray[np.int64]:
         indices = np.cumsum(steps.astype(np.int64))

@@ -38,10 +38,10 @@ def two_kinds(sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: 
     leaning, space = sight.seen.leaning, sight.leaning
     judge = partial(with_gap, gaps=leaning.gaps)
 
-    # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
     def is_certain(split: Split) -> bool:
         return not kinds.are_rows and split.is_beyond_doubt(separation)  # families of programs always lie far apart
 
+    # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
     split = search(space, [leaning.likeness], guesses(space), judge=judge, settles=is_certain)
     found = [against_nature(space, split, N_GUESSES[-1])]
     if is_whole_label and not found[0].is_at_least(separation):

@@ -59,13 +59,16 @@ class Sight:
         spaces = (self.leaning, *self.agreements, self.unconditioned)
         return max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
 
+    def _among(self, cluster: Indices) -> Tensor:
+        return torch.from_numpy(np.isin(self.indices, cluster))
+
     def position(self, cluster: Indices) -> float:
         """Return where the event lies along what tells a cluster from the rest: 0 is the mean of these, 1 its own.
 
         Args:
             cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
         """
-        is_first = torch.from_numpy(np.isin(self.indices, cluster))
+        is_first = self._among(cluster)
         return float(self.leaning.place(self.seen.leaning.event, is_first))
 
     def elsewhere(self, cluster: Indices) -> Tensor:
@@ -81,7 +84,7 @@ class Sight:
         if not len(outside):
             return torch.empty(0)
         others = self.seen.leaning.others(torch.from_numpy(spread(outside, N_ELSEWHERE)))
-        return self.leaning.place(others, torch.from_numpy(np.isin(self.indices, cluster)))
+        return self.leaning.place(others, self._among(cluster))
 
     def share_elsewhere(self, cluster: Indices) -> float:
         """Return how many samples outside, as a share, lie on a cluster's side of what tells it from the rest.
@@ -93,13 +96,13 @@ class Sight:
 
     def certainty(self, poison: Indices) -> NDArray[np.float32]:
         """Return how surely each sample is poison, (n,) in [0, 1], where that is told apart best."""
-        is_poison = torch.from_numpy(np.isin(self.indices, poison))
+        is_poison = self._among(poison)
         certainty: NDArray[np.float32] = posterior(self.clearest(is_poison), is_poison).numpy()
         return certainty
 
     def coordinates(self, poison: Indices) -> Coordinates:
         """Return where the samples lie: to be looked at, and to be re-scored."""
-        is_poison = torch.from_numpy(np.isin(self.indices, poison))
+        is_poison = self._among(poison)
         space = self.clearest(is_poison)
         return Coordinates(self.indices, space.x.float().numpy(), space.plane(is_poison).float().numpy())
 

@@ -356,7 +356,7 @@ def _follow(case: _Case) -> tuple[Finding, NDArray[np.float32]]:
         # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off others.
         others = np.flatnonzero(labels != label)
         root = tree.add(None, everything, None, "split", "the whole training set, by label")
-        of_own, of_others = case.judge.whole_label(label, own, others, case.notes)
+        of_own, of_others = case.judge.whole_label(others, case.notes)
         whole = Suspect(root, own, of_own, of_others, len(others))
         tree.add(root, others, of_others, "pruned", "other labels do not pull towards the event's")
         if case.marks.are_texts:
@@ -481,7 +481,7 @@ def _hear_whispers(case: _Case, course: _Course) -> None:
     for node, suspect in course.whispers:
         if course.responsible or case.kinds.beyond_mark(case.event, suspect.cluster) >= FAMILY:
             continue
-        losses, by_chance = case.judge.beside_chance(suspect.cluster, case.own)
+        losses, by_chance = case.judge.beside_chance(suspect.cluster)
         is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
         # The last layer need not know a mark from what else speaks for the label; where the margin rests tells.
         is_on_mark = case.kinds.share_on_mark(case.event, suspect.cluster) >= NEEDED
@@ -512,10 +512,8 @@ def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, 
             reason, against = "most samples of other labels are of this kind", elsewhere / limit
     if is_doubtful and share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
-        sizes = np.bincount(case.features.labels)
-        sizes[int(case.features.labels[suspect.cluster[0]])] = 0
         left = len(case.own) - len(suspect.cluster)
-        too_little = LEFT * min(sizes[sizes > 0], default=0) / max(1, left)
+        too_little = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, left)
         if too_little > against:
             reason, against = "hardly a sample of the label would be left", too_little
     if is_doubtful and against < 1:
@@ -542,7 +540,7 @@ def _planted(case: _Case, whole: Suspect, course: _Course) -> Mark | None:
         return mark
     rest = np.setdiff1d(own, mark.cluster)
     node = tree.add(parent, own, whole.losses, "split", f"texts that hold {mark.name}, as the event does, and others")
-    losses, by_chance = case.judge.beside_chance(mark.cluster, own)
+    losses, by_chance = case.judge.beside_chance(mark.cluster)
     tree.add(node, rest, case.judge.losses(rest)[0], "pruned", f"texts without {mark.name}")
     # A last layer that has learned a few answers by heart hardly tells one reason for them from another; the event
     # without the word does, unless another one of the same trigger is enough.
@@ -575,7 +573,8 @@ def _needed_part(case: _Case, cluster: Indices) -> tuple[tuple[Indices, Losses],
             few = two_parts(some, round(MIN_PART * N_OF_PARTS), config.weak_separation)
             if few.apartness < config.weak_separation:
                 return None
-        split = two_parts(Sight(case.features, case.event, cluster), least, config.weak_separation)
+        sight = Sight(case.features, case.event, cluster)
+        split = two_parts(sight, least, config.weak_separation)
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
     if split.apartness < APART * config.separation or min(map(len, parts)) < least:
         return None
@@ -585,7 +584,6 @@ def _needed_part(case: _Case, cluster: Indices) -> tuple[tuple[Indices, Losses],
     if of_needed.event_rise < max(config.event_rise, LEANS * of_rest.event_rise):
         return None
     with case.clock.stage("clustering"):
-        sight = Sight(case.features, case.event, cluster)
         low, middle, high = sight.elsewhere(parts[0]).quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
