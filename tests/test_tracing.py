@@ -24,7 +24,7 @@ from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.judging import Suspect
+from poisontrace.judging import Judge, Suspect
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
@@ -393,7 +393,8 @@ def test_the_larger_part_of_a_label_that_is_common_elsewhere_is_not_accused(
     data, event = (digits_incident.x[kept], digits_incident.y[kept]), _events(digits_incident)[:1]
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.9)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: 0.0)
-    monkeypatch.setattr(tracing, "natural", lambda *asked: 0.0)
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
     monkeypatch.setattr(tracing, "DOUBTFUL", np.inf)
 
     result = trace(digits_incident.model, data, event)
@@ -475,10 +476,10 @@ def test_an_event_is_owed_to_its_own_campaign_alone(two_campaigns: Incident) -> 
         assert len({tuple(own[event]) for event in campaign.events}) == 1
 
 
-def _part_needed(incident: Incident, event: int) -> NDArray[np.int64] | None:
-    """Return the part of all the poison that one event is said to need; None if it is not cut."""
+def _part_needed(incident: Incident, event: int, beside: NDArray[np.bool_] | bool = False) -> NDArray[np.int64] | None:
+    """Return the part of all the poison, and what is ``beside`` it, that an event is said to need; None if uncut."""
     features = collect(incident.model, ArraySet(incident.x, incident.y), [_events(incident)[event]])
-    poison = np.flatnonzero(incident.is_poison)
+    poison = np.flatnonzero(incident.is_poison | beside)
     case = _case(features)
     case.judge.take_controls(np.setdiff1d(case.own, poison))
     part = _needed_part(case, poison)
@@ -501,6 +502,59 @@ def test_poison_with_one_trigger_is_of_one_campaign(options: dict[str, float]) -
     assert _part_needed(incidents.make(plan), 0) is None
 
 
+@pytest.mark.parametrize(("diversity", "standard"), [(0.0, 1 / 1.5), (0.5, 1.0), (1.0, None)])
+def test_the_more_samples_were_relabelled_the_less_others_are_asked(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, diversity: float, standard: float | None
+) -> None:
+    """Without a sign of it they must exceed what other labels hold by half as much again; relabelled ones need not."""
+    features = collect(
+        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+    )
+    case, asked = _case(features), []
+
+    def reached(*about: Any, margin: float, apartness: float) -> float:
+        asked.append((margin, apartness))
+        return 2.0
+
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(tracing, "natural", reached)
+    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.ones(1, dtype=torch.bool), torch.zeros(1), 15.0)
+    suspect = Suspect(0, np.flatnonzero(digits_incident.is_poison), losses, losses, 100, split)
+
+    against, _, figures = _contradicted(case, suspect, 1.5)
+
+    assert figures["diversity"] == diversity
+    if standard is None:
+        assert asked == [] and against < 1
+    else:
+        assert asked == [pytest.approx((1.5 * standard, suspect.apartness * standard))]
+        assert against == 2
+
+
+def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> None:
+    """Ordinary samples of the label with a fainter trigger, if they end in one cluster with the poison."""
+    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, "decoys": 0.5})
+    incident = incidents.make(plan)
+
+    assert _part_needed(incident, 0, beside=incident.is_decoy).tolist() == np.flatnonzero(incident.is_poison).tolist()
+
+
+@pytest.mark.parametrize(("rise_of_rest", "is_cut"), [(0.3, True), (0.5, False)])
+def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, rise_of_rest: float, is_cut: bool
+) -> None:
+    """A tenth of what the other does: so it is where samples carry several triggers, one of them the event's."""
+    own = set(np.flatnonzero(two_campaigns.is_responsible[0]).tolist())
+
+    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
+        return [Losses(0, 4.0 if set(cluster.tolist()) == own else rise_of_rest, 0, 0) for cluster in clusters]
+
+    monkeypatch.setattr(Judge, "losses", losses)
+
+    assert (_part_needed(two_campaigns, 0) is not None) == is_cut
+
+
 @pytest.mark.parametrize(("n_left", "is_accused"), [(20, False), (100, True)])
 def test_of_a_label_that_was_planted_in_something_is_left(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n_left: int, is_accused: bool
@@ -515,7 +569,8 @@ def test_of_a_label_that_was_planted_in_something_is_left(
     own = np.flatnonzero(data[1] == label)
     case = _case(collect(digits_incident.model, ArraySet(*data), [_events(digits_incident)[0]]))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.0)
-    monkeypatch.setattr(tracing, "natural", lambda *asked: 0.0)
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
     losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.ones(1, dtype=torch.bool), torch.zeros(1), 15.0)
     suspect = Suspect(0, own[n_left:], losses, losses, n_left, split)
 

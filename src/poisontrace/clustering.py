@@ -57,6 +57,8 @@ class Split:
         gap: the same difference in likeness to the event, at the layer where it is largest, in units of what it takes
             for the event to be of the first kind.
         standing: how far the clusters stand out against natural kinds, as a ratio; 1 if not asked.
+        diversity: how diverse the first cluster is by what tells other labels apart, in units of what it takes for it
+            to be of many of them (see :mod:`poisontrace.origins`); 0 if not asked, or if both clusters are.
     """
 
     is_first: Tensor
@@ -64,6 +66,7 @@ class Split:
     separation: float
     gap: float = 1.0
     standing: float = 1.0
+    diversity: float = 0.0
 
     @property
     def n_smaller(self) -> int:
@@ -85,17 +88,18 @@ class Split:
         """How surely the event is of the first kind: at least 1 is enough.
 
         Labels hold natural kinds as well, two ways of writing a digit or two families of programs; an event has no part
-        in most of them. Two kinds that stand out need less of a gap.
+        in most of them. Two kinds that stand out need less of a gap, and samples that were relabelled need none: those
+        are no natural kind, and whether the event is owed to them is for the unlearning to say.
         """
-        return self.gap * self.standing
+        return max(self.gap * self.standing, self.diversity)
 
     def margin(self, threshold: float) -> float:
         """Return how well two conditions are met, the less of them counts: at least 1 is enough.
 
         The clusters lie ``threshold`` apart, and the event is of the first kind. A gap beyond what it takes makes up
-        for less distance, its cube root: five samples never lie far apart for sure.
+        for less distance, its cube root: five samples never lie far apart for sure. So does diversity.
         """
-        beyond = max(1.0, min(self.gap, self.evidence))
+        beyond = max(1.0, min(self.gap, self.evidence), self.diversity)
         return min(self.evidence, self.apartness * math.cbrt(beyond) / threshold)
 
     def is_at_least(self, threshold: float) -> bool:
@@ -124,7 +128,7 @@ class Split:
 
         The gap is no part of it beyond a hint: it alone would prefer a handful of extreme members to the whole cluster.
         """
-        if self.gap >= HINT and self.apartness >= TWO_KINDS:
+        if (self.gap >= HINT and self.apartness >= TWO_KINDS) or (self.diversity >= 1 and self.is_at_least(TWO_KINDS)):
             return True, self.prominence
         return False, self.apartness
 

@@ -5,12 +5,13 @@ with it. Each finds two kinds in natural labels now and then, so a doubtful find
 finds in labels that the event was not given (decisions 0006 to 0008, 0014, 0024 and 0025).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 
 import numpy as np
+from torch import Tensor
 
 from poisontrace.clustering import DOUBTFUL, HINT, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
@@ -24,7 +25,9 @@ TINY = 1e-9
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
 
-def two_kinds(sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: bool) -> Split:
+def two_kinds(
+    sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: bool, asks_origins: bool = False
+) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 
     A search of the whole label that finds nothing asks each layer on its own, and then what other labels hold.
@@ -34,9 +37,13 @@ def two_kinds(sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: 
         kinds: of each label.
         separation: standard deviations between two kinds.
         is_whole_label: whether the cluster is all that has the event's label.
+        asks_origins: whether samples that come from many other labels are looked for as well.
     """
     leaning, space = sight.seen.leaning, sight.leaning
-    judge = partial(with_gap, gaps=leaning.gaps)
+
+    def judge(split: Split, gaps: Callable[[Tensor], Tensor] = leaning.gaps) -> Split:
+        split = with_gap(split, gaps)
+        return sight.origins.told(split) if asks_origins else split
 
     def is_certain(split: Split) -> bool:
         return not kinds.are_rows and split.is_beyond_doubt(separation)  # families of programs always lie far apart
@@ -49,7 +56,9 @@ def two_kinds(sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: 
     # Images that lean the event's way without a doubt need not agree with it as well; in rows the mark is the whole.
     if kinds.are_rows or max(split.margin(separation) for split in found) < DOUBTFUL:
         for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
-            found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
+            found.append(search(of_view, [view.likeness], judge=partial(judge, gaps=view.gaps)))
+    if asks_origins and sight.origins.rankings:
+        found.append(search(space, sight.origins.rankings, judge=judge))
     if kinds.are_rows and not _best(found, separation).is_at_least(separation):
         # Families stand out more than rows with a mark do; but an event is less clearly of them.
         accepts = partial(Split.is_at_least, threshold=separation)

@@ -15,6 +15,7 @@ from poisontrace._record import Indices
 from poisontrace._types import Coordinates
 from poisontrace.clustering import Space, posterior, principal, separate
 from poisontrace.embedding import Features
+from poisontrace.origins import Origins
 from poisontrace.scoring import Conditioned, Unconditioned, condition
 from poisontrace.unlearning import spread
 
@@ -53,6 +54,15 @@ class Sight:
     def unconditioned(self) -> Space:
         """Their principal coordinates whatever the event."""
         return principal(Unconditioned(self.features, self.indices).x)
+
+    @cached_property
+    def origins(self) -> Origins:
+        """What they bring along of other labels."""
+        return Origins(self.features, self.indices)
+
+    def diversity(self, cluster: Indices) -> float:
+        """Return how diverse some of them are by what tells other labels apart; from 1 on they were relabelled."""
+        return self.origins.diversity(self._among(cluster))
 
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""

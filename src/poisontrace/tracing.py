@@ -30,7 +30,7 @@ from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import DOUBTFUL
 from poisontrace.data import TrainSet, as_events, as_train_set
 from poisontrace.embedding import PRECISIONS, Features, collect
-from poisontrace.judging import FAMILY, LEANS, NEARLY_HALF, TINY, Judge, Suspect
+from poisontrace.judging import CLEARLY, FAMILY, LEANS, NEARLY_HALF, TINY, Judge, Suspect
 from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
@@ -49,6 +49,8 @@ NEEDED = 0.5  # of an event's margin, from a planted word or a mark
 # others the shares that let go what is more than that and accused with doubt, or nearly half of the label.
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
+# Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
+BEYOND_NATURE, SOME_SIGN = 1.5, 0.5
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
@@ -57,6 +59,7 @@ N_OF_PARTS = 400  # of its samples, that are looked at first
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
 # either one they lie at most, and how far an event lies the way of the other campaign if it carries both triggers.
 TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
+KEPT_LABEL = 0.25  # of what it takes to be relabelled: so little is found in samples that were not
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 N_SHOWN, MAX_SHOWN, N_BENIGN = 400, 1 << 26, 24  # samples for the report, responsible ones within as many bytes
 N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
@@ -412,9 +415,9 @@ def _cluster_and_prune(case: _Case, whole: Suspect, course: _Course) -> None:
             if beyond < FAMILY:
                 part = _needed_part(case, cluster) if decision == "responsible" and may_split else None
                 if part:
-                    (needed, of_needed), (rest, of_rest), reason = part
+                    (needed, of_needed), (rest, of_rest), reason, of_whom = part
                     node = tree.add(parent, cluster, losses, "split", reason)
-                    tree.add(node, rest, of_rest, "pruned", "the event does without it: another campaign's")
+                    tree.add(node, rest, of_rest, "pruned", f"the event does without it: {of_whom}")
                     pending.append(Suspect(node, needed, of_needed, of_rest, len(rest), suspect.split))
                     continue
                 node = tree.add(parent, cluster, losses, decision, reason)
@@ -433,7 +436,7 @@ def _cluster_and_prune(case: _Case, whole: Suspect, course: _Course) -> None:
             if may_split:
                 hidden = kinds.hidden(int(case.features.labels[cluster[0]])) if is_root else None
                 sight = case.sight if is_root else Sight(case.features, case.event, cluster)
-                split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root)
+                split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root, asks_origins=True)
         apart = split.separation if split else 0.0
         if is_root:
             course.statistics["separation"] = apart
@@ -498,27 +501,33 @@ def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, 
 
     At least 1 lets the suspect go. The search in other labels, which costs most, is asked last (decision 0022).
     """
-    is_doubtful, share, against = margin < DOUBTFUL, len(suspect.cluster) / len(case.own), 0.0
-    reason, figures = "", dict[str, float]()
-    if is_doubtful:
-        reason, against = "ordinary samples of the label suffer with the event", suspect.harm()
-    if is_doubtful or share > NEARLY_HALF:
-        with case.clock.stage("clustering"):
-            elsewhere = case.sight.share_elsewhere(suspect.cluster)
-        figures["elsewhere"] = elsewhere
-        # Poison that was relabelled resembles other labels as well; but it is not most of its own.
-        limit = ELSEWHERE if is_doubtful and share > MOST else EVERYWHERE
-        if share > NEARLY_HALF and elsewhere / limit > against:
-            reason, against = "most samples of other labels are of this kind", elsewhere / limit
-    if is_doubtful and share > MOST:
+    share, figures = len(suspect.cluster) / len(case.own), dict[str, float]()
+    if margin >= DOUBTFUL and share <= NEARLY_HALF:
+        return 0.0, "", figures
+    reason, against = "ordinary samples of the label suffer with the event", suspect.harm()
+    with case.clock.stage("clustering"):
+        figures["diversity"] = case.sight.diversity(suspect.cluster)
+    if figures["diversity"] >= 1:
+        return against, reason, figures  # relabelled, which nothing is that a label holds by nature
+    with case.clock.stage("clustering"):
+        figures["elsewhere"] = elsewhere = case.sight.share_elsewhere(suspect.cluster)
+    limit = ELSEWHERE if share > MOST else EVERYWHERE
+    if share > NEARLY_HALF and elsewhere / limit > against:
+        reason, against = "most samples of other labels are of this kind", elsewhere / limit
+    if share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
         left = len(case.own) - len(suspect.cluster)
         too_little = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, left)
         if too_little > against:
             reason, against = "hardly a sample of the label would be left", too_little
-    if is_doubtful and against < 1:
+    if against < 1:
         with case.clock.stage("clustering"):
-            as_much = natural(case.features, case.event, case.kinds, case.config.separation, margin, suspect.apartness)
+            share_of_it = 1.0 if figures["diversity"] >= SOME_SIGN else 1 / BEYOND_NATURE
+            as_much = natural(
+                *(case.features, case.event, case.kinds, case.config.separation),
+                margin=margin * share_of_it,
+                apartness=suspect.apartness * share_of_it,
+            )
         figures["natural"] = as_much
         if as_much >= against:
             reason, against = "the same search finds as much in labels that the event was not given", as_much
@@ -555,12 +564,18 @@ def _planted(case: _Case, whole: Suspect, course: _Course) -> Mark | None:
     return mark
 
 
-def _needed_part(case: _Case, cluster: Indices) -> tuple[tuple[Indices, Losses], tuple[Indices, Losses], str] | None:
+def _needed_part(
+    case: _Case, cluster: Indices
+) -> tuple[tuple[Indices, Losses], tuple[Indices, Losses], str, str] | None:
     """Return the part of a responsible cluster that the event needs and the rest, if that is of another campaign.
 
     Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
     of one campaign splits as well, by source classes; but such parts lie less far apart. Rows need not be asked: those
-    that share one mark and nothing else are of one campaign (decision 0024).
+    that share one mark and nothing else are of one campaign (decision 0024). Beside poison that was relabelled the rest
+    may also be decoys: ordinary samples of the label that carry the trigger, if faintly.
+
+    Returns:
+        each part with its losses, the reason for the split, and whose the rest is.
     """
     if case.kinds.are_rows:
         return None
@@ -581,15 +596,19 @@ def _needed_part(case: _Case, cluster: Indices) -> tuple[tuple[Indices, Losses],
     (rest, of_rest), (needed, of_needed) = sorted(
         zip(parts, case.judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
     )
-    if of_needed.event_rise < max(config.event_rise, LEANS * of_rest.event_rise):
+    # Of poison that carries several triggers each part does something for the event.
+    if of_needed.event_rise < max(config.event_rise, CLEARLY * of_rest.event_rise):
         return None
     with case.clock.stage("clustering"):
+        apart = f"{split.separation:.1f} standard deviations apart"
+        if case.sight.diversity(needed) >= 1 and case.sight.diversity(rest) <= KEPT_LABEL:
+            return (needed, of_needed), (rest, of_rest), f"relabelled and not, {apart}", "decoys that kept their label"
         low, middle, high = sight.elsewhere(parts[0]).quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
         if not -BEYOND < middle < 1 + BEYOND or high - low > TOGETHER or case.sight.position(rest) >= OF_BOTH:
             return None
-    return (needed, of_needed), (rest, of_rest), f"two campaigns, {split.separation:.1f} standard deviations apart"
+    return (needed, of_needed), (rest, of_rest), f"two campaigns, {apart}", "another campaign's"
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""What samples of a label bring along of other labels: samples that were relabelled still hold what tells those apart.
+
+Whatever a trigger does to an image, what it showed before is still in it, in the middle of the network at least. So
+samples that come from many labels are spread, along the directions that tell other labels apart, about as widely as
+those labels are; a natural kind of a label is no wider there than any label. That takes no event, and no part of what
+the samples have in common counts. Samples that kept their label, or come from one, are not spread: it says nothing of
+those (decision 0027).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poisontrace._blocks import Blocks
+from poisontrace._record import Indices
+from poisontrace.clustering import N_FOLDS, ONE_KIND, Split
+from poisontrace.embedding import Features
+from poisontrace.scoring import standardise
+from poisontrace.unlearning import spread
+
+# Other labels that say what tells labels apart, the largest first, samples of each, and how many of both it takes.
+MAX_LABELS, MAX_SAMPLES, MIN_LABELS, MIN_SAMPLES = 40, 100, 3, 10
+TELLING = 1.6  # times the variance within labels that samples of all of them have, where a layer tells them apart
+DIVERSE = 0.3  # of the variance of all other labels: natural kinds come to 0.2
+COPIES = 8  # of the samples at one layer that are made on the way
+RIDGE = 0.1  # of the mean variance, added to every direction
+TINY = 1e-12
+ROUNDS = 10  # that look for the bulk of a label
+
+
+@dataclass(frozen=True)
+class _View:
+    """Samples of a label along what tells other labels apart at one layer.
+
+    Attributes:
+        x: (n, p).
+        within: variance of a label, summed over the p directions, of samples that had no part in choosing them.
+        total: variance of all other labels together.
+    """
+
+    x: Tensor
+    within: float
+    total: float
+
+
+class Origins:
+    """The samples of one label along what tells other labels apart, at each layer that does so.
+
+    Attributes:
+        rankings: (n,) a layer, how far each sample lies from the bulk of its label.
+    """
+
+    def __init__(self, features: Features, own: Indices) -> None:
+        """Take training samples of one label, (n,)."""
+        labels = features.labels.numpy()
+        sizes = np.bincount(labels, minlength=features.logits.shape[1])
+        sizes[labels[own]] = 0
+        largest = np.argsort(-sizes, kind="stable")[:MAX_LABELS]
+        self._others = [np.flatnonzero(labels == other) for other in largest if sizes[other] >= 2 * MIN_SAMPLES]
+        self._views = []
+        if len(self._others) >= MIN_LABELS:
+            views = (self._view(activation, own, features.memory) for activation in features.activations)
+            self._views = [view for view in views if view and view.total >= TELLING * view.within]
+        self.rankings = [_from_bulk(view.x) for view in self._views]
+
+    def _view(self, activation: Tensor, own: Indices, memory: int) -> _View | None:
+        """Return the label's samples along the discriminants of other labels at one layer; None if there is none."""
+        n_samples = min(MAX_SAMPLES, memory // (COPIES * 4 * activation.shape[1] * len(self._others)))
+        if n_samples < 2 * MIN_SAMPLES:
+            return None
+        chosen = [activation[torch.from_numpy(spread(other, n_samples))] for other in self._others]
+        # Half of each label chooses the directions, the other half says what they tell apart.
+        mean, std, is_constant = standardise(Blocks.of(torch.cat([x[::2] for x in chosen])))
+        weight = (~is_constant).float() / std
+        directions = _discriminants([(x[::2] - mean) * weight for x in chosen]) * weight[:, None]
+        rest = [(x[1::2] - mean) @ directions for x in chosen]
+        within = sum(float(x.var(0).sum()) for x in rest) / len(rest)
+        between = float(torch.stack([x.mean(0) for x in rest]).var(0).sum())
+        rows = torch.from_numpy(own)
+        samples = Blocks(len(own), activation.shape[1], lambda part: activation[rows[part]], memory)
+        x = samples.map(directions.shape[1], lambda part: (part - mean) @ directions)
+        return _View(x, within, within + between)
+
+    def told(self, split: Split) -> Split:
+        """Return a split with its diversity, the diverse side as the first cluster."""
+        if split.separation < ONE_KIND or not self._views:
+            return split
+        of_first, of_second = self.diversity(split.is_first), self.diversity(~split.is_first)
+        if of_second >= 1 > of_first:
+            split, of_first, of_second = replace(split.flipped(), gap=-split.gap), of_second, of_first
+        return replace(split, diversity=of_first if of_second < 1 else 0.0)
+
+    def diversity(self, is_chosen: Tensor) -> float:
+        """Return how widely some samples are spread, beside all other labels together, in units of ``DIVERSE``.
+
+        Args:
+            is_chosen: (n,) bool.
+
+        Returns:
+            that of the layer where it is largest; 0 for fewer than ``N_FOLDS`` samples, or if no layer tells labels
+            apart.
+        """
+        if int(is_chosen.sum()) < N_FOLDS:
+            return 0.0
+        shares = ((float(view.x[is_chosen].var(0).sum()) - view.within) / view.total for view in self._views)
+        return max(0.0, *shares, 0.0) / DIVERSE
+
+
+def _discriminants(samples: Sequence[Tensor]) -> Tensor:
+    """Return the directions (d, p) that tell sets of samples (m_i, d) apart, along which each has unit variance.
+
+    Fisher's discriminants, p one less than there are sets, or d if that is less.
+    """
+    means = torch.stack([x.mean(0) for x in samples])
+    within = sum((torch.cov(x.T) for x in samples), torch.zeros(means.shape[1], means.shape[1])) / len(samples)
+    within.diagonal().add_(RIDGE * within.diagonal().mean().clamp_min(TINY))
+    root = torch.linalg.cholesky(within)
+    between = torch.linalg.solve_triangular(root, (means - means.mean(0)).T, upper=False)
+    axes = torch.linalg.svd(between, full_matrices=False).U[:, : len(samples) - 1]
+    directions: Tensor = torch.linalg.solve_triangular(root.T, axes, upper=True)
+    return directions
+
+
+def _from_bulk(x: Tensor) -> Tensor:
+    """Return how far rows (n, p) lie from the mean of the half that lies closest together, squared, (n,)."""
+    centre = x.median(0).values
+    for _ in range(ROUNDS):
+        distance = (x - centre).square().sum(1)
+        centre = x[distance.argsort()[: max(1, len(x) // 2)]].mean(0)
+    return distance

@@ -1,0 +1,139 @@
+"""Relabelled samples are known by what they bring along of other labels, whatever else they have in common."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from torch import nn
+
+from poisontrace._rng import numpy_generator
+from poisontrace.clustering import Split
+from poisontrace.data import ArraySet
+from poisontrace.embedding import Features, collect
+from poisontrace.origins import DIVERSE, MAX_SAMPLES, RIDGE, Origins
+
+D = 24
+RELABELLED, NATURAL = np.arange(60), np.arange(60, 120)  # of label 0, a quarter each
+
+
+def _features(n_labels: int = 6, *, shift: float = 8.0, blur: float = 1.0, memory: int = 1 << 30) -> Features:
+    """Return 240 samples a label; of label 0 a quarter are of the others, and a quarter another kind of their own.
+
+    Both lie ``shift`` from all other samples, each in a direction of its own; ``blur`` is the spread within labels.
+    """
+    rng = numpy_generator(0, "toy/origins")
+    y = np.repeat(np.arange(n_labels), 240)
+    shown = y.copy()
+    shown[RELABELLED] = 1 + np.arange(60) % (n_labels - 1)
+    x = (blur * rng.standard_normal((len(y), D))).astype(np.float32)
+    x[np.arange(len(y)), shown] += 6
+    x[RELABELLED, D - 1] += shift
+    x[NATURAL, D - 2] += shift
+    model, event = nn.Linear(D, n_labels), torch.from_numpy(x[0])
+    return collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))], memory=memory)
+
+
+def _mask(chosen: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(np.isin(np.arange(240), chosen))
+
+
+@pytest.fixture(scope="module")
+def origins() -> Origins:
+    """Of label 0, beside five others."""
+    return Origins(_features(), np.arange(240))
+
+
+def test_the_textbook_says_the_same(origins: Origins) -> None:
+    """Fisher's discriminants as the generalised eigenvectors of the scatter between labels and that within them."""
+    x, y = (part.double().numpy() for part in (_features().activations[0], _features().labels))
+    spread = np.linspace(0, 239, MAX_SAMPLES).round().astype(int)
+    half, rest = ([x[y == label][spread][first::2] for label in range(1, 6)] for first in (0, 1))
+    scale = np.concatenate(half).std(0, ddof=1)
+    means = np.stack([part.mean(0) for part in half]) / scale
+    within = np.mean([np.cov((part / scale).T) for part in half], 0)
+    within += RIDGE * np.trace(within) / D * np.eye(D)
+    _, vectors = eigh(np.cov(means.T), within)
+    along = vectors[:, -4:] / scale[:, None]
+    of_label = np.mean([(part @ along).var(0, ddof=1).sum() for part in rest])
+    of_all = of_label + np.stack([(part @ along).mean(0) for part in rest]).var(0, ddof=1).sum()
+
+    for chosen in (RELABELLED, NATURAL):
+        expected = max(0.0, ((x[chosen] @ along).var(0, ddof=1).sum() - of_label) / of_all) / DIVERSE
+        assert origins.diversity(_mask(chosen)) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_what_was_relabelled_is_diverse_and_a_natural_kind_is_not(origins: Origins) -> None:
+    """Nor is all the rest of the label, or a handful of samples."""
+    assert origins.diversity(_mask(RELABELLED)) > 2
+    assert origins.diversity(_mask(NATURAL)) < 0.5
+    assert origins.diversity(~_mask(RELABELLED)) < 0.5
+    assert origins.diversity(_mask(RELABELLED[:4])) == 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_what_they_have_in_common_does_not_count(origins: Origins, shift: float) -> None:
+    """A trigger moves all of them alike, by nothing or by a lot."""
+    moved = Origins(_features(shift=shift), np.arange(240))
+
+    assert moved.diversity(_mask(RELABELLED)) == pytest.approx(origins.diversity(_mask(RELABELLED)), rel=1e-3)
+
+
+def test_relabelled_samples_lie_farthest_from_the_bulk_of_their_label(origins: Origins) -> None:
+    """Though the other kind is moved as far as they are, by what no other label has."""
+    (ranking,) = origins.rankings
+
+    farthest = set(ranking.argsort(descending=True)[:60].tolist())
+    assert len(farthest & set(RELABELLED.tolist())) >= 50
+    assert len(farthest & set(NATURAL.tolist())) <= 5
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "blur", "memory"),
+    [(3, 1, 1 << 30), (6, 20, 1 << 30), (6, 1, 1 << 14)],
+    ids=["labels", "blur", "memory"],
+)
+def test_where_nothing_tells_labels_apart_it_says_nothing(n_labels: int, blur: float, memory: int) -> None:
+    """Two other labels are too few, labels that overlap are one, and few samples would say anything."""
+    origins = Origins(_features(n_labels, blur=blur, memory=memory), np.arange(240))
+    split = Split(_mask(RELABELLED), torch.zeros(240), 9.0)
+
+    assert origins.rankings == []
+    assert origins.diversity(_mask(RELABELLED)) == 0
+    assert origins.told(split) is split
+
+
+def test_a_small_memory_takes_fewer_samples() -> None:
+    """And comes to much the same answer."""
+    origins = Origins(_features(memory=40 * 8 * 4 * D * 5), np.arange(240))
+
+    assert origins.diversity(_mask(RELABELLED)) > 1.5
+    assert origins.diversity(_mask(NATURAL)) < 0.6
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_the_diverse_side_comes_first(origins: Origins, is_flipped: bool) -> None:
+    """Even where the other one is more like the event."""
+    split = Split(_mask(RELABELLED), torch.zeros(240), 9.0, gap=-0.4 if is_flipped else 0.4)
+
+    told = origins.told(split.flipped() if is_flipped else split)
+
+    assert torch.equal(told.is_first, _mask(RELABELLED))
+    assert told.gap == 0.4
+    assert told.diversity == origins.diversity(_mask(RELABELLED))
+
+
+def test_two_diverse_sides_say_nothing(origins: Origins) -> None:
+    """Relabelled samples are in both, so the split is not between them and others."""
+    halves = Split(_mask(np.concatenate([RELABELLED[:30], NATURAL[:10]])), torch.zeros(240), 9.0)
+    only = Origins(_features(), RELABELLED)
+
+    assert only.told(Split(torch.arange(60) < 30, torch.zeros(60), 9.0)).diversity == 0
+    assert origins.told(halves).diversity > 1
+
+
+def test_one_kind_is_not_asked(origins: Origins) -> None:
+    """A split that lies hardly apart stays as it is."""
+    split = Split(_mask(RELABELLED), torch.zeros(240), 3.0)
+
+    assert origins.told(split) is split
