@@ -41,16 +41,18 @@ def two_kinds(
     """
     leaning, space = sight.seen.leaning, sight.leaning
 
-    def judge(split: Split, gaps: Callable[[Tensor], Tensor] = leaning.gaps) -> Split:
-        split = with_gap(split, gaps)
-        return sight.origins.told(split) if asks_origins else split
-
     def is_certain(split: Split) -> bool:
         return not kinds.are_rows and split.is_beyond_doubt(separation)  # families of programs always lie far apart
+
+    def judge(split: Split, gaps: Callable[[Tensor], Tensor] = leaning.gaps) -> Split:
+        split = with_gap(split, gaps)
+        return sight.origins.told(split) if asks_origins and not split.is_at_least(separation) else split
 
     # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
     split = search(space, [leaning.likeness], guesses(space), judge=judge, settles=is_certain)
     found = [against_nature(space, split, N_GUESSES[-1])]
+    if is_certain(found[0]):
+        return found[0]
     if is_whole_label and not found[0].is_at_least(separation):
         found.append(against_nature(space, search(space, [*leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
     # Images that lean the event's way without a doubt need not agree with it as well; in rows the mark is the whole.
@@ -71,7 +73,8 @@ def two_kinds(
             found.append(replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best))))
             if kinds.are_rows:
                 return found[-1]
-    return _best(found, separation)
+    best = _best(found, separation)
+    return sight.origins.told(best) if asks_origins else best
 
 
 def _best(splits: Sequence[Split], separation: float) -> Split:
