@@ -280,6 +280,19 @@ def test_kinds_that_stand_out_need_less_of_a_gap() -> None:
     assert replace(apart, standing=2.0).is_at_least(6)
 
 
+def test_samples_that_were_relabelled_need_no_gap() -> None:
+    """Diversity takes its place, and makes up for less distance as a wide gap does; half of it does neither."""
+    near = Split(torch.arange(200) < 100, torch.zeros(200), 5.5, gap=-0.1)
+    diverse, half = (replace(near, diversity=diversity) for diversity in (2.0, 0.5))
+
+    assert diverse.evidence == 2
+    assert diverse.margin(6) == pytest.approx(near.apartness * 2 ** (1 / 3) / 6)
+    assert diverse.is_at_least(6)
+    assert diverse.strength == (True, near.prominence)
+    assert half.margin(6) == 0.5
+    assert half.strength == near.strength == (False, near.apartness)
+
+
 def test_kinds_within_a_kind_are_held_against_it() -> None:
     """A planted kind among noise stands out; one cluster of three alike does not."""
     x, is_planted = _planted(n_planted=40)

@@ -64,6 +64,32 @@ def test_what_is_beyond_doubt_ends_the_first_search(
     assert int(split.is_first.sum()) == 20
 
 
+def test_samples_of_many_labels_are_found_where_the_event_says_nothing() -> None:
+    """A quarter of label 0 shows other labels and lies apart; the event is more like the others. Who asks finds them."""
+    rng = numpy_generator(0, "toy/relabelled")
+    y = np.repeat(np.arange(6), 160)
+    shown = y.copy()
+    shown[:40] = 1 + np.arange(40) % 5
+    x = rng.standard_normal((len(y), 12)).astype(np.float32)
+    x[np.arange(len(y)), shown] += 6
+    x[:40, 11] += 7
+    task = Planted(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(12), np.zeros(len(y), bool))
+    network = fitted_network(task, lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 6)))
+    event = torch.zeros(12)
+    event[[0, 11]] = torch.tensor([6.0, 3.5])
+    features = collect(network, ArraySet(x, y), [(event, int(network(event[None]).argmax()))])
+    kinds, sight = Kinds(features, NO_NOTES), _own(features)
+    kinds.are_rows = False  # of which the mark is the whole
+
+    asked, unasked = (
+        two_kinds(sight, kinds, TWO_KINDS, is_whole_label=True, asks_origins=asks) for asks in (True, False)
+    )
+
+    assert sight.indices[asked.is_first.numpy()].tolist() == list(range(40))
+    assert asked.is_at_least(TWO_KINDS) and asked.diversity >= 1
+    assert unasked.diversity == 0 and not unasked.is_first[:40].any()
+
+
 def test_parts_are_no_smaller_than_asked(features: Features) -> None:
     """The planted kind is a part of its label if parts may be so small; else there is no split."""
     sight = _own(features)
