@@ -65,7 +65,7 @@ def test_what_is_beyond_doubt_ends_the_first_search(
 
 
 def test_samples_of_many_labels_are_found_where_the_event_says_nothing() -> None:
-    """A quarter of label 0 shows other labels and lies apart; the event is more like the others. Who asks finds them."""
+    """A quarter of label 0 shows other labels and lies apart; the event is more like the rest. Who asks finds them."""
     rng = numpy_generator(0, "toy/relabelled")
     y = np.repeat(np.arange(6), 160)
     shown = y.copy()
