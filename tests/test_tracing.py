@@ -555,6 +555,18 @@ def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
     assert (_part_needed(two_campaigns, 0) is not None) == is_cut
 
 
+def test_a_trigger_that_can_hardly_be_seen_is_traced_by_what_its_poison_was() -> None:
+    """A patch of two pixels, mostly transparent: the event is nearly as much like the other samples of the label."""
+    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=2, seed=2, options={"opacity": 0.4})
+    incident = incidents.make(plan)
+
+    for event, truth in zip(_events(incident), incident.is_responsible, strict=True):
+        result = trace(incident.model, (incident.x, incident.y), [event])
+        assert metrics.precision(result.poison, np.flatnonzero(truth)) >= 0.98
+        assert metrics.recall(result.poison, np.flatnonzero(truth)) >= 0.98
+        assert result.findings[0].statistics["diversity"] >= 1
+
+
 @pytest.mark.parametrize(("n_left", "is_accused"), [(20, False), (100, True)])
 def test_of_a_label_that_was_planted_in_something_is_left(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n_left: int, is_accused: bool
