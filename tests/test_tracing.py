@@ -555,6 +555,20 @@ def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
     assert (_part_needed(two_campaigns, 0) is not None) == is_cut
 
 
+def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digits_incident: Incident) -> None:
+    """However far they lie from others but for the mark; others of which that is true are one."""
+    features = collect(
+        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+    )
+    case, chosen = _case(features), np.flatnonzero(digits_incident.is_poison)
+    case.kinds.are_rows = True
+    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 2.0)
+
+    for diversity, beyond in ((1.0, 0.0), (0.9, 2.0)):
+        monkeypatch.setattr(Sight, "diversity", lambda sight, cluster, diversity=diversity: diversity)
+        assert case.beyond_mark(chosen) == beyond
+
+
 def test_a_trigger_that_can_hardly_be_seen_is_traced_by_what_its_poison_was() -> None:
     """A patch of two pixels, mostly transparent: the event is nearly as much like the other samples of the label."""
     plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=2, seed=2, options={"opacity": 0.4})

@@ -62,7 +62,9 @@ class Origins:
         self._others = [np.flatnonzero(labels == other) for other in largest if sizes[other] >= 2 * MIN_SAMPLES]
         self._views = []
         if len(self._others) >= MIN_LABELS:
-            views = (self._view(activation, own, features.memory) for activation in features.activations)
+            # Not the input itself, where a label may be broader than others by nature, unless there is nothing else.
+            layers = features.activations[1:] or features.activations
+            views = (self._view(activation, own, features.memory) for activation in layers)
             self._views = [view for view in views if view and view.total >= TELLING * view.within]
         self.rankings = [_from_bulk(view.x) for view in self._views]
 

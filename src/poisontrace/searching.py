@@ -61,6 +61,10 @@ def two_kinds(
             found.append(search(of_view, [view.likeness], judge=partial(judge, gaps=view.gaps)))
     if asks_origins and sight.origins.rankings:
         found.append(search(space, sight.origins.rankings, judge=judge))
+        # Families always stand out more than rows with a mark do, but no family is of many labels.
+        relabelled = [split for split in found if split.diversity >= 1 and split.is_at_least(separation)]
+        if kinds.are_rows and relabelled:
+            return max(relabelled, key=attrgetter("strength"))
     if kinds.are_rows and not _best(found, separation).is_at_least(separation):
         # Families stand out more than rows with a mark do; but an event is less clearly of them.
         accepts = partial(Split.is_at_least, threshold=separation)

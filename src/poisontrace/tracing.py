@@ -59,7 +59,6 @@ N_OF_PARTS = 400  # of its samples, that are looked at first
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
 # either one they lie at most, and how far an event lies the way of the other campaign if it carries both triggers.
 TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
-KEPT_LABEL = 0.25  # of what it takes to be relabelled: so little is found in samples that were not
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 N_SHOWN, MAX_SHOWN, N_BENIGN = 400, 1 << 26, 24  # samples for the report, responsible ones within as many bytes
 N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
@@ -319,6 +318,12 @@ class _Case:
         """By how much the loss of controls may rise, in nats."""
         return self.config.control_share * log(self.features.logits.shape[1])
 
+    def beyond_mark(self, cluster: Indices) -> float:
+        """Return how far a cluster of rows lies from others but for the mark; 0 if it is of many labels: no family."""
+        if self.kinds.are_rows and self.sight.diversity(cluster) >= 1:
+            return 0.0
+        return self.kinds.beyond_mark(self.event, cluster)
+
     def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
         """Return how well the conditions for accusing a suspect are met."""
         return suspect.margin(self.config, self.spared, beyond)
@@ -411,7 +416,7 @@ def _cluster_and_prune(case: _Case, whole: Suspect, course: _Course) -> None:
         may_split = len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth
         if not is_root and (judgement := suspect.judge(config, case.spared)):
             decision, reason = judgement
-            beyond = kinds.beyond_mark(case.event, cluster) if decision == "responsible" else 0.0
+            beyond = case.beyond_mark(cluster) if decision == "responsible" else 0.0
             if beyond < FAMILY:
                 part = _needed_part(case, cluster) if decision == "responsible" and may_split else None
                 if part:
@@ -482,7 +487,7 @@ def _hear_noise(case: _Case, course: _Course) -> None:
 def _hear_whispers(case: _Case, course: _Course) -> None:
     """Ask once more about clusters that lie very far apart but hardly move the event, until one is accused."""
     for node, suspect in course.whispers:
-        if course.responsible or case.kinds.beyond_mark(case.event, suspect.cluster) >= FAMILY:
+        if course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
             continue
         losses, by_chance = case.judge.beside_chance(suspect.cluster)
         is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
@@ -504,11 +509,11 @@ def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, 
     share, figures = len(suspect.cluster) / len(case.own), dict[str, float]()
     if margin >= DOUBTFUL and share <= NEARLY_HALF:
         return 0.0, "", figures
-    reason, against = "ordinary samples of the label suffer with the event", suspect.harm()
     with case.clock.stage("clustering"):
         figures["diversity"] = case.sight.diversity(suspect.cluster)
     if figures["diversity"] >= 1:
-        return against, reason, figures  # relabelled, which nothing is that a label holds by nature
+        return 0.0, "", figures  # relabelled, which nothing is that a label holds by nature
+    reason, against = "ordinary samples of the label suffer with the event", suspect.harm()
     with case.clock.stage("clustering"):
         figures["elsewhere"] = elsewhere = case.sight.share_elsewhere(suspect.cluster)
     limit = ELSEWHERE if share > MOST else EVERYWHERE
@@ -601,7 +606,7 @@ def _needed_part(
         return None
     with case.clock.stage("clustering"):
         apart = f"{split.separation:.1f} standard deviations apart"
-        if case.sight.diversity(needed) >= 1 and case.sight.diversity(rest) <= KEPT_LABEL:
+        if case.sight.diversity(needed) >= 1 and case.sight.diversity(rest) < SOME_SIGN:
             return (needed, of_needed), (rest, of_rest), f"relabelled and not, {apart}", "decoys that kept their label"
         low, middle, high = sight.elsewhere(parts[0]).quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
