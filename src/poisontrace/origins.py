@@ -108,7 +108,7 @@ class Origins:
         if int(is_chosen.sum()) < N_FOLDS:
             return 0.0
         shares = ((float(view.x[is_chosen].var(0).sum()) - view.within) / view.total for view in self._views)
-        return max(0.0, *shares, 0.0) / DIVERSE
+        return max([0.0, *shares]) / DIVERSE
 
 
 def _discriminants(samples: Sequence[Tensor]) -> Tensor:
