@@ -18,11 +18,11 @@ from poisontrace._blocks import Blocks
 from poisontrace._record import Indices
 from poisontrace.clustering import N_FOLDS, ONE_KIND, Split
 from poisontrace.embedding import Features
-from poisontrace.scoring import standardise
+from poisontrace.scoring import layer_at, standardise
 from poisontrace.unlearning import spread
 
 # Other labels that say what tells labels apart, the largest first, samples of each, and how many of both it takes.
-MAX_LABELS, MAX_SAMPLES, MIN_LABELS, MIN_SAMPLES = 40, 100, 3, 10
+MAX_LABELS, MAX_SAMPLES, MIN_LABELS, MIN_SAMPLES = 40, 100, 3, 20
 TELLING = 1.6  # times the variance within labels that samples of all of them have, where a layer tells them apart
 DIVERSE = 0.3  # of the variance of all other labels: natural kinds come to 0.2
 COPIES = 8  # of the samples at one layer that are made on the way
@@ -59,7 +59,7 @@ class Origins:
         sizes = np.bincount(labels, minlength=features.logits.shape[1])
         sizes[labels[own]] = 0
         largest = np.argsort(-sizes, kind="stable")[:MAX_LABELS]
-        self._others = [np.flatnonzero(labels == other) for other in largest if sizes[other] >= 2 * MIN_SAMPLES]
+        self._others = [np.flatnonzero(labels == other) for other in largest if sizes[other] >= MIN_SAMPLES]
         self._views = []
         if len(self._others) >= MIN_LABELS:
             # Not the input itself, where a label may be broader than others by nature, unless there is nothing else.
@@ -71,7 +71,7 @@ class Origins:
     def _view(self, activation: Tensor, own: Indices, memory: int) -> _View | None:
         """Return the label's samples along the discriminants of other labels at one layer; None if there is none."""
         n_samples = min(MAX_SAMPLES, memory // (COPIES * 4 * activation.shape[1] * len(self._others)))
-        if n_samples < 2 * MIN_SAMPLES:
+        if n_samples < MIN_SAMPLES:
             return None
         chosen = [activation[torch.from_numpy(spread(other, n_samples))] for other in self._others]
         # Half of each label chooses the directions, the other half says what they tell apart.
@@ -81,9 +81,9 @@ class Origins:
         rest = [(x[1::2] - mean) @ directions for x in chosen]
         within = sum(float(x.var(0).sum()) for x in rest) / len(rest)
         between = float(torch.stack([x.mean(0) for x in rest]).var(0).sum())
-        rows = torch.from_numpy(own)
-        samples = Blocks(len(own), activation.shape[1], lambda part: activation[rows[part]], memory)
-        x = samples.map(directions.shape[1], lambda part: (part - mean) @ directions)
+        x = layer_at(activation, torch.from_numpy(own), memory).map(
+            directions.shape[1], lambda part: (part - mean) @ directions
+        )
         return _View(x, within, within + between)
 
     def told(self, split: Split) -> Split:

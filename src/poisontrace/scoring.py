@@ -133,7 +133,7 @@ def standardise(activation: Blocks) -> tuple[Tensor, Tensor, Tensor]:
     return mean, std.masked_fill(is_constant, 1), is_constant
 
 
-def _at(activation: Tensor, rows: Tensor, memory: int) -> Blocks:
+def layer_at(activation: Tensor, rows: Tensor, memory: int) -> Blocks:
     """Return some rows of a layer's activations."""
     return Blocks(len(rows), activation.shape[1], lambda part: activation[rows[part]], memory)
 
@@ -148,7 +148,7 @@ class Unconditioned(View):
         layers = []
         for activation in (*features.activations, features.noise):
             if activation.shape[1]:
-                mean, std, is_constant = standardise(_at(activation, rows, features.memory))
+                mean, std, is_constant = standardise(layer_at(activation, rows, features.memory))
                 # Each layer weighs the same, however wide it is.
                 weight = (~is_constant).float() / (~is_constant).sum().clamp_min(1).sqrt()
                 layers.append((activation, mean, std, weight))
@@ -178,7 +178,7 @@ def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Con
     for activation, of_event, saliency, is_pooled in zip(
         features.activations, features.event_activations, features.saliency, features.is_pooled, strict=True
     ):
-        mean, std, is_constant = standardise(_at(activation, rows, memory))
+        mean, std, is_constant = standardise(layer_at(activation, rows, memory))
         share = saliency[event].masked_fill(is_constant, 0)
         # Weights have mean 1 in each layer, so that no layer drowns the others by its width or its scale.
         weight = (share / share.mean().clamp_min(1e-30)).sqrt() / std
@@ -229,7 +229,7 @@ def marked(features: Features, event: int, cluster: NDArray[np.int64], siblings:
     x, of_event = features.activations[0], features.event_activations[0][event]
 
     def at(*parts: NDArray[np.int64]) -> Blocks:
-        return _at(x, torch.from_numpy(np.concatenate(parts)), features.memory)
+        return layer_at(x, torch.from_numpy(np.concatenate(parts)), features.memory)
 
     _, std, _ = standardise(at(cluster, siblings))
 
@@ -266,7 +266,7 @@ def without_mark(
     x = features.activations[0]
     is_marked = marked(features, event, cluster, siblings)
     both = np.concatenate([cluster, others])
-    mean, spread, is_constant = standardise(_at(x, torch.from_numpy(both), features.memory))
+    mean, spread, is_constant = standardise(layer_at(x, torch.from_numpy(both), features.memory))
     is_kept = ~is_constant & ~is_marked
     rows = torch.from_numpy(both)
 
