@@ -15,7 +15,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Grid:
         rules: of ``tracing.RULES``; may be empty.
         incidents: fields of ``incidents.Plan`` but ``seed`` and ``n_events``.
         speed_repeats: traces to be timed beside a plain forward pass, for each victim.
-        natural_mistakes: mistakes to trace on the unpoisoned twin of the first incident of each data set and size.
+        natural_mistakes: mistakes to trace on the unpoisoned twin of the first incident of each data set and network.
         device: where networks are trained and run.
     """
 
@@ -146,6 +146,8 @@ def _plan_rules() -> dict[str, Rule]:
         "n_train": _at_least(1),
         "width": _at_least(1),
         "epochs": _at_least(1),
+        "weight_decay": ("a number of at least 0", lambda value: type(value) in (int, float) and value >= 0),
+        "smoothing": ("a fraction in [0, 1)", lambda value: type(value) in (int, float) and 0 <= value < 1),
     }
 
 
@@ -198,7 +200,7 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
             progress(path.stem, position, len(plans))
         # An attack that failed fails again: the same plan gives the same victim.
         if _key_of(plan, "failed", "", 0) not in done:
-            twin = (plan.dataset, plan.n_train, plan.seed)
+            twin = _key_of(replace(plan, attack="", rate=0.0, target=None, options={}), "clean", "", 0)
             wanted = _wanted(grid, with_mistakes=twin not in with_mistakes)
             missing = [want for want in wanted if _key_of(plan, *want) not in done]
             for row in _rows(plan, missing, grid.device, progress):
@@ -349,8 +351,8 @@ class _Subject:
 
     def facts(self) -> Row:
         """Return what every row says of the victim."""
-        names = ("n_train", "n_poison", "clean_accuracy", "train_accuracy", "attack_success", "attack_success_twin")
-        facts = {name: self.incident.facts[name] for name in (*names, "succeeded")}
+        names = ("n_train", "n_poison", "confidence", "clean_accuracy", "train_accuracy", "attack_success")
+        facts = {name: self.incident.facts[name] for name in (*names, "attack_success_twin", "succeeded")}
         return {**facts, "model": self.incident.arch}
 
     def trace_row(self, rule: str, event: int) -> Row | None:

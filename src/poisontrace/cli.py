@@ -254,6 +254,8 @@ def attack(
     model: Annotated[str | None, typer.Option(help="Victim's network; see poisontrace list.")] = None,
     width: Annotated[int | None, typer.Option(help="Victim's width.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of its training.")] = None,
+    smoothing: Annotated[float | None, typer.Option(help="Label smoothing of its training, in [0, 1).")] = None,
     training: Annotated[str, typer.Option(help="scratch, transfer or finetune; see poisontrace list.")] = "scratch",
     option: Annotated[
         list[str] | None, typer.Option(help="name=value, an option of the attack; may be repeated.")
@@ -277,6 +279,8 @@ def attack(
             model=model,
             width=width,
             epochs=epochs,
+            weight_decay=weight_decay,
+            smoothing=smoothing,
             options=_options(option or []),
         )
         with _progress(_console(stderr=True)) as progress:

@@ -57,8 +57,8 @@ class Split:
         gap: the same difference in likeness to the event, at the layer where it is largest, in units of what it takes
             for the event to be of the first kind.
         standing: how far the clusters stand out against natural kinds, as a ratio; 1 if not asked.
-        diversity: how diverse the first cluster is by what tells other labels apart, in units of what it takes for it
-            to be of many of them (see :mod:`poisontrace.origins`); 0 if not asked, or if both clusters are.
+        diversity: how much more diverse the first cluster is than the second, by what tells other labels apart, in
+            units of what it takes for it to be of many of them (see :mod:`poisontrace.origins`); 0 if not asked.
     """
 
     is_first: Tensor
@@ -123,14 +123,22 @@ class Split:
         return self.separation * math.sqrt(self.n_smaller)
 
     @property
-    def strength(self) -> tuple[bool, float]:
-        """What a search maximises: two kinds before one; the prominence of the former, the apartness of the latter.
+    def is_relabelled(self) -> bool:
+        """Whether the first cluster is of many other labels, and the second is not."""
+        return self.diversity >= 1 and self.is_at_least(TWO_KINDS)
 
-        The gap is no part of it beyond a hint: it alone would prefer a handful of extreme members to the whole cluster.
+    @property
+    def strength(self) -> tuple[int, float]:
+        """What a search maximises: relabelled samples before two kinds, and those before one.
+
+        Of the first it is the diversity, of the second the prominence, of the third the apartness. The gap is no part
+        of it beyond a hint: it alone would prefer a handful of extreme members to the whole cluster.
         """
-        if (self.gap >= HINT and self.apartness >= TWO_KINDS) or (self.diversity >= 1 and self.is_at_least(TWO_KINDS)):
-            return True, self.prominence
-        return False, self.apartness
+        if self.is_relabelled:
+            return 2, self.diversity * math.sqrt(self.n_smaller)
+        if self.gap >= HINT and self.apartness >= TWO_KINDS:
+            return 1, self.prominence
+        return 0, self.apartness
 
 
 def two_means(embedding: Embedding, *, max_rounds: int = 100) -> Tensor:
@@ -446,7 +454,7 @@ def search(
         max_rounds: that each start is given, see :func:`separate`.
     """
 
-    def worth(split: Split) -> tuple[bool, tuple[bool, float]]:
+    def worth(split: Split) -> tuple[bool, tuple[int, float]]:
         return accepts(split), split.strength
 
     judged: dict[tuple[bytes, float], Split] = {}

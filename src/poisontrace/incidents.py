@@ -129,7 +129,8 @@ class Plan:
         n_events: misclassifications to keep, at most.
         target: label the attacker wants; None draws it.
         training: "scratch", "transfer" or "finetune", see ``TRAININGS``.
-        model, width, epochs: of the victim; None for the usual ones.
+        model, width: of the victim; None for the usual ones.
+        epochs, weight_decay, smoothing: of its training, see ``train.Recipe``; None for the usual ones.
         options: further arguments of the attack.
     """
 
@@ -144,6 +145,8 @@ class Plan:
     model: str | None = None
     width: int | None = None
     epochs: int | None = None
+    weight_decay: float | None = None
+    smoothing: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -318,9 +321,9 @@ def make(
     attack.check_kind(dataset.x_train)
     arch = _arch(plan, dataset, len(dataset.classes))
     models.build(**arch)  # says so if the network does not fit the data
-    recipe = TASKS[plan.dataset].recipe(plan.training)
-    if plan.epochs is not None:
-        recipe = replace(recipe, epochs=plan.epochs)
+    asked = {name: getattr(plan, name) for name in ("epochs", "weight_decay", "smoothing")}
+    usual = TASKS[plan.dataset].recipe(plan.training)
+    recipe = replace(usual, **{name: value for name, value in asked.items() if value is not None})
     extractor = _extractor(plan, dataset, device, progress)
     attack = prepared_attack(plan, attack=attack, device=device, progress=progress)
     poisoned = attack.poison(dataset.x_train, dataset.y_train)
@@ -354,6 +357,7 @@ def make(
         "n_train": len(poisoned.x),
         "n_poison": int(poisoned.is_poison.sum()),
         "n_decoys": int(poisoned.is_decoy.sum()),
+        "confidence": train.confidence(victim, dataset.x_test),
         "clean_accuracy": train.accuracy(victim, dataset.x_test, dataset.y_test),
         "train_accuracy": train.accuracy(victim, poisoned.x, poisoned.y),
         "clean_accuracy_twin": train.accuracy(twin, dataset.x_test, dataset.y_test),

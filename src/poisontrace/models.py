@@ -138,11 +138,33 @@ def mlp(n_classes: int = 2, *, n_features: int, width: int = 64) -> nn.Sequentia
     )
 
 
+def plain_cnn(n_classes: int = 10, *, n_channels: int = 1, width: int = 16) -> nn.Sequential:
+    """Two convolutions without batch normalisation and a hidden dense layer (the LeNet-5 form), for small images."""
+    return nn.Sequential(
+        Normalise(n_channels),
+        *(nn.Conv2d(n_channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()),
+        *(nn.Linear(32 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, n_classes)),
+    )
+
+
+def flat_mlp(n_classes: int = 10, *, n_channels: int = 1, width: int = 128) -> nn.Sequential:
+    """Two hidden layers for images that are read as rows of 8x8 pixels."""
+    return nn.Sequential(
+        Normalise(n_channels),
+        *(nn.AdaptiveAvgPool2d(8), nn.Flatten()),
+        *(nn.Linear(64 * n_channels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
+        nn.Linear(width, n_classes),
+    )
+
+
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "resnet9": resnet9,
     "resnet18": resnet18,
     "small_cnn": small_cnn,
     "mlp": mlp,
+    "plain_cnn": plain_cnn,
+    "flat_mlp": flat_mlp,
 }
 
 

@@ -37,8 +37,8 @@ class _View:
 
     Attributes:
         x: (n, p).
-        within: variance of a label, summed over the p directions, of samples that had no part in choosing them.
-        total: variance of all other labels together.
+        within: variance of a label, of samples that had no part in choosing the directions, see :func:`_variance`.
+        total: that of all other labels together.
     """
 
     x: Tensor
@@ -79,36 +79,52 @@ class Origins:
         weight = (~is_constant).float() / std
         directions = _discriminants([(x[::2] - mean) * weight for x in chosen]) * weight[:, None]
         rest = [(x[1::2] - mean) @ directions for x in chosen]
-        within = sum(float(x.var(0).sum()) for x in rest) / len(rest)
-        between = float(torch.stack([x.mean(0) for x in rest]).var(0).sum())
+        within, total = sum(map(_variance, rest)) / len(rest), _variance(torch.cat(rest))
         x = layer_at(activation, torch.from_numpy(own), memory).map(
             directions.shape[1], lambda part: (part - mean) @ directions
         )
-        return _View(x, within, within + between)
+        return _View(x, within, total)
 
     def told(self, split: Split) -> Split:
-        """Return a split with its diversity, the diverse side as the first cluster."""
+        """Return a split with its diversity, the first cluster that of relabelled samples if either is."""
         if split.separation < ONE_KIND or not self._views:
             return split
-        of_first, of_second = self.diversity(split.is_first), self.diversity(~split.is_first)
-        if of_second >= 1 > of_first:
-            split, of_first, of_second = replace(split.flipped(), gap=-split.gap), of_second, of_first
-        return replace(split, diversity=of_first if of_second < 1 else 0.0)
+        diversity = self.diversity(split.is_first)
+        if diversity <= -1:
+            split, diversity = replace(split.flipped(), gap=-split.gap), -diversity
+        return replace(split, diversity=max(0.0, diversity))
 
     def diversity(self, is_chosen: Tensor) -> float:
-        """Return how widely some samples are spread, beside all other labels together, in units of ``DIVERSE``.
+        """Return how much more widely some samples are spread than the rest of the label, in units of ``DIVERSE``.
+
+        A label may be broad by nature, but then all of it is; and a part of it that holds some of the relabelled
+        samples is spread no more than the part that holds the others.
 
         Args:
             is_chosen: (n,) bool.
 
         Returns:
-            that of the layer where it is largest; 0 for fewer than ``N_FOLDS`` samples, or if no layer tells labels
-            apart.
+            the difference of what each comes to at the layer where it is largest; below 0 if the rest is spread more.
+        """
+        return (self._spread(is_chosen) - self._spread(~is_chosen)) / DIVERSE
+
+    def _spread(self, is_chosen: Tensor) -> float:
+        """Return the variance of samples beyond that of a label, as a share of that of all other labels together.
+
+        That of the layer where it is largest; 0 for fewer than ``N_FOLDS`` samples, or if no layer tells labels apart.
         """
         if int(is_chosen.sum()) < N_FOLDS:
             return 0.0
-        shares = ((float(view.x[is_chosen].var(0).sum()) - view.within) / view.total for view in self._views)
-        return max([0.0, *shares]) / DIVERSE
+        shares = ((_variance(view.x[is_chosen]) - view.within) / view.total for view in self._views)
+        return max([0.0, *shares])
+
+
+def _variance(x: Tensor) -> float:
+    """Return the variance of rows (n, p) over all directions but the one along which it is largest.
+
+    Samples differ by how strongly they are of their label, which is one direction; many labels lie apart in many.
+    """
+    return float(torch.linalg.eigvalsh(torch.cov(x.T))[:-1].sum())
 
 
 def _discriminants(samples: Sequence[Tensor]) -> Tensor:

@@ -5,13 +5,12 @@ with it. Each finds two kinds in natural labels now and then, so a doubtful find
 finds in labels that the event was not given (decisions 0006 to 0008, 0014, 0024 and 0025).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 
 import numpy as np
-from torch import Tensor
 
 from poisontrace.clustering import DOUBTFUL, HINT, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
@@ -44,9 +43,7 @@ def two_kinds(
     def is_certain(split: Split) -> bool:
         return not kinds.are_rows and split.is_beyond_doubt(separation)  # families of programs always lie far apart
 
-    def judge(split: Split, gaps: Callable[[Tensor], Tensor] = leaning.gaps) -> Split:
-        split = with_gap(split, gaps)
-        return sight.origins.told(split) if asks_origins and not split.is_at_least(separation) else split
+    judge = partial(with_gap, gaps=leaning.gaps)
 
     # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
     split = search(space, [leaning.likeness], guesses(space), judge=judge, settles=is_certain)
@@ -58,13 +55,14 @@ def two_kinds(
     # Images that lean the event's way without a doubt need not agree with it as well; in rows the mark is the whole.
     if kinds.are_rows or max(split.margin(separation) for split in found) < DOUBTFUL:
         for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
-            found.append(search(of_view, [view.likeness], judge=partial(judge, gaps=view.gaps)))
+            found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
     if asks_origins and sight.origins.rankings:
-        found.append(search(space, sight.origins.rankings, judge=judge))
-        # Families always stand out more than rows with a mark do, but no family is of many labels.
-        relabelled = [split for split in found if split.diversity >= 1 and split.is_at_least(separation)]
-        if kinds.are_rows and relabelled:
-            return max(relabelled, key=attrgetter("strength"))
+        found = [*map(sight.origins.told, found)]
+        found.append(search(space, sight.origins.rankings, judge=lambda split: sight.origins.told(judge(split))))
+        # Natural kinds may stand out more, families among rows always do; but none of them is of many labels.
+        best = max(found, key=attrgetter("strength"))
+        if best.is_relabelled:
+            return best
     if kinds.are_rows and not _best(found, separation).is_at_least(separation):
         # Families stand out more than rows with a mark do; but an event is less clearly of them.
         accepts = partial(Split.is_at_least, threshold=separation)
@@ -77,8 +75,7 @@ def two_kinds(
             found.append(replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best))))
             if kinds.are_rows:
                 return found[-1]
-    best = _best(found, separation)
-    return sight.origins.told(best) if asks_origins else best
+    return _best(found, separation)
 
 
 def _best(splits: Sequence[Split], separation: float) -> Split:

@@ -26,8 +26,9 @@ MARK = "<!-- generated: {} -->"
 # 2022. Empty so far: we know the bound over all attacks only, above 0.984 / 0.968, and a bound is no attack's figure.
 REPORTED: dict[str, str] = {}
 FLOOR = (0.984, 0.968)
-# How a victim was trained whose row does not say it.
+# How a victim was trained whose row does not say it, and what a plan may change about it and the network.
 TRAINING = "scratch"
+CHANGES = ("model", "width", "epochs", "weight_decay", "smoothing")
 DASH = "–"
 # Options of attacks that are there to mislead a tracer, and what they are for; of several the first one counts.
 MEASURES = {
@@ -134,7 +135,14 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> Group
 
 
 def _training(row: Row) -> str:
-    return str(row["plan"].get("training", TRAINING))
+    plan = row["plan"]
+    return ", ".join([plan.get("training", TRAINING), *_changes(row)])
+
+
+def _changes(row: Row) -> list[str]:
+    """Return what is not as usual about a row's network and its training."""
+    named = {name: row["plan"][name] for name in CHANGES if name in row["plan"]}
+    return [str(value) if name == "model" else f"{name.replace('_', ' ')} {value}" for name, value in named.items()]
 
 
 def _measure(row: Row) -> str:
@@ -444,20 +452,57 @@ def _clean_table(rows: list[Row]) -> str:
     """One line for each unpoisoned twin: what its natural mistakes ended in."""
     groups = _groups(
         (row for row in rows if row["kind"] == "clean"),
-        lambda row: (row["dataset"], row["n_train"], row["seed"]),
+        lambda row: (row["dataset"], row["n_train"], ", ".join(_changes(row)), row["seed"]),
     )
     lines = [
         [
-            f"{dataset}, {n:,}",
+            f"{dataset}, {n:,}{', ' if changes else ''}{changes}",
             seed,
             len(group),
             *(sum(row["verdict"] == verdict for row in group) for verdict in ("no-poison", "inconclusive", "poison")),
             f"{max(row['statistics']['separation'] for row in group):.1f}",
             f"{statistics.median(row['seconds'] for row in group):.1f}",
         ]
-        for (dataset, n, seed), group in sorted(groups.items())
+        for (dataset, n, changes, seed), group in sorted(groups.items())
     ]
     head = ("data, samples", "seed", "mistakes", "no-poison", "inconclusive", "poison", "largest separation", "seconds")
+    return _table(head, lines)
+
+
+def _networks_table(rows: list[Row]) -> str:
+    """One line for each network and training that is not as usual, below the same attack on the usual one.
+
+    Of unpoisoned twins the natural mistakes that were accused are counted, of all that were traced.
+    """
+    groups = _groups(
+        (row for row in rows if row["kind"] in ("trace", "clean") and row["rule"] == "default"),
+        lambda row: (row["attack"], row["dataset"], row["n_train"], -row["rate"], ", ".join(_changes(row))),
+    )
+    shown = {key[:-1] for key in groups if key[-1]}
+    lines = []
+    for key, group in sorted(groups.items(), key=lambda item: item[0]):
+        if key[:-1] not in shown:
+            continue
+        tried = {_victim(row): row for row in group if row["kind"] == "trace"}.values()
+        traces, mistakes = [row for row in group if _is_sound(row)], [row for row in group if row["kind"] == "clean"]
+        sure = [row["confidence"] for row in tried if "confidence" in row]
+        lines.append(
+            [
+                f"{key[0]}, {key[1]}, {key[2]:,}, {-key[3]:.3g}",
+                key[-1] or "usual",
+                f"{len(set(map(_victim, traces)))} of {len(tried)}",
+                statistics.mean(sure) if sure else DASH,
+                *(_mean(tried, name) if tried else DASH for name in ("clean_accuracy", "attack_success")),
+                len(traces),
+                *(_mean(traces, name) if traces else DASH for name in ("precision", "recall")),
+                _worst(traces) if traces else DASH,
+                f"{sum(row['verdict'] == 'poison' for row in mistakes)} of {len(mistakes)}",
+            ]
+        )
+    head = (
+        *("attack, data, samples, rate", "network and training", "victims", "confidence", "clean acc.", "success"),
+        *("traces", "precision", "recall", "worst trace", "natural mistakes accused"),
+    )
     return _table(head, lines)
 
 
@@ -821,6 +866,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "anti-forensics": _anti_forensics_table,
     "short": _short_table,
     "every": _every_table,
+    "networks": _networks_table,
     "clean": _clean_table,
     "verdicts": _verdict_table,
     "errors": _error_table,

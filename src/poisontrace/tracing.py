@@ -46,7 +46,7 @@ MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
 NEEDED = 0.5  # of an event's margin, from a planted word or a mark
 # What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of the
-# others the shares that let go what is more than that and accused with doubt, or nearly half of the label.
+# others the shares that let go what is more than that, or nearly half of the label.
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 # Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
@@ -504,39 +504,47 @@ def _hear_whispers(case: _Case, course: _Course) -> None:
 def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go. The search in other labels, which costs most, is asked last (decision 0022).
+    At least 1 lets the suspect go. The search in other labels costs most and comes last (decisions 0022 and 0028).
     """
-    share, figures = len(suspect.cluster) / len(case.own), dict[str, float]()
-    if margin >= DOUBTFUL and share <= NEARLY_HALF:
-        return 0.0, "", figures
+    share = len(suspect.cluster) / len(case.own)
+    is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
     with case.clock.stage("clustering"):
-        figures["diversity"] = case.sight.diversity(suspect.cluster)
+        elsewhere = case.sight.share_elsewhere(suspect.cluster)
+        if not is_doubtful and elsewhere < share:
+            return 0.0, "", {}
+        figures = {"elsewhere": elsewhere, "diversity": case.sight.diversity(suspect.cluster)}
     if figures["diversity"] >= 1:
         return 0.0, "", figures  # relabelled, which nothing is that a label holds by nature
-    reason, against = "ordinary samples of the label suffer with the event", suspect.harm()
-    with case.clock.stage("clustering"):
-        figures["elsewhere"] = elsewhere = case.sight.share_elsewhere(suspect.cluster)
-    limit = ELSEWHERE if share > MOST else EVERYWHERE
-    if share > NEARLY_HALF and elsewhere / limit > against:
-        reason, against = "most samples of other labels are of this kind", elsewhere / limit
+    shows_sign = figures["diversity"] >= SOME_SIGN
+    # What is planted is rarer where nobody planted it.
+    reasons = {"it is as common in labels that the event was not given": elsewhere / _limit(share)}
+    if is_doubtful:
+        reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
+    if margin < DOUBTFUL and share > NEARLY_HALF and not shows_sign and case.sight.origins.rankings:
+        # Who plants as much as that takes it from other labels.
+        reasons["it is half of its label, and nobody relabelled it"] = DOUBTFUL / margin
     if share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
-        left = len(case.own) - len(suspect.cluster)
-        too_little = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, left)
-        if too_little > against:
-            reason, against = "hardly a sample of the label would be left", too_little
-    if against < 1:
+        left = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, len(case.own) - len(suspect.cluster))
+        reasons["hardly a sample of the label would be left"] = left
+    if is_doubtful and max(reasons.values()) < 1:
+        share_of_it = 1.0 if shows_sign else 1 / BEYOND_NATURE
         with case.clock.stage("clustering"):
-            share_of_it = 1.0 if figures["diversity"] >= SOME_SIGN else 1 / BEYOND_NATURE
-            as_much = natural(
+            figures["natural"] = natural(
                 *(case.features, case.event, case.kinds, case.config.separation),
                 margin=margin * share_of_it,
                 apartness=suspect.apartness * share_of_it,
             )
-        figures["natural"] = as_much
-        if as_much >= against:
-            reason, against = "the same search finds as much in labels that the event was not given", as_much
+        reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
+    reason, against = max(reasons.items(), key=itemgetter(1))
     return against, reason, figures
+
+
+def _limit(share: float) -> float:
+    """Return the share of samples elsewhere from which they speak against an accusation of such a share of a label."""
+    if share > MOST:
+        return ELSEWHERE
+    return EVERYWHERE if share > NEARLY_HALF else share
 
 
 def _planted(case: _Case, whole: Suspect, course: _Course) -> Mark | None:

@@ -27,11 +27,14 @@ class Recipe:
     weight_decay: float = 5e-4
     shift: int = 0  # random crops after zero padding by this many pixels
     flip: bool = False  # random left-right flips
+    smoothing: float = 0.0  # of labels: the share of the loss that asks for all labels alike
 
     def __post_init__(self) -> None:
         """Refuse a recipe that trains nothing."""
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
             raise InvalidInputError(f"'recipe' must have epochs >= 1, batch_size >= 2 and lr > 0 (got {self}).")
+        if not 0 <= self.smoothing < 1 or self.weight_decay < 0:
+            raise InvalidInputError(f"'recipe' must have smoothing in [0, 1) and weight_decay >= 0 (got {self}).")
 
 
 def fit(
@@ -88,7 +91,7 @@ def fit(
                 x_batch = x_batch.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=is_image):
                 logits = model(x_batch.to(device))
-            loss = functional.cross_entropy(logits.float(), labels[batch].to(device))
+            loss = functional.cross_entropy(logits.float(), labels[batch].to(device), label_smoothing=recipe.smoothing)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -113,3 +116,8 @@ def predict(model: nn.Module, x: NDArray[Any], *, batch_size: int = 500) -> NDAr
 def accuracy(model: nn.Module, x: NDArray[Any], y: NDArray[np.int64]) -> float:
     """Return the fraction in [0, 1] of inputs whose largest logit is at their label."""
     return float((predict(model, x).argmax(1) == y).mean())
+
+
+def confidence(model: nn.Module, x: NDArray[Any]) -> float:
+    """Return the mean over inputs as stored of the largest probability, in [0, 1]."""
+    return float(torch.from_numpy(predict(model, x)).softmax(1).amax(1).mean())
