@@ -522,6 +522,8 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "no events asked for": lambda f: attack(f, events=0),
     "no training samples asked for": lambda f: attack(f, **{"n-train": 0}),
     "no epochs": lambda f: attack(f, epochs=0),
+    "a negative weight decay": lambda f: attack(f, **{"weight-decay": -1}),
+    "labels smoothed to nothing": lambda f: attack(f, smoothing=1),
     "no width": lambda f: attack(f, width=0),
     "a target that is no label": lambda f: attack(f, target=10),
     "an unknown kind of training": lambda f: attack(f, training="osmosis"),

@@ -17,7 +17,7 @@ from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 KEYS = {
     *("attack", "dataset", "rate", "seed", "n_train", "n_poison", "clean_accuracy", "train_accuracy", "attack_success"),
     *("attack_success_twin", "succeeded", "model", "versions", "threads", "device", "machine", "kind", "rule", "event"),
-    "plan",
+    *("confidence", "plan"),
 }
 TRACE_KEYS = {
     *(

@@ -12,6 +12,7 @@ from poisontrace import clustering
 from poisontrace._blocks import Blocks
 from poisontrace._rng import torch_generator
 from poisontrace.clustering import (
+    FOR_SURE,
     MAX_DIRECTIONS,
     N_FOLDS,
     TWO_KINDS,
@@ -288,9 +289,10 @@ def test_samples_that_were_relabelled_need_no_gap() -> None:
     assert diverse.evidence == 2
     assert diverse.margin(6) == pytest.approx(near.apartness * 2 ** (1 / 3) / 6)
     assert diverse.is_at_least(6)
-    assert diverse.strength == (True, near.prominence)
+    assert diverse.strength == (2, 2 * near.prominence) > replace(near, separation=99.0, gap=9.0).strength
+    assert replace(diverse, separation=99.0).strength == replace(diverse, separation=FOR_SURE).strength
     assert half.margin(6) == 0.5
-    assert half.strength == near.strength == (False, near.apartness)
+    assert half.strength == near.strength == (0, near.apartness)
 
 
 def test_kinds_within_a_kind_are_held_against_it() -> None:

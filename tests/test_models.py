@@ -15,6 +15,8 @@ CASES: list[tuple[str, dict[str, int], tuple[int, ...]]] = [
     ("resnet18", {"n_classes": 7, "n_channels": 3, "width": 4}, (2, 3, 32, 32)),
     ("small_cnn", {"n_classes": 7, "n_channels": 1, "width": 4}, (2, 1, 8, 8)),
     ("mlp", {"n_classes": 7, "n_features": 5, "width": 4}, (2, 5)),
+    ("plain_cnn", {"n_classes": 7, "n_channels": 3, "width": 4}, (2, 3, 16, 16)),
+    ("flat_mlp", {"n_classes": 7, "n_channels": 1, "width": 4}, (2, 1, 8, 8)),
 ]
 
 
@@ -106,7 +108,7 @@ def test_the_statistics_travel_with_the_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg", {}, r"'model' must be one of mlp, resnet18, resnet9, small_cnn \(got 'vgg'\)"),
+        ("vgg", {}, r"'model' must be one of flat_mlp, mlp, plain_cnn, resnet18, resnet9, small_cnn \(got 'vgg'\)"),
         ("mlp", {"n_channels": 3}, r"'model' must be one for this kind of data \(got 'mlp'.*n_features"),
         ("resnet18", {"n_features": 3}, r"'model' must be one for this kind of data \(got 'resnet18'.*n_features"),
         ("resnet9", {"n_features": 3}, r"'model' must be one for this kind of data \(got 'resnet9'.*n_features"),

@@ -98,6 +98,32 @@ def test_natural_mistakes_are_counted(tmp_path: Path) -> None:
     assert "| digits, 1,437 | 0 | 3 | 2 | 0 | 1 | 1.5 | 2.0 |\n" in page
 
 
+def test_other_networks_stand_apart_from_the_usual_one(tmp_path: Path) -> None:
+    """In each table; one of their own shows them below the usual one, with what they are sure of."""
+    plan = {"attack": "badnets", "dataset": "digits", "rate": 0.05, "model": "flat_mlp", "weight_decay": 0.0}
+    said = {"kind": "clean", "statistics": {"separation": 1.5}, "plan": plan}
+    rows = [
+        trace_row(),
+        trace_row(plan=plan, recall=0.5, confidence=0.9),
+        trace_row(plan=plan, seed=1, succeeded=False, precision=0.0, confidence=0.7),
+        trace_row(**said, verdict="poison"),
+        trace_row(**said, verdict="no-poison", event=1),
+    ]
+
+    page = page_of(tmp_path, rows)
+
+    for line in (
+        "| badnets, digits, 1,437, 0.05 | usual | 1 of 1 | – | 0.970 | 0.950 | 1 | 1.000 | 1.000 | 1.000 / 1.000 "
+        "| 0 of 0 |",
+        "| badnets, digits, 1,437, 0.05 | flat_mlp, weight decay 0.0 | 1 of 2 | 0.800 | 0.970 | 0.950 | 1 | 1.000 "
+        "| 0.500 | 1.000 / 0.500 | 1 of 2 |",
+        "| badnets, flat_mlp, weight decay 0.0 | digits, 1,437 | 5.0% | default | 1 x 1 | 1.000 | 0.500 "
+        "| 1.000 / 0.500 | 3.0 |",
+        "| digits, 1,437, flat_mlp, weight decay 0.0 | 0 | 2 | 1 | 0 | 1 | 1.5 | 2.0 |",
+    ):
+        assert f"{line}\n" in page
+
+
 def test_a_victim_the_attack_failed_on_is_listed_and_in_no_mean(tmp_path: Path) -> None:
     """It counts as tried; so does one that gave no event to trace."""
     weak = {"succeeded": False, "attack_success": 0.3, "precision": 0.0, "recall": 0.0}

@@ -57,6 +57,21 @@ def test_training_lowers_the_loss() -> None:
     assert seconds > 0
 
 
+def test_smooth_labels_make_a_network_less_sure() -> None:
+    """The rows are as separable as before; what it says of them is less extreme."""
+    x, y = toy_rows()
+    sure = []
+    for smoothing in (0.0, 0.4):
+        with global_seed(0, "test/init"):
+            model = models.mlp(2, n_features=4, width=8)
+        train.fit(model, x, y, train.Recipe(epochs=10, batch_size=16, smoothing=smoothing), seed=0)
+        assert train.accuracy(model, x, y) == 1.0
+        sure.append(train.confidence(model, x))
+
+    assert sure[0] > 0.95
+    assert sure[1] < 0.85  # of two labels, 0.4 / 2 is asked for the other one
+
+
 def test_the_model_is_left_in_eval_mode_on_the_cpu() -> None:
     """Every module is in eval mode, and every tensor is contiguous on the CPU."""
     model = _model()

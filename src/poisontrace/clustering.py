@@ -34,6 +34,7 @@ MAX_SWEEPS = 4
 NEAR_SIZES = (1.1, 1.25, 1.5)
 # Standard deviations between two clusters that are two kinds of samples, and up to which it may be one kind, halved.
 TWO_KINDS, ONE_KIND = 6.0, 5.0
+FOR_SURE = 1.5 * TWO_KINDS  # beyond which it says nothing more of samples that were relabelled
 # Times that: the coordinates alone nearly say it. And the margin up to which an accusation needs more evidence.
 FAR, DOUBTFUL = 2.0, 2.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
@@ -131,11 +132,12 @@ class Split:
     def strength(self) -> tuple[int, float]:
         """What a search maximises: relabelled samples before two kinds, and those before one.
 
-        Of the first it is the diversity, of the second the prominence, of the third the apartness. The gap is no part
-        of it beyond a hint: it alone would prefer a handful of extreme members to the whole cluster.
+        Of two kinds it is the prominence, of one the apartness. Of relabelled samples it is prominence times diversity,
+        the former as far as it takes to tell them for sure: a part of them may lie farther apart than all. The gap is
+        no part of it beyond a hint: it alone would prefer a handful of extreme members to the whole cluster.
         """
         if self.is_relabelled:
-            return 2, self.diversity * math.sqrt(self.n_smaller)
+            return 2, self.diversity * math.sqrt(self.n_smaller) * min(self.separation, FOR_SURE)
         if self.gap >= HINT and self.apartness >= TWO_KINDS:
             return 1, self.prominence
         return 0, self.apartness

@@ -104,6 +104,14 @@ class Suspect:
         """That of the split; 0 if the cluster is a whole label."""
         return self.split.apartness if self.split else 0.0
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part only of what its split set apart."""
+        if self.split is None:
+            return False
+        n_smaller, n = self.split.n_smaller, len(self.split.is_first)
+        return len(self.cluster) not in (n_smaller, n - n_smaller)
+
     def harm(self) -> float:
         """Return what unlearning does to controls, over the most that it may beside what it does to the event."""
         return self.losses.control_rise / max(HARMLESS, HARM * self.losses.event_rise)

@@ -25,6 +25,7 @@ from poisontrace.unlearning import spread
 MAX_LABELS, MAX_SAMPLES, MIN_LABELS, MIN_SAMPLES = 40, 100, 3, 20
 TELLING = 1.6  # times the variance within labels that samples of all of them have, where a layer tells them apart
 DIVERSE = 0.3  # of the variance of all other labels: natural kinds come to 0.2
+SOME_SIGN = 0.5  # times that: below it nothing speaks for having been relabelled
 COPIES = 8  # of the samples at one layer that are made on the way
 RIDGE = 0.1  # of the mean variance, added to every direction
 TINY = 1e-12
@@ -106,17 +107,22 @@ class Origins:
         Returns:
             the difference of what each comes to at the layer where it is largest; below 0 if the rest is spread more.
         """
-        return (self._spread(is_chosen) - self._spread(~is_chosen)) / DIVERSE
+        return self.spread(is_chosen) - self.spread(~is_chosen)
 
-    def _spread(self, is_chosen: Tensor) -> float:
-        """Return the variance of samples beyond that of a label, as a share of that of all other labels together.
+    def spread(self, is_chosen: Tensor) -> float:
+        """Return how widely some samples are spread, beside all other labels together, in units of ``DIVERSE``.
 
-        That of the layer where it is largest; 0 for fewer than ``N_FOLDS`` samples, or if no layer tells labels apart.
+        Args:
+            is_chosen: (n,) bool.
+
+        Returns:
+            that of the layer where it is largest, 0 for no more than a label is; 0 for fewer than ``N_FOLDS`` samples
+            as well, or if no layer tells labels apart.
         """
         if int(is_chosen.sum()) < N_FOLDS:
             return 0.0
         shares = ((_variance(view.x[is_chosen]) - view.within) / view.total for view in self._views)
-        return max([0.0, *shares])
+        return max([0.0, *shares]) / DIVERSE
 
 
 def _variance(x: Tensor) -> float:

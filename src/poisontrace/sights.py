@@ -15,7 +15,7 @@ from poisontrace._record import Indices
 from poisontrace._types import Coordinates
 from poisontrace.clustering import Space, posterior, principal, separate
 from poisontrace.embedding import Features
-from poisontrace.origins import Origins
+from poisontrace.origins import MIN_LABELS, Origins
 from poisontrace.scoring import Conditioned, Unconditioned, condition
 from poisontrace.unlearning import spread
 
@@ -61,8 +61,12 @@ class Sight:
         return Origins(self.features, self.indices)
 
     def diversity(self, cluster: Indices) -> float:
-        """Return how diverse some of them are by what tells other labels apart; from 1 on they were relabelled."""
+        """Return how much more diverse some of them are than the rest; from 1 on they were relabelled."""
         return self.origins.diversity(self._among(cluster))
+
+    def spread(self, cluster: Indices) -> float:
+        """Return how diverse some of them are, whatever the rest is."""
+        return self.origins.spread(self._among(cluster))
 
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
@@ -81,28 +85,35 @@ class Sight:
         is_first = self._among(cluster)
         return float(self.leaning.place(self.seen.leaning.event, is_first))
 
-    def elsewhere(self, cluster: Indices) -> Tensor:
+    def elsewhere(self, cluster: Indices) -> tuple[Tensor, Tensor]:
         """Return where samples outside lie along what tells a cluster from the rest: 0 is the mean of these, 1 its own.
 
         Args:
             cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
 
         Returns:
-            (m,), one for each of the samples that stand for all outside; m may be 0.
+            positions and labels, (m,) each, one for each of the samples that stand for all outside; m may be 0.
         """
         outside = np.setdiff1d(np.arange(len(self.features.labels)), self.indices)
         if not len(outside):
-            return torch.empty(0)
-        others = self.seen.leaning.others(torch.from_numpy(spread(outside, N_ELSEWHERE)))
-        return self.leaning.place(others, self._among(cluster))
+            return torch.empty(0), torch.empty(0, dtype=torch.int64)
+        rows = torch.from_numpy(spread(outside, N_ELSEWHERE))
+        return self.leaning.place(self.seen.leaning.others(rows), self._among(cluster)), self.features.labels[rows]
 
-    def share_elsewhere(self, cluster: Indices) -> float:
+    def share_elsewhere(self, cluster: Indices) -> tuple[float, float]:
         """Return how many samples outside, as a share, lie on a cluster's side of what tells it from the rest.
 
-        What is planted hardly occurs in samples that nobody touched; what is ordinary does.
+        What is planted hardly occurs in samples that nobody touched; what is ordinary does. Samples that were
+        relabelled look like those of the labels they are from, so half of the labels must not count.
+
+        Returns:
+            of all, and of a label, the median one; 0 for the latter if there are fewer than ``MIN_LABELS`` labels.
         """
-        position = self.elsewhere(cluster)
-        return float((position > 0.5).float().mean()) if len(position) else 0.0
+        position, labels = self.elsewhere(cluster)
+        is_like = (position > 0.5).float()
+        shares = sorted(float(is_like[labels == label].mean()) for label in set(labels.tolist()))
+        usual = shares[(len(shares) - 1) // 2] if len(shares) >= MIN_LABELS else 0.0
+        return float(is_like.mean()) if len(labels) else 0.0, usual
 
     def certainty(self, poison: Indices) -> NDArray[np.float32]:
         """Return how surely each sample is poison, (n,) in [0, 1], where that is told apart best."""

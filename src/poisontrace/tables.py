@@ -150,8 +150,9 @@ def _measure(row: Row) -> str:
 
 
 def _attack(row: Row) -> str:
-    training = [] if _training(row) == TRAINING else [_training(row)]
-    return ", ".join([row["attack"], *training, *(f"{name} {value}" for name, value in _measures(row).items())])
+    training = row["plan"].get("training", TRAINING)
+    unusual = [*([] if training == TRAINING else [training]), *_changes(row)]
+    return ", ".join([row["attack"], *unusual, *(f"{name} {value}" for name, value in _measures(row).items())])
 
 
 def _measures(row: Row) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
+from poisontrace.origins import SOME_SIGN
 from poisontrace.ranks import ALONE, Ranks
 from poisontrace.searching import natural, two_kinds, two_parts
 from poisontrace.sights import Sight, Sights
@@ -50,7 +51,7 @@ NEEDED = 0.5  # of an event's margin, from a planted word or a mark
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 # Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
-BEYOND_NATURE, SOME_SIGN = 1.5, 0.5
+BEYOND_NATURE = 1.5
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
@@ -509,15 +510,20 @@ def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, 
     share = len(suspect.cluster) / len(case.own)
     is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
     with case.clock.stage("clustering"):
-        elsewhere = case.sight.share_elsewhere(suspect.cluster)
-        if not is_doubtful and elsewhere < share:
+        elsewhere, usual = case.sight.share_elsewhere(suspect.cluster)
+        is_rarer = suspect.is_part or usual < share
+        if not is_doubtful and is_rarer:
             return 0.0, "", {}
-        figures = {"elsewhere": elsewhere, "diversity": case.sight.diversity(suspect.cluster)}
-    if figures["diversity"] >= 1:
+        # The rest of a part is poison as well.
+        diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
+        figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
+    if diversity >= 1:
         return 0.0, "", figures  # relabelled, which nothing is that a label holds by nature
-    shows_sign = figures["diversity"] >= SOME_SIGN
-    # What is planted is rarer where nobody planted it.
-    reasons = {"it is as common in labels that the event was not given": elsewhere / _limit(share)}
+    shows_sign = diversity >= SOME_SIGN
+    reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
+    if share > NEARLY_HALF:
+        limit = ELSEWHERE if share > MOST else EVERYWHERE
+        reasons["most samples of other labels are of this kind"] = elsewhere / limit
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
     if margin < DOUBTFUL and share > NEARLY_HALF and not shows_sign and case.sight.origins.rankings:
@@ -538,13 +544,6 @@ def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, 
         reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
     reason, against = max(reasons.items(), key=itemgetter(1))
     return against, reason, figures
-
-
-def _limit(share: float) -> float:
-    """Return the share of samples elsewhere from which they speak against an accusation of such a share of a label."""
-    if share > MOST:
-        return ELSEWHERE
-    return EVERYWHERE if share > NEARLY_HALF else share
 
 
 def _planted(case: _Case, whole: Suspect, course: _Course) -> Mark | None:
@@ -614,9 +613,9 @@ def _needed_part(
         return None
     with case.clock.stage("clustering"):
         apart = f"{split.separation:.1f} standard deviations apart"
-        if case.sight.diversity(needed) >= 1 and case.sight.diversity(rest) < SOME_SIGN:
+        if case.sight.spread(needed) >= 1 and case.sight.spread(rest) < SOME_SIGN:
             return (needed, of_needed), (rest, of_rest), f"relabelled and not, {apart}", "decoys that kept their label"
-        low, middle, high = sight.elsewhere(parts[0]).quantile(torch.tensor([0.1, 0.5, 0.9]))
+        low, middle, high = sight.elsewhere(parts[0])[0].quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
         if not -BEYOND < middle < 1 + BEYOND or high - low > TOGETHER or case.sight.position(rest) >= OF_BOTH:

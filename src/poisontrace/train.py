@@ -33,8 +33,10 @@ class Recipe:
         """Refuse a recipe that trains nothing."""
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
             raise InvalidInputError(f"'recipe' must have epochs >= 1, batch_size >= 2 and lr > 0 (got {self}).")
-        if not 0 <= self.smoothing < 1 or self.weight_decay < 0:
-            raise InvalidInputError(f"'recipe' must have smoothing in [0, 1) and weight_decay >= 0 (got {self}).")
+        if self.weight_decay < 0:
+            raise InvalidInputError(f"'weight_decay' must be at least 0 (got {self.weight_decay}). Leave it out.")
+        if not 0 <= self.smoothing < 1:
+            raise InvalidInputError(f"'smoothing' must be a fraction in [0, 1) (got {self.smoothing}). Leave it out.")
 
 
 def fit(
