@@ -57,9 +57,9 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     """The message lists what there is."""
     with pytest.raises(
         InvalidInputError,
-        match=r"'dataset' must be one of cifar10, cifar10n, cifar10n-worse, clamp, digits, .*, pe \(got 'mnist'\)",
+        match=r"'dataset' must be one of cifar10, cifar10n, cifar10n-worse, clamp, digits, .*, pe \(got 'svhn'\)",
     ):
-        datasets.load_dataset("mnist")
+        datasets.load_dataset("svhn")
 
 
 def test_data_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,6 +392,37 @@ def test_the_rows_on_disk_are_distinct(name: str, shapes: tuple[Any, Any], benig
     whole = np.concatenate([dataset.x_train, dataset.x_test])
     assert len(np.unique(whole, axis=0)) == len(whole)
     assert np.isfinite(whole).all() and (np.abs(whole) < 40).all()
+
+
+# MNIST and Fashion-MNIST
+
+
+@pytest.mark.parametrize(("name", "file"), [("mnist", "mnist.npz"), ("fashion", "fashion_mnist.npz")])
+def test_grey_images_come_in_their_order(data_folder: Path, name: str, file: str) -> None:
+    """With an axis for the one channel, and names for the ten labels."""
+    x, y = np.arange(4 * 28 * 28).reshape(4, 28, 28).astype(np.uint8), np.array([3, 0, 9, 1], np.uint8)
+    np.savez(data_folder / file, X_train=x, y_train=y, X_test=x[:2], y_test=y[:2])
+
+    grey = datasets.load_dataset(name)
+
+    assert (grey.x_train[..., 0] == x).all() and grey.x_train.shape == (4, 28, 28, 1)
+    assert grey.y_train.tolist() == [3, 0, 9, 1] and grey.y_train.dtype == np.int64
+    assert grey.x_test.shape == (2, 28, 28, 1) and grey.y_test.tolist() == [3, 0]
+    assert len(grey.classes) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [({"y_test": [0, 10]}, "from 0 to 9"), ({"X_train": [[[0.5]]]}, "28, 28"), ({"y_test": [0]}, "28")],
+)
+def test_other_arrays_are_no_grey_images(data_folder: Path, change: dict[str, Any], got: str) -> None:
+    """Labels that do not exist, images of another size or type, labels that are missing."""
+    x, y = np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8)
+    arrays = {"X_train": x, "y_train": y, "X_test": x, "y_test": y, **change}
+    np.savez(data_folder / "mnist.npz", **arrays)
+
+    with pytest.raises(StoreError, match=f"'dataset' must be uint8 images .*{got}.*'mnist.npz'"):
+        datasets.load_dataset("mnist")
 
 
 # GTSRB

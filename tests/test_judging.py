@@ -1,6 +1,7 @@
 """What unlearning says of a cluster: each condition of an accusation, and the controls that it is measured on."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -142,3 +143,13 @@ def test_what_a_whole_label_comes_to_is_written_down(tmp_path: Path, monkeypatch
     notes.keep("heads", b"0", {"weight": np.zeros((3, 1, 1), np.float32), "bias": np.zeros((3, 1), np.float32)})
     assert again.whole_label(others, notes) == first
     assert unlearned.called
+
+
+@pytest.mark.parametrize(("n", "is_part"), [(30, False), (70, False), (29, True), (50, True)])
+def test_a_part_is_less_than_a_side_of_its_split(n: int, is_part: bool) -> None:
+    """Either side of it is no part, nor is what was never split."""
+    split = Split(torch.arange(100) < 30, torch.zeros(100), 8.0)
+    suspect = Suspect(0, np.arange(n), Losses(0, 0, 0, 0), Losses(0, 0, 0, 0), 100 - n, split)
+
+    assert suspect.is_part == is_part
+    assert not replace(suspect, split=None).is_part

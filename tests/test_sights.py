@@ -62,16 +62,34 @@ def test_the_event_has_a_place_between_a_cluster_and_the_rest(features: Features
 
 
 def test_samples_outside_are_placed_along_what_tells_a_cluster_apart(features: Features) -> None:
-    """One position for each, and the share of them on the cluster's side."""
+    """One position and label for each, and the share of them on the cluster's side."""
     own = np.flatnonzero(features.labels.numpy() == 0)
     sight = Sight(features, 0, own)
 
-    position = sight.elsewhere(own[:20])
+    position, labels = sight.elsewhere(own[:20])
 
     assert position.shape == (200,)
-    assert sight.share_elsewhere(own[:20]) == pytest.approx(float((position > 0.5).float().mean()))
+    assert labels.tolist() == features.labels[features.labels != 0].tolist()
+    assert sight.share_elsewhere(own[:20])[0] == pytest.approx(float((position > 0.5).float().mean()))
     everything = Sight(features, 0, np.arange(300))
-    assert not len(everything.elsewhere(own[:20]))
+    assert not len(everything.elsewhere(own[:20])[0])
+
+
+@pytest.mark.parametrize(
+    ("by_label", "usual"),
+    [([0.0, 1.0], 0.0), ([0.0, 0.0, 1.0], 0.0), ([0.5, 0.1, 0.2], 0.2), ([1.0, 0.1, 0.2, 1.0], 0.2)],
+    ids=["two labels", "from one", "all", "from two"],
+)
+def test_labels_that_samples_were_taken_from_do_not_make_them_usual(
+    features: Features, monkeypatch: pytest.MonkeyPatch, by_label: list[float], usual: float
+) -> None:
+    """The share within the median label counts, the lower of two; two labels say nothing."""
+    position = torch.cat([(torch.arange(10) < 10 * share).float() for share in by_label])
+    labels = torch.arange(len(by_label)).repeat_interleave(10)
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (position, labels))
+    sight = Sight(features, 0, np.arange(100))
+
+    assert sight.share_elsewhere(np.arange(20)) == pytest.approx((np.mean(by_label), usual))
 
 
 def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Features) -> None:
@@ -105,6 +123,6 @@ def test_a_mark_is_not_seen_elsewhere_and_what_is_ordinary_is(features: Features
     marked = own[:20]
     sight = Sight(features, 0, own)
 
-    assert sight.share_elsewhere(marked) < 0.25
-    assert sight.share_elsewhere(np.setdiff1d(own, marked)) > 0.75
-    assert Sight(features, 0, np.arange(300)).share_elsewhere(marked) == 0
+    assert sight.share_elsewhere(marked)[0] < 0.25
+    assert sight.share_elsewhere(np.setdiff1d(own, marked))[0] > 0.75
+    assert Sight(features, 0, np.arange(300)).share_elsewhere(marked) == (0, 0)

@@ -384,20 +384,17 @@ def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
 
 @pytest.mark.parametrize(
     ("is_larger", "elsewhere", "verdict"),
-    [(False, 0.2, "poison"), (False, 0.5, "inconclusive"), (True, 0.8, "poison"), (True, 0.95, "inconclusive")],
+    [(False, 0.2, "poison"), (False, 0.5, "inconclusive"), (True, 0.4, "poison"), (True, 0.8, "inconclusive")],
 )
 def test_what_is_as_common_elsewhere_is_not_accused(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, is_larger: bool, elsewhere: float, verdict: str
 ) -> None:
-    """72 poison samples beside all ordinary ones of the label, or beside 60 of them, with or without doubt.
-
-    Of the larger part of a label it takes nearly all others to be alike.
-    """
+    """72 poison samples beside all ordinary ones of the label, or beside 60 of them, with or without doubt."""
     is_ordinary = (digits_incident.y == digits_incident.event_y[0]) & ~digits_incident.is_poison
     kept = np.ones(len(digits_incident.y), bool)
     kept[np.flatnonzero(is_ordinary)[60 if is_larger else len(kept) :]] = False
     data, event = (digits_incident.x[kept], digits_incident.y[kept]), _events(digits_incident)[:1]
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: elsewhere)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, elsewhere))
     monkeypatch.setattr(Suspect, "harm", lambda suspect: 0.0)
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
     monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
@@ -407,6 +404,12 @@ def test_what_is_as_common_elsewhere_is_not_accused(
         result = trace(digits_incident.model, data, event)
         is_let_go = any("as common in labels" in cluster.reason for cluster in result.clusters)
         assert (result.verdict, is_let_go) == (verdict, verdict != "poison")
+
+
+def _suspect(case: _Case, cluster: NDArray[np.int64]) -> Suspect:
+    """Return a cluster of the label that was set apart from all of the rest, and of which nothing else speaks."""
+    is_first, losses = torch.from_numpy(np.isin(case.own, cluster)), Losses(0, 5.0, 0, 0.0)
+    return Suspect(0, cluster, losses, losses, len(case.own) - len(cluster), Split(is_first, is_first.float(), 15.0))
 
 
 @pytest.mark.parametrize(
@@ -424,13 +427,12 @@ def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
     """Less than half may have kept its label; and where nothing tells labels apart nobody knows."""
     pair = _events(digits_incident)[:1]
     case = _case(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
     monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
     if not is_known:
         case.sight.origins.rankings = []
-    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.ones(1, dtype=torch.bool), torch.zeros(1), 15.0)
-    suspect = Suspect(0, case.own[: round(share * len(case.own))], losses, losses, 100, split)
+    suspect = _suspect(case, case.own[: round(share * len(case.own))])
 
     for margin, may_be in ((1.5, True), (2.5, False)):
         against, reason, _ = _contradicted(case, suspect, margin)
@@ -550,10 +552,9 @@ def test_the_more_samples_were_relabelled_the_less_others_are_asked(
         return 2.0
 
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
     monkeypatch.setattr(tracing, "natural", reached)
-    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.ones(1, dtype=torch.bool), torch.zeros(1), 15.0)
-    suspect = Suspect(0, np.flatnonzero(digits_incident.is_poison), losses, losses, 100, split)
+    suspect = _suspect(case, np.flatnonzero(digits_incident.is_poison))
 
     against, _, figures = _contradicted(case, suspect, 1.5)
 
@@ -627,11 +628,10 @@ def test_of_a_label_that_was_planted_in_something_is_left(
     )
     own = np.flatnonzero(data[1] == label)
     case = _case(collect(digits_incident.model, ArraySet(*data), [_events(digits_incident)[0]]))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
     monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
-    losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.ones(1, dtype=torch.bool), torch.zeros(1), 15.0)
-    suspect = Suspect(0, own[n_left:], losses, losses, n_left, split)
+    suspect = _suspect(case, own[n_left:])
 
     against, reason, _ = _contradicted(case, suspect, 1.5)
 

@@ -260,6 +260,41 @@ def _malware_rows(name: str) -> Dataset:
     )
 
 
+@dataclass(frozen=True)
+class _Grey:
+    """Where a set of grey images of 28x28 comes from, and what its labels are called."""
+
+    file: str
+    source: str
+    classes: tuple[str, ...]
+
+
+GREY = {
+    "mnist": _Grey("mnist.npz", "the files of http://yann.lecun.com/exdb/mnist", tuple("0123456789")),
+    "fashion": _Grey(
+        *("fashion_mnist.npz", "the files of https://github.com/zalandoresearch/fashion-mnist"),
+        tuple("T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")),
+    ),
+}
+
+
+def _grey(name: str) -> Dataset:
+    """Read MNIST or Fashion-MNIST stored as arrays, in the official order and split."""
+    kind = GREY[name]
+    keys = ("X_train", "y_train", "X_test", "y_test")
+    path = _need(kind.file, f"arrays {', '.join(keys)} of {name!r}", kind.source)
+    arrays = read_npz(path, "dataset", required=keys)
+    x_train, y_train, x_test, y_test = (arrays[key] for key in keys)
+    for x, y in ((x_train, y_train), (x_test, y_test)):
+        if x.dtype != np.uint8 or x.shape != (len(y), 28, 28) or y.ndim != 1 or not np.isin(y, range(10)).all():
+            raise StoreError(
+                f"'dataset' must be uint8 images (n, 28, 28) and labels (n,) from 0 to 9 (got {x.shape} and {y.shape} "
+                f"in {path.name!r}). Get the file again."
+            )
+    y_train, y_test = y_train.astype(np.int64), y_test.astype(np.int64)
+    return Dataset(name, x_train[..., None], y_train, x_test[..., None], y_test, kind.classes)
+
+
 def _gtsrb() -> Dataset:
     """Read GTSRB stored as sheets of 32x32 tiles, 100 a row, at most 10,000 a sheet, the last one padded.
 
@@ -332,6 +367,8 @@ def _lfw() -> Dataset:
 
 DATASETS: dict[str, tuple[Callable[[], Dataset], str]] = {
     "digits": (_digits, "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn"),
+    "mnist": (partial(_grey, "mnist"), "63,000 handwritten digits, 28x28 grey, 10 classes"),
+    "fashion": (partial(_grey, "fashion"), "70,000 pieces of clothing, 28x28 grey, 10 classes"),
     "cifar10": (_cifar10, "60,000 photographs, 32x32 colour, 10 classes"),
     "cifar10n": (
         partial(_cifar10n, "cifar10n", "random_1"),

@@ -86,6 +86,20 @@ TASKS = {
         },
         n_pretrain=700,
     ),
+    **dict.fromkeys(
+        ("mnist", "fashion"),
+        Task(
+            model="plain_cnn",
+            width=16,
+            recipes={
+                "scratch": train.Recipe(epochs=10, batch_size=64, lr=0.05),
+                "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
+                "finetune": train.Recipe(epochs=20, batch_size=32, lr=0.01),
+            },
+            n_train={"scratch": 8_000, "transfer": 500, "finetune": 500},
+            n_pretrain=8_000,
+        ),
+    ),
     **dict.fromkeys(("cifar10", "cifar10n", "cifar10n-worse"), CIFAR10),
     # Weight decay keeps the logits of rows that fit well small enough for clean-label poison to be learned at all.
     **{
