@@ -2,9 +2,9 @@
 
 Whatever a trigger does to an image, what it showed before is still in it, in the middle of the network at least. So
 samples that come from many labels are spread, along the directions that tell other labels apart, about as widely as
-those labels are; a natural kind of a label is no wider there than any label. That takes no event, and no part of what
-the samples have in common counts. Samples that kept their label, or come from one, are not spread: it says nothing of
-those (decision 0027).
+those labels are; a natural kind of a label is no wider there than any label, or in one direction only. That takes no
+event, and no part of what the samples have in common counts. Samples that kept their label, or come from one or two,
+are not spread so: it says nothing of those (decisions 0027 and 0028).
 """
 
 from collections.abc import Sequence
@@ -60,31 +60,14 @@ class Origins:
         sizes = np.bincount(labels, minlength=features.logits.shape[1])
         sizes[labels[own]] = 0
         largest = np.argsort(-sizes, kind="stable")[:MAX_LABELS]
-        self._others = [np.flatnonzero(labels == other) for other in largest if sizes[other] >= MIN_SAMPLES]
+        others = [np.flatnonzero(labels == other) for other in largest if sizes[other] >= MIN_SAMPLES]
         self._views = []
-        if len(self._others) >= MIN_LABELS:
+        if len(others) >= MIN_LABELS:
             # Not the input itself, where a label may be broader than others by nature, unless there is nothing else.
             layers = features.activations[1:] or features.activations
-            views = (self._view(activation, own, features.memory) for activation in layers)
+            views = (_view(activation, own, others, features.memory) for activation in layers)
             self._views = [view for view in views if view and view.total >= TELLING * view.within]
         self.rankings = [_from_bulk(view.x) for view in self._views]
-
-    def _view(self, activation: Tensor, own: Indices, memory: int) -> _View | None:
-        """Return the label's samples along the discriminants of other labels at one layer; None if there is none."""
-        n_samples = min(MAX_SAMPLES, memory // (COPIES * 4 * activation.shape[1] * len(self._others)))
-        if n_samples < MIN_SAMPLES:
-            return None
-        chosen = [activation[torch.from_numpy(spread(other, n_samples))] for other in self._others]
-        # Half of each label chooses the directions, the other half says what they tell apart.
-        mean, std, is_constant = standardise(Blocks.of(torch.cat([x[::2] for x in chosen])))
-        weight = (~is_constant).float() / std
-        directions = _discriminants([(x[::2] - mean) * weight for x in chosen]) * weight[:, None]
-        rest = [(x[1::2] - mean) @ directions for x in chosen]
-        within, total = sum(map(_variance, rest)) / len(rest), _variance(torch.cat(rest))
-        x = layer_at(activation, torch.from_numpy(own), memory).map(
-            directions.shape[1], lambda part: (part - mean) @ directions
-        )
-        return _View(x, within, total)
 
     def told(self, split: Split) -> Split:
         """Return a split with its diversity, the first cluster that of relabelled samples if either is."""
@@ -123,6 +106,24 @@ class Origins:
             return 0.0
         shares = ((_variance(view.x[is_chosen]) - view.within) / view.total for view in self._views)
         return max([0.0, *shares]) / DIVERSE
+
+
+def _view(activation: Tensor, own: Indices, others: Sequence[Indices], memory: int) -> _View | None:
+    """Return the label's samples along the discriminants of other labels at one layer; None if there is none."""
+    n_samples = min(MAX_SAMPLES, memory // (COPIES * 4 * activation.shape[1] * len(others)))
+    if n_samples < MIN_SAMPLES:
+        return None
+    chosen = [activation[torch.from_numpy(spread(other, n_samples))] for other in others]
+    # Half of each label chooses the directions, the other half says what they tell apart.
+    mean, std, is_constant = standardise(Blocks.of(torch.cat([x[::2] for x in chosen])))
+    weight = (~is_constant).float() / std
+    directions = _discriminants([(x[::2] - mean) * weight for x in chosen]) * weight[:, None]
+    rest = [(x[1::2] - mean) @ directions for x in chosen]
+    within, total = sum(map(_variance, rest)) / len(rest), _variance(torch.cat(rest))
+    x = layer_at(activation, torch.from_numpy(own), memory).map(
+        directions.shape[1], lambda part: (part - mean) @ directions
+    )
+    return _View(x, within, total)
 
 
 def _variance(x: Tensor) -> float:
