@@ -253,7 +253,7 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
     ("change", "message"),
     [
         ({"attack": "magic"}, r"'attack' must be one of badnets.*\(got 'magic'\)"),
-        ({"dataset": "mnist"}, "'dataset' must be one of"),
+        ({"dataset": "svhn"}, "'dataset' must be one of"),
         ({"model": "vgg"}, "'model' must be one of"),
         ({"model": "mlp"}, "'model' must be one for this kind of data"),
         ({"rate": 5}, "'rate' must be a fraction"),
