@@ -1,7 +1,6 @@
 """What unlearning says of a cluster: each condition of an accusation, and the controls that it is measured on."""
 
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -152,4 +151,4 @@ def test_a_part_is_less_than_a_side_of_its_split(n: int, is_part: bool) -> None:
     suspect = Suspect(0, np.arange(n), Losses(0, 0, 0, 0), Losses(0, 0, 0, 0), 100 - n, split)
 
     assert suspect.is_part == is_part
-    assert not replace(suspect, split=None).is_part
+    assert not dataclasses.replace(suspect, split=None).is_part

@@ -413,6 +413,41 @@ def _suspect(case: _Case, cluster: NDArray[np.int64]) -> Suspect:
 
 
 @pytest.mark.parametrize(
+    ("share", "elsewhere", "usual", "diversity", "reason"),
+    [
+        (0.3, 0.0, 0.89, 1.2, None),
+        (0.3, 0.0, 0.95, 1.2, "wrong labels"),
+        (0.5, 0.95, 0.0, 0.6, "most samples of other labels"),
+        (0.5, 0.8, 0.0, 0.6, None),
+        (0.7, 0.8, 0.0, 0.6, "most samples of other labels"),
+    ],
+)
+def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    elsewhere: float,
+    usual: float,
+    diversity: float,
+    reason: str | None,
+) -> None:
+    """Relabelled samples without anything of their own; and the larger part of a label, the more of it the sooner."""
+    pair = _events(digits_incident)[:1]
+    case = _case(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, usual))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
+    monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
+    monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
+    suspect = _suspect(case, case.own[: round(share * len(case.own))])
+
+    against, why, figures = _contradicted(case, suspect, 1.5)
+
+    assert (against >= 1) == (reason is not None)
+    assert reason is None or reason in why
+    assert (figures["elsewhere"], figures["usual"], figures["diversity"]) == (elsewhere, usual, diversity)
+
+
+@pytest.mark.parametrize(
     ("share", "diversity", "is_known", "is_let_go"),
     [(0.5, 0.4, True, True), (0.5, 0.6, True, False), (0.4, 0.4, True, False), (0.5, 0.4, False, False)],
 )

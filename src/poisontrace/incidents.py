@@ -73,6 +73,11 @@ CIFAR10 = Task(
     n_train={"scratch": 20_000, "transfer": 500, "finetune": 500},
     n_pretrain=20_000,
 )
+# From an extractor on small grey images.
+SMALL_HEADS = {
+    "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
+    "finetune": train.Recipe(epochs=20, batch_size=32, lr=0.01),
+}
 # A CPU trains each of these victims in minutes, those on rows in seconds. Augmentation only where mirror images and
 # shifts keep the label.
 TASKS = {
@@ -81,8 +86,7 @@ TASKS = {
         width=32,
         recipes={
             "scratch": train.Recipe(epochs=20, batch_size=64, lr=0.05),
-            "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
-            "finetune": train.Recipe(epochs=20, batch_size=32, lr=0.01),
+            **SMALL_HEADS,
         },
         n_pretrain=700,
     ),
@@ -93,8 +97,7 @@ TASKS = {
             width=16,
             recipes={
                 "scratch": train.Recipe(epochs=10, batch_size=64, lr=0.05),
-                "transfer": train.Recipe(epochs=60, batch_size=32, lr=0.1),
-                "finetune": train.Recipe(epochs=20, batch_size=32, lr=0.01),
+                **SMALL_HEADS,
             },
             n_train={"scratch": 8_000, "transfer": 500, "finetune": 500},
             n_pretrain=8_000,

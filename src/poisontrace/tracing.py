@@ -519,8 +519,8 @@ def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, 
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
     if diversity >= 1:
         # Relabelled, which nothing is that a label holds by nature. Wrong labels are as well, but share nothing beside.
-        is_all = usual >= EVERYWHERE
-        return usual / EVERYWHERE * is_all, "wrong labels: nothing sets them apart from most other samples", figures
+        against = usual / EVERYWHERE if usual >= EVERYWHERE else 0.0
+        return against, "wrong labels: nothing sets them apart from most other samples", figures
     shows_sign = diversity >= SOME_SIGN
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
     if share > NEARLY_HALF:
