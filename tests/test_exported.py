@@ -10,8 +10,8 @@ from torch import nn
 from poisontrace import models
 from poisontrace._errors import UnsupportedModelError
 from poisontrace.data import to_inputs
-from poisontrace.embedding import find_layers
 from poisontrace.exported import as_module
+from poisontrace.watching import find_layers
 
 
 def _export(model: nn.Module, x: torch.Tensor) -> Any:

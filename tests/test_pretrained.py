@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
-from poisontrace.embedding import pool
 from poisontrace.pretrained import ImageClassifier, ModelFolder, TextClassifier
 from poisontrace.texts import TextSet
+from poisontrace.watching import pool
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -33,10 +33,10 @@ from poisontrace._validate import check_file
 from poisontrace.attacks import ATTACKS
 from poisontrace.data import ArraySet
 from poisontrace.datasets import DATASETS, Dataset
-from poisontrace.embedding import evaluating
 from poisontrace.incidents import Plan
 from poisontrace.models import MODELS
 from poisontrace.tables import Row, read_rows
+from poisontrace.watching import evaluating
 
 Progress = Callable[[str, int, int], None]
 Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether one is

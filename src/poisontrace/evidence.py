@@ -18,8 +18,8 @@ from poisontrace import hub, readers, report, store
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace._validate import check_label_range
 from poisontrace.data import ArraySet
-from poisontrace.embedding import run
 from poisontrace.pretrained import ModelFolder
+from poisontrace.watching import run
 
 BATCH_SIZE = 256
 

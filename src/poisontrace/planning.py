@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from poisontrace._blocks import MEMORY
 from poisontrace.data import TrainSet
-from poisontrace.embedding import collect, recorded
+from poisontrace.embedding import collect
+from poisontrace.forward import recorded
 from poisontrace.tracing import check_options, placed, resolve
 
 N_PROBE = 64

@@ -22,10 +22,10 @@ from poisontrace._errors import InvalidInputError, UnlearningDivergedError
 from poisontrace._rng import global_seed, torch_generator
 from poisontrace._validate import check_label_range
 from poisontrace.data import ArraySet
-from poisontrace.embedding import run
 from poisontrace.evidence import BATCH_SIZE, Announce, Measured, Place
 from poisontrace.pretrained import ImageClassifier, TextClassifier
 from poisontrace.unlearning import spread
+from poisontrace.watching import run
 
 N_STEPS = 300
 STEP = 64  # samples a step

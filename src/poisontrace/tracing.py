@@ -29,7 +29,8 @@ from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.clustering import DOUBTFUL
 from poisontrace.data import TrainSet, as_events, as_train_set
-from poisontrace.embedding import PRECISIONS, Features, collect
+from poisontrace.embedding import Features, collect
+from poisontrace.forward import PRECISIONS
 from poisontrace.judging import CLEARLY, FAMILY, LEANS, NEARLY_HALF, TINY, Judge, Suspect
 from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds

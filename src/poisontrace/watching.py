@@ -1,0 +1,183 @@
+"""Look into a network while it runs: which layers to watch, what they are fed, and what is made of it.
+
+The model is left as found: hooks are removed, modes restored, and a model that works in place gets a copy.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from poisontrace._errors import InvalidInputError, UnsupportedModelError, is_out_of_memory
+
+MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
+
+
+def pool(activation: Tensor, *, channels_last: bool) -> Tensor:
+    """Return mean and maximum over space or tokens, (n, 2 c); activations of shape (n, c) are returned as they are."""
+    if activation.ndim == 2:
+        return activation
+    flat = activation.flatten(1, -2).transpose(1, 2) if channels_last else activation.flatten(2)  # (n, c, positions)
+    if not channels_last and activation.ndim == 4 and activation.is_contiguous(memory_format=torch.channels_last):
+        # The same, without the detour that amax takes where a few channels lie side by side.
+        most = nn.functional.max_pool2d(activation, activation.shape[2:]).flatten(1)
+    else:
+        most = flat.amax(2)
+    return torch.cat([flat.mean(2), most], 1)
+
+
+def noise(x: Tensor) -> Tensor:
+    """Return how strong the noise in images (n, c, h, w) is, and how evenly it is spread: (n, 2 c); (n, 0) for others.
+
+    Noise is what differs from the neighbours in both directions, by the mask of J. Immerkaer, *Fast noise variance
+    estimation*, CVIU 1996, which is blind to edges and slopes. Poison that is made by changing each pixel a little has
+    more of it than its label does (decision 0007).
+    """
+    if x.ndim != 4 or min(x.shape[2:]) < 3:
+        return x.new_zeros(len(x), 0)
+    rows = x[:, :, 2:] - 2 * x[:, :, 1:-1] + x[:, :, :-2]
+    residual = (rows[..., 2:] - 2 * rows[..., 1:-1] + rows[..., :-2]).abs()
+    # Beside the mean a mean of roots: many small residuals raise it more than a few large ones.
+    return torch.cat([residual.mean((2, 3)), residual.sqrt().mean((2, 3))], 1)
+
+
+@contextmanager
+def watching(modules: dict[str, nn.Module], watch: Callable[[str, nn.Module, Tensor, Any], None]) -> Iterator[None]:
+    """Call ``watch(name, module, input, output)`` whenever one of the modules runs; hooks are removed afterwards."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
+                if args and isinstance(args[0], Tensor) and args[0].ndim >= 2:
+                    if args[0].is_floating_point() != isinstance(module, nn.Embedding):
+                        watch(name, module, args[0], output)
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode inside the block and restore each one's own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
+    """Return the logits of a batch, or say in one sentence what the model made of it."""
+    try:
+        logits = model(x.clone())  # a model may work in place on its input
+    except MemoryError:
+        raise
+    except Exception as error:  # code from outside may raise anything
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInputError(
+            f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
+            "uint8 images are fed as float32 (n, channels, height, width) in [0, 1], float arrays as they are."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UnsupportedModelError(
+            f"'model' must return logits of shape (n, classes), two classes or more (got {got}). "
+            "Wrap it in a module that does."
+        )
+    return logits
+
+
+def check_finite(values: Tensor, what: str, first_row: int = 0) -> None:
+    """Refuse numbers that are not finite, and name the first row (n, ...) that holds one."""
+    if not bool(torch.isfinite(values).all()):
+        row = first_row + int((~torch.isfinite(values).all(1)).nonzero()[0])
+        raise InvalidInputError(f"'weights' must give finite outputs (got NaN or infinity for {what} {row}).")
+
+
+def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[str, ...]:
+    """Return the names of the layers to watch, in the order they run; the last one is the last linear layer.
+
+    Args:
+        model: in eval mode.
+        x: a few inputs, (b, ...); more than one, so that a layer fed by a constant is not taken for one of the batch.
+        last: name of the last linear layer; None finds the one whose output is the model's output.
+
+    Returns:
+        at most ``MAX_LAYERS`` names, spread evenly, the first layer with weights and the last linear layer among them.
+
+    Raises:
+        UnsupportedModelError: if no linear layer, or more than one, ends in the model's output.
+    """
+    weighted: dict[str, nn.Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
+    runs: list[tuple[str, Tensor, Tensor]] = []
+    with torch.no_grad(), watching(weighted, lambda name, _, below, out: runs.append((name, below, out.clone()))):
+        output = run(model, x, "events")
+    check_finite(output, "event")
+
+    def is_output(out: Any) -> bool:
+        # log_softmax on top changes neither the probabilities nor the algebra, so it is accepted.
+        same = isinstance(out, Tensor) and out.shape == output.shape
+        return same and torch.allclose(out.log_softmax(1), output.log_softmax(1), atol=1e-4)
+
+    linear = [(name, below, out) for name, below, out in runs if isinstance(weighted[name], nn.Linear)]
+    found = list(dict.fromkeys(name for name, below, out in linear if below.ndim == 2 and is_output(out)))
+    if last is not None:
+        fits = (name for name, below, out in linear if below.ndim == 2 and out.shape == output.shape)
+        found = [last] if last in fits else []
+    if len(found) != 1:
+        ran = ", ".join(repr(name) for name in (found or dict.fromkeys(name for name, _, _ in linear))) or "none"
+        problem = "exactly one" if found else "a"
+        raise UnsupportedModelError(
+            f"'layer' must be {problem} linear layer that takes (n, d) and whose output is the model's output "
+            f"(got {last!r}; linear layers that ran: {ran}). "
+            + ("Name one of them with 'layer'." if linear else "Wrap the model so that it ends in torch.nn.Linear.")
+        )
+
+    # Layers fed by the same tensor (a block and its shortcut) are one layer to us; a layer run twice counts once.
+    names: list[str] = []
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, below, _ in runs:
+        if (
+            name != found[0]
+            and name not in names
+            and len(below) == len(x)
+            and (below.data_ptr(), below.shape) not in seen
+        ):
+            seen.add((below.data_ptr(), below.shape))
+            names.append(name)
+    n_kept = min(len(names), MAX_LAYERS - 1)
+    kept = [names[round(position)] for position in np.linspace(0, len(names) - 1, n_kept)] if n_kept else []
+    return (*kept, found[0])
+
+
+def find_table(model: nn.Module, x: Tensor) -> str | None:
+    """Return the name of the table in which a network looks up the tokens of a text, or None if it reads none.
+
+    Of several the largest: the others are for positions and the like.
+
+    Args:
+        model: in eval mode.
+        x: a few inputs, (b, ...).
+    """
+    sizes = {name: module.num_embeddings for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    tables = {name: model.get_submodule(name) for name in sizes}
+    read: list[str] = []
+
+    def watch(name: str, _: nn.Module, tokens: Tensor, __: Any) -> None:
+        if tokens.ndim == 2 and len(tokens) == len(x):
+            read.append(name)
+
+    with torch.no_grad(), watching(tables, watch):
+        run(model, x, "events")
+    return max(read, key=lambda name: sizes[name], default=None)
