@@ -9,7 +9,7 @@ import pytest
 from tasks import DIGITS_PLAN, write_case
 
 from poisontrace import incidents
-from poisontrace.incidents import Incident
+from poisontrace.incidents import Incident, Plan
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +24,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def digits_incident() -> Incident:
     """BadNets on digits: a victim that the attack moved, made in about a second."""
     return incidents.make(DIGITS_PLAN)
+
+
+@pytest.fixture(scope="session")
+def two_campaigns() -> Incident:
+    """Two patches on digits, one target: each event carries one of them."""
+    return incidents.make(Plan(attack="badnets", dataset="digits", rate=0.1, options={"campaigns": 2, "size": 3}))
 
 
 @pytest.fixture(scope="session")

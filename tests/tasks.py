@@ -9,17 +9,26 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from poisontrace import models, readers, store, train
+from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.attacks import ATTACKS, Attack, Attacker
-from poisontrace.data import ArraySet
+from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import Dataset, load_dataset
+from poisontrace.doubting import Case
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident, Plan
+from poisontrace.judging import Config
+from poisontrace.kinds import Kinds
+from poisontrace.marks import Marks
+from poisontrace.notes import Notes
+from poisontrace.sights import Sights
+
+Event = tuple[Tensor, int]
 
 # About a second to make, enough for the attack to succeed, and so plain that no trace asks other labels.
 DIGITS_PLAN = Plan(attack="badnets", dataset="digits", epochs=4, width=16, options={"size": 4})
@@ -240,3 +249,15 @@ def noisy_features(*, n_noisy: int, of_each: bool = False) -> Features:
             model[2].bias[k] = -15.0 * k * k
     x = x.astype(np.float32)
     return collect(model, ArraySet(x, y), [(torch.from_numpy(x[199]), 0)])
+
+
+def events_of(incident: Incident) -> list[Event]:
+    """Return the events of an incident, each with the label that the victim gave it."""
+    return [(x, int(y)) for x, y in zip(to_inputs(incident.event_x), incident.event_y, strict=True)]
+
+
+def case_of(features: Features) -> Case:
+    """Return what the first event is traced with."""
+    notes = Notes(None, len(features.labels), "")
+    about = (Sights(features), Kinds(features, notes), Marks(features))
+    return Case(features, Tree(0, 0), *about, notes, Config(), Clock())

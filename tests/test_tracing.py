@@ -10,46 +10,29 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import Pairs, Planted, fitted_network, noisy_features, planted, planted_mlp
-from torch import Tensor, nn
+from tasks import Event, Pairs, Planted, case_of, events_of, fitted_network, noisy_features, planted, planted_mlp
+from torch import nn
 
 import poisontrace
-from poisontrace import Trace, incidents, metrics, models, trace, tracing, train
+from poisontrace import Trace, doubting, incidents, metrics, models, trace, tracing, train
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
-from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace._types import Finding, Losses
-from poisontrace.clustering import Split
+from poisontrace._types import Finding
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
-from poisontrace.embedding import Features, collect
+from poisontrace.doubting import Case
+from poisontrace.embedding import Features
 from poisontrace.incidents import Incident
-from poisontrace.judging import Judge, Suspect
-from poisontrace.kinds import Kinds
-from poisontrace.marks import Marks
-from poisontrace.notes import Notes
-from poisontrace.sights import Sight, Sights
-from poisontrace.tracing import Config, _Case, _contradicted, _follow, _needed_part
-
-Event = tuple[Tensor, int]
-
-
-def _events(incident: Incident) -> list[Event]:
-    return [(x, int(y)) for x, y in zip(to_inputs(incident.event_x), incident.event_y, strict=True)]
+from poisontrace.judging import Suspect
+from poisontrace.sights import Sight
+from poisontrace.tracing import Config, _follow
 
 
 @pytest.fixture(scope="module")
 def traces(digits_incident: Incident) -> list[Trace]:
     """Each event of the incident, traced alone."""
     data = (digits_incident.x, digits_incident.y)
-    return [trace(digits_incident.model, data, [event]) for event in _events(digits_incident)]
-
-
-def _case(features: Features) -> _Case:
-    """What the first event is traced with."""
-    notes = Notes(None, len(features.labels), "")
-    about = (Sights(features), Kinds(features, notes), Marks(features))
-    return _Case(features, Tree(0, 0), *about, notes, Config(), Clock())
+    return [trace(digits_incident.model, data, [event]) for event in events_of(digits_incident)]
 
 
 def _numbers(result: Trace) -> list[Any]:
@@ -161,14 +144,14 @@ def test_a_trace_has_no_room_for_the_truth() -> None:
 
 def test_the_same_call_gives_the_same_trace(digits_incident: Incident, traces: list[Trace]) -> None:
     """Indices, scores, tree and statistics are equal to the bit."""
-    again = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1])
+    again = trace(digits_incident.model, (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1])
 
     assert _numbers(again) == _numbers(traces[0])
 
 
 def test_the_seed_does_not_matter_to_the_default_rule(digits_incident: Incident, traces: list[Trace]) -> None:
     """It only draws the benign samples shown in the report."""
-    other = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1], seed=7)
+    other = trace(digits_incident.model, (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1], seed=7)
 
     assert _numbers(other) == _numbers(traces[0])
     assert other.exhibits["benign_index"].tolist() != traces[0].exhibits["benign_index"].tolist()
@@ -176,7 +159,7 @@ def test_the_seed_does_not_matter_to_the_default_rule(digits_incident: Incident,
 
 def test_a_pass_of_another_precision_finds_the_same_poison(digits_incident: Incident, traces: list[Trace]) -> None:
     """Its numbers are a little others, and kept as float32; what it was run in is written down."""
-    data, event = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+    data, event = (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
     result = trace(digits_incident.model, data, event, precision="bfloat16")
     assert np.array_equal(result.poison, traces[0].poison)
     assert (result.config["precision"], traces[0].config["precision"]) == ("bfloat16", "float32")
@@ -185,7 +168,7 @@ def test_a_pass_of_another_precision_finds_the_same_poison(digits_incident: Inci
 def test_the_batch_size_does_not_matter(digits_incident: Incident, traces: list[Trace]) -> None:
     """Another step through the training set: the same samples."""
     other = trace(
-        digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1], batch_size=37
+        digits_incident.model, (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1], batch_size=37
     )
 
     assert other.poison.tolist() == traces[0].poison.tolist()
@@ -197,7 +180,7 @@ def test_a_permuted_training_set_gives_permuted_indices(digits_incident: Inciden
     order = numpy_generator(0, "test/order").permutation(len(digits_incident.x))
 
     other = trace(
-        digits_incident.model, (digits_incident.x[order], digits_incident.y[order]), _events(digits_incident)[:1]
+        digits_incident.model, (digits_incident.x[order], digits_incident.y[order]), events_of(digits_incident)[:1]
     )
 
     assert np.sort(order[other.poison]).tolist() == traces[0].poison.tolist()
@@ -209,7 +192,7 @@ def test_a_torch_data_set_and_arrays_give_the_same(digits_incident: Incident, tr
     sets = (torch.utils.data.TensorDataset(to_inputs(x), torch.from_numpy(y)), ArraySet(x, y), Pairs(to_inputs(x), y))
 
     for data in sets:
-        other = trace(digits_incident.model, data, _events(digits_incident)[:1])
+        other = trace(digits_incident.model, data, events_of(digits_incident)[:1])
         assert other.poison.tolist() == traces[0].poison.tolist()
         np.testing.assert_allclose(other.scores, traces[0].scores, atol=1e-2)
 
@@ -226,7 +209,7 @@ def test_ids_of_the_training_set_are_handed_on() -> None:
 
 def test_two_events_give_the_union_and_a_finding_each(digits_incident: Incident, traces: list[Trace]) -> None:
     """Each event is traced on its own; the trace puts them together."""
-    both = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[1:3])
+    both = trace(digits_incident.model, (digits_incident.x, digits_incident.y), events_of(digits_incident)[1:3])
 
     assert [f.poison.tolist() for f in both.findings] == [t.poison.tolist() for t in traces[1:3]]
     assert both.poison.tolist() == np.union1d(traces[1].poison, traces[2].poison).tolist()
@@ -252,7 +235,7 @@ def test_the_model_is_left_as_found(digits_incident: Incident) -> None:
 
     before = state()
     for rule in tracing.RULES:
-        trace(model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1], rule=rule)
+        trace(model, (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1], rule=rule)
 
     assert state() == before
 
@@ -261,7 +244,9 @@ def test_gradients_may_be_switched_off_by_the_caller(digits_incident: Incident, 
     """Inside ``no_grad`` or ``inference_mode`` the trace is the same."""
     for switch in (torch.no_grad, torch.inference_mode):
         with switch():
-            result = trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident)[:1])
+            result = trace(
+                digits_incident.model, (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
+            )
         assert result.poison.tolist() == traces[0].poison.tolist()
 
 
@@ -285,7 +270,7 @@ def test_progress_is_reported(digits_incident: Incident) -> None:
     trace(
         digits_incident.model,
         (digits_incident.x, digits_incident.y),
-        _events(digits_incident)[:1],
+        events_of(digits_incident)[:1],
         batch_size=1000,
         progress=lambda *call: calls.append(call),
     )
@@ -347,7 +332,7 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
 
     def follow(features: Features) -> tuple[Finding, NDArray[np.float32]]:
-        return _follow(_case(features))
+        return _follow(case_of(features))
 
     finding, scores = follow(noisy_features(n_noisy=40))
 
@@ -368,12 +353,12 @@ def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, harm: float, verdict: str
 ) -> None:
     """The margin says how nearly; without doubt nobody asks."""
-    data, event = (digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
+    data, event = (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
     monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
-    monkeypatch.setattr(tracing, "DOUBTFUL", 0.0)
+    monkeypatch.setattr(doubting, "DOUBTFUL", 0.0)
     assert trace(digits_incident.model, data, event).verdict == "poison"
 
-    monkeypatch.setattr(tracing, "DOUBTFUL", np.inf)
+    monkeypatch.setattr(doubting, "DOUBTFUL", np.inf)
     result = trace(digits_incident.model, data, event)
 
     assert result.verdict == verdict
@@ -393,85 +378,17 @@ def test_what_is_as_common_elsewhere_is_not_accused(
     is_ordinary = (digits_incident.y == digits_incident.event_y[0]) & ~digits_incident.is_poison
     kept = np.ones(len(digits_incident.y), bool)
     kept[np.flatnonzero(is_ordinary)[60 if is_larger else len(kept) :]] = False
-    data, event = (digits_incident.x[kept], digits_incident.y[kept]), _events(digits_incident)[:1]
+    data, event = (digits_incident.x[kept], digits_incident.y[kept]), events_of(digits_incident)[:1]
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, elsewhere))
     monkeypatch.setattr(Suspect, "harm", lambda suspect: 0.0)
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
-    monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
+    monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
 
     for doubtful in (0.0, np.inf):
-        monkeypatch.setattr(tracing, "DOUBTFUL", doubtful)
+        monkeypatch.setattr(doubting, "DOUBTFUL", doubtful)
         result = trace(digits_incident.model, data, event)
         is_let_go = any("as common in labels" in cluster.reason for cluster in result.clusters)
         assert (result.verdict, is_let_go) == (verdict, verdict != "poison")
-
-
-def _suspect(case: _Case, cluster: NDArray[np.int64]) -> Suspect:
-    """Return a cluster of the label that was set apart from all of the rest, and of which nothing else speaks."""
-    is_first, losses = torch.from_numpy(np.isin(case.own, cluster)), Losses(0, 5.0, 0, 0.0)
-    return Suspect(0, cluster, losses, losses, len(case.own) - len(cluster), Split(is_first, is_first.float(), 15.0))
-
-
-@pytest.mark.parametrize(
-    ("share", "elsewhere", "usual", "diversity", "reason"),
-    [
-        (0.3, 0.0, 0.89, 1.2, None),
-        (0.3, 0.0, 0.95, 1.2, "wrong labels"),
-        (0.5, 0.95, 0.0, 0.6, "most samples of other labels"),
-        (0.5, 0.8, 0.0, 0.6, None),
-        (0.7, 0.8, 0.0, 0.6, "most samples of other labels"),
-    ],
-)
-def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
-    digits_incident: Incident,
-    monkeypatch: pytest.MonkeyPatch,
-    share: float,
-    elsewhere: float,
-    usual: float,
-    diversity: float,
-    reason: str | None,
-) -> None:
-    """Relabelled samples without anything of their own; and the larger part of a label, the more of it the sooner."""
-    pair = _events(digits_incident)[:1]
-    case = _case(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, usual))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
-    monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
-    suspect = _suspect(case, case.own[: round(share * len(case.own))])
-
-    against, why, figures = _contradicted(case, suspect, 1.5)
-
-    assert (against >= 1) == (reason is not None)
-    assert reason is None or reason in why
-    assert (figures["elsewhere"], figures["usual"], figures["diversity"]) == (elsewhere, usual, diversity)
-
-
-@pytest.mark.parametrize(
-    ("share", "diversity", "is_known", "is_let_go"),
-    [(0.5, 0.4, True, True), (0.5, 0.6, True, False), (0.4, 0.4, True, False), (0.5, 0.4, False, False)],
-)
-def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
-    digits_incident: Incident,
-    monkeypatch: pytest.MonkeyPatch,
-    share: float,
-    diversity: float,
-    is_known: bool,
-    is_let_go: bool,
-) -> None:
-    """Less than half may have kept its label; and where nothing tells labels apart nobody knows."""
-    pair = _events(digits_incident)[:1]
-    case = _case(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
-    if not is_known:
-        case.sight.origins.rankings = []
-    suspect = _suspect(case, case.own[: round(share * len(case.own))])
-
-    for margin, may_be in ((1.5, True), (2.5, False)):
-        against, reason, _ = _contradicted(case, suspect, margin)
-        assert (against >= 1, "nobody relabelled" in reason) == (is_let_go and may_be, is_let_go and may_be)
 
 
 def test_a_natural_kind_within_a_label_is_not_accused() -> None:
@@ -508,7 +425,7 @@ def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
     faint = (torch.tensor([0, 4, 0, 0, 0, 0, 0, 5.8, 0.1]), 0)
     alone = _follow
 
-    def blind(case: _Case) -> Any:
+    def blind(case: Case) -> Any:
         finding, scores = alone(case)
         if case.event < 2:
             return finding, scores
@@ -525,16 +442,9 @@ def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
     assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
 
 
-@pytest.fixture(scope="module")
-def two_campaigns() -> Incident:
-    """Two patches on digits, one target: each event carries one of them."""
-    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, options={"campaigns": 2, "size": 3})
-    return incidents.make(plan)
-
-
 def test_an_event_is_owed_to_its_own_campaign_alone(two_campaigns: Incident) -> None:
     """Poison with the other patch, for the same label, is not responsible for it; each campaign has its own events."""
-    data, events = (two_campaigns.x, two_campaigns.y), _events(two_campaigns)
+    data, events = (two_campaigns.x, two_campaigns.y), events_of(two_campaigns)
     own = [np.flatnonzero(mask) for mask in two_campaigns.is_responsible]
 
     together = trace(two_campaigns.model, data, events)
@@ -546,132 +456,16 @@ def test_an_event_is_owed_to_its_own_campaign_alone(two_campaigns: Incident) -> 
         assert len({tuple(own[event]) for event in campaign.events}) == 1
 
 
-def _part_needed(incident: Incident, event: int, beside: NDArray[np.bool_] | bool = False) -> NDArray[np.int64] | None:
-    """Return the part of all the poison, and what is ``beside`` it, that an event is said to need; None if uncut."""
-    features = collect(incident.model, ArraySet(incident.x, incident.y), [_events(incident)[event]])
-    poison = np.flatnonzero(incident.is_poison | beside)
-    case = _case(features)
-    case.judge.take_controls(np.setdiff1d(case.own, poison))
-    part = _needed_part(case, poison)
-    return part[0][0] if part else None
-
-
-@pytest.mark.parametrize("event", range(5))
-def test_poison_with_another_trigger_is_of_another_campaign(two_campaigns: Incident, event: int) -> None:
-    """No sample without either trigger lies on one side: the part that the event needs carries its own."""
-    own = np.flatnonzero(two_campaigns.is_responsible[event])
-
-    assert _part_needed(two_campaigns, event).tolist() == own.tolist()
-
-
-@pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)
-def test_poison_with_one_trigger_is_of_one_campaign(options: dict[str, float]) -> None:
-    """Though half of it carries a fainter one, beyond which other samples lie, or comes from other source classes."""
-    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, **options})
-
-    assert _part_needed(incidents.make(plan), 0) is None
-
-
-@pytest.mark.parametrize(("diversity", "standard"), [(0.0, 1 / 1.5), (0.5, 1.0), (1.0, None)])
-def test_the_more_samples_were_relabelled_the_less_others_are_asked(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, diversity: float, standard: float | None
-) -> None:
-    """Without a sign of it they must exceed what other labels hold by half as much again; relabelled ones need not."""
-    features = collect(
-        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
-    )
-    case, asked = _case(features), []
-
-    def reached(*about: Any, margin: float, apartness: float) -> float:
-        asked.append((margin, apartness))
-        return 2.0
-
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
-    monkeypatch.setattr(tracing, "natural", reached)
-    suspect = _suspect(case, np.flatnonzero(digits_incident.is_poison))
-
-    against, _, figures = _contradicted(case, suspect, 1.5)
-
-    assert figures["diversity"] == diversity
-    if standard is None:
-        assert asked == [] and against < 1
-    else:
-        assert asked == [pytest.approx((1.5 * standard, suspect.apartness * standard))]
-        assert against == 2
-
-
-def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> None:
-    """Ordinary samples of the label with a fainter trigger, if they end in one cluster with the poison."""
-    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, "decoys": 0.5})
-    incident = incidents.make(plan)
-
-    assert _part_needed(incident, 0, beside=incident.is_decoy).tolist() == np.flatnonzero(incident.is_poison).tolist()
-
-
-@pytest.mark.parametrize(("rise_of_rest", "is_cut"), [(0.3, True), (0.5, False)])
-def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
-    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, rise_of_rest: float, is_cut: bool
-) -> None:
-    """A tenth of what the other does: so it is where samples carry several triggers, one of them the event's."""
-    own = set(np.flatnonzero(two_campaigns.is_responsible[0]).tolist())
-
-    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
-        return [Losses(0, 4.0 if set(cluster.tolist()) == own else rise_of_rest, 0, 0) for cluster in clusters]
-
-    monkeypatch.setattr(Judge, "losses", losses)
-
-    assert (_part_needed(two_campaigns, 0) is not None) == is_cut
-
-
-def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digits_incident: Incident) -> None:
-    """However far they lie from others but for the mark; others of which that is true are one."""
-    features = collect(
-        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), _events(digits_incident)[:1]
-    )
-    case, chosen = _case(features), np.flatnonzero(digits_incident.is_poison)
-    case.kinds.are_rows = True
-    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 2.0)
-
-    for diversity, beyond in ((1.0, 0.0), (0.9, 2.0)):
-        monkeypatch.setattr(Sight, "diversity", lambda sight, cluster, diversity=diversity: diversity)
-        assert case.beyond_mark(chosen) == beyond
-
-
 def test_a_trigger_that_can_hardly_be_seen_is_traced_by_what_its_poison_was() -> None:
     """A patch of two pixels, mostly transparent: the event is nearly as much like the other samples of the label."""
     plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=2, seed=2, options={"opacity": 0.4})
     incident = incidents.make(plan)
 
-    for event, truth in zip(_events(incident), incident.is_responsible, strict=True):
+    for event, truth in zip(events_of(incident), incident.is_responsible, strict=True):
         result = trace(incident.model, (incident.x, incident.y), [event])
         assert metrics.precision(result.poison, np.flatnonzero(truth)) >= 0.98
         assert metrics.recall(result.poison, np.flatnonzero(truth)) >= 0.98
         assert result.findings[0].statistics["diversity"] >= 1
-
-
-@pytest.mark.parametrize(("n_left", "is_accused"), [(20, False), (100, True)])
-def test_of_a_label_that_was_planted_in_something_is_left(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n_left: int, is_accused: bool
-) -> None:
-    """A doubtful accusation of nearly all of a label, when others hold 140 samples or somewhat less."""
-    label = int(digits_incident.event_y[0])
-    others = np.flatnonzero(digits_incident.y != label)
-    data = (
-        digits_incident.x,
-        np.where(np.isin(np.arange(len(digits_incident.y)), others[:400]), label, digits_incident.y),
-    )
-    own = np.flatnonzero(data[1] == label)
-    case = _case(collect(digits_incident.model, ArraySet(*data), [_events(digits_incident)[0]]))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
-    monkeypatch.setattr(tracing, "natural", lambda *asked, **by: 0.0)
-    suspect = _suspect(case, own[n_left:])
-
-    against, reason, _ = _contradicted(case, suspect, 1.5)
-
-    assert (against < 1) == is_accused
-    assert "left" in reason
 
 
 def test_ordinary_samples_beside_poison_are_not_accused_of_an_ordinary_event(two_campaigns: Incident) -> None:
@@ -853,7 +647,7 @@ def test_the_front_door_is_the_same_function() -> None:
 @pytest.mark.parametrize("rule", ["default", "paper"])
 def test_neither_memory_nor_store_changes_the_result(digits_incident: Incident, tmp_path: Path, rule: str) -> None:
     """Kept in memory, streamed from a disk in small blocks, taken up from a store: the same samples and scores."""
-    data, events = (digits_incident.x, digits_incident.y), _events(digits_incident)[:2]
+    data, events = (digits_incident.x, digits_incident.y), events_of(digits_incident)[:2]
     want = trace(digits_incident.model, data, events, rule=rule)
 
     for options in ({"memory": 1 << 24}, {"store": tmp_path}, {"store": tmp_path, "batch_size": 100}):
@@ -867,7 +661,7 @@ def test_neither_memory_nor_store_changes_the_result(digits_incident: Incident, 
 
 def test_a_second_event_on_a_store_runs_no_sample_again(digits_incident: Incident, tmp_path: Path) -> None:
     """One batch goes through the model, to see that it is still the same; the same event is not even searched again."""
-    data, (first, second, *_) = (digits_incident.x, digits_incident.y), _events(digits_incident)
+    data, (first, second, *_) = (digits_incident.x, digits_incident.y), events_of(digits_incident)
     trace(digits_incident.model, data, [first], store=tmp_path)
     sizes: list[int] = []
     hook = digits_incident.model.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
@@ -889,4 +683,4 @@ def test_a_second_event_on_a_store_runs_no_sample_again(digits_incident: Inciden
 def test_memory_must_be_enough_for_anything(digits_incident: Incident) -> None:
     """The message says the least."""
     with pytest.raises(InvalidInputError, match=r"'memory' must be at least 16,777,216 bytes \(got 1,000\)"):
-        trace(digits_incident.model, (digits_incident.x, digits_incident.y), _events(digits_incident), memory=1000)
+        trace(digits_incident.model, (digits_incident.x, digits_incident.y), events_of(digits_incident), memory=1000)

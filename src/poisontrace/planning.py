@@ -18,7 +18,8 @@ from poisontrace._blocks import MEMORY
 from poisontrace.data import TrainSet
 from poisontrace.embedding import collect
 from poisontrace.forward import recorded
-from poisontrace.tracing import check_options, placed, resolve
+from poisontrace.placing import placed, resolve
+from poisontrace.tracing import check_options
 
 N_PROBE = 64
 # Seconds of clustering and unlearning an event, and for each sample of its label: about the median of the committed

@@ -4,10 +4,9 @@ Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unle
 ``searching`` and ``judging`` are what it asks of the last three, for one cluster.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from math import log
 from operator import itemgetter
 from pathlib import Path
@@ -16,53 +15,39 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import nn
 
 from poisontrace import embedding, paper, unlearning
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
-from poisontrace._record import Clock, Indices, Tree
-from poisontrace._rng import numpy_generator
-from poisontrace._types import Finding, Losses, Trace, Verdict
+from poisontrace._record import Clock, Tree
+from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
-from poisontrace.clustering import DOUBTFUL
-from poisontrace.data import TrainSet, as_events, as_train_set
+from poisontrace.data import as_events, as_train_set
+from poisontrace.doubting import Case, contradicted, needed_part
 from poisontrace.embedding import Features, collect
+from poisontrace.exhibiting import exhibits_of, warnings_of
 from poisontrace.forward import PRECISIONS
-from poisontrace.judging import CLEARLY, FAMILY, LEANS, NEARLY_HALF, TINY, Judge, Suspect
+from poisontrace.judging import FAMILY, LEANS, TINY, Judge, Suspect
 from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
-from poisontrace.origins import SOME_SIGN
+from poisontrace.placing import one_thread, placed, resolve
 from poisontrace.ranks import ALONE, Ranks
-from poisontrace.searching import natural, two_kinds, two_parts
+from poisontrace.searching import two_kinds
 from poisontrace.sights import Sight, Sights
-from poisontrace.unlearning import dismiss, spread
+from poisontrace.unlearning import dismiss
 
 Progress = Callable[[str, int, int], None]
 
 MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
 NEEDED = 0.5  # of an event's margin, from a planted word or a mark
-# What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of the
-# others the shares that let go what is more than that, or nearly half of the label.
-MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
-LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
-# Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
-BEYOND_NATURE = 1.5
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
-# Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
-MIN_PART, APART = 0.2, 1.2
-N_OF_PARTS = 400  # of its samples, that are looked at first
-# Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
-# either one they lie at most, and how far an event lies the way of the other campaign if it carries both triggers.
-TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
-N_SHOWN, MAX_SHOWN, N_BENIGN = 400, 1 << 26, 24  # samples for the report, responsible ones within as many bytes
 N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
 
 
@@ -154,13 +139,13 @@ def trace(
         if known := notes.read(about, tree):
             finding, scores = known
         else:
-            with _one_thread():
+            with one_thread():
                 if rule == "paper":
                     finding, scores = paper.follow(
                         features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
                     )
                 else:
-                    finding, scores = _follow(_Case(features, tree, sights, kinds, marks, notes, config, clock))
+                    finding, scores = _follow(Case(features, tree, sights, kinds, marks, notes, config, clock))
             notes.write(about, tree, finding, scores)
         trees.append(tree)
         findings.append(finding)
@@ -170,7 +155,7 @@ def trace(
             progress("events traced", event + 1, len(pairs))
     for event, finding in enumerate(findings):
         if finding.verdict != "poison":
-            with _one_thread():
+            with one_thread():
                 findings[event] = _adopted(features, event, finding, campaigns, config, clock)
     dismiss(ranks)
     clusters = [cluster for tree in trees for cluster in tree.clusters]
@@ -179,7 +164,7 @@ def trace(
     poison = np.unique(np.concatenate([finding.poison for finding in findings]))
     verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = next((v for v in ("poison", "inconclusive") if v in verdicts), "no-poison")
-    with _one_thread(), clock.stage("clustering"):
+    with one_thread(), clock.stage("clustering"):
         drawn = closed if rule == "default" else []
         coordinates = [sights.of(campaign.events[0]).coordinates(campaign.poison) for campaign in drawn]
         nearest = [
@@ -197,8 +182,8 @@ def trace(
         seed=seed,
         device=device,
         seconds=dict(clock.seconds),
-        warnings=tuple(_warnings(features, findings)),
-        exhibits=_exhibits(samples, pairs, features, poison, scores, np.stack(nearest), seed),
+        warnings=tuple(warnings_of(features, findings)),
+        exhibits=exhibits_of(samples, pairs, features, poison, scores, np.stack(nearest), seed),
         ids=getattr(samples, "ids", None),
         campaigns=tuple(closed),
         coordinates=tuple(coordinates),
@@ -237,7 +222,7 @@ def assist(
             batch_size=batch_size,
             precision=precision,
         )
-    with _one_thread():
+    with one_thread():
         unlearning.assist(ranks)
 
 
@@ -282,55 +267,6 @@ def _adopted(
     return finding
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What one event is traced with, and the tree that it fills."""
-
-    features: Features
-    tree: Tree
-    sights: Sights
-    kinds: Kinds
-    marks: Marks
-    notes: Notes
-    config: Config
-    clock: Clock
-
-    @property
-    def event(self) -> int:
-        """Row of the event."""
-        return self.tree.event
-
-    @property
-    def sight(self) -> Sight:
-        """What the event sees of all samples of the label that it was given."""
-        return self.sights.of(self.event)
-
-    @property
-    def own(self) -> Indices:
-        """All samples of that label."""
-        return self.sight.indices
-
-    @cached_property
-    def judge(self) -> Judge:
-        """Unlearns for it."""
-        return Judge(self.sight, self.clock)
-
-    @property
-    def spared(self) -> float:
-        """By how much the loss of controls may rise, in nats."""
-        return self.config.control_share * log(self.features.logits.shape[1])
-
-    def beyond_mark(self, cluster: Indices) -> float:
-        """Return how far a cluster of rows lies from others but for the mark; 0 if it is of many labels: no family."""
-        if self.kinds.are_rows and self.sight.diversity(cluster) >= 1:
-            return 0.0
-        return self.kinds.beyond_mark(self.event, cluster)
-
-    def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
-        """Return how well the conditions for accusing a suspect are met."""
-        return suspect.margin(self.config, self.spared, beyond)
-
-
 @dataclass
 class _Course:
     """What has come of an event so far.
@@ -352,7 +288,7 @@ class _Course:
     whispers: list[tuple[int, Suspect]] = field(default_factory=list)
 
 
-def _follow(case: _Case) -> tuple[Finding, NDArray[np.float32]]:
+def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse.
 
     Returns:
@@ -382,7 +318,7 @@ def _follow(case: _Case) -> tuple[Finding, NDArray[np.float32]]:
     responsible, statistics = course.responsible, course.statistics
     _, weakest, margin = min(responsible, key=itemgetter(2), default=(0, None, max(course.let_go)))
     if weakest and not course.noisy and not mark:
-        against, reason, figures = _contradicted(case, weakest, margin)
+        against, reason, figures = contradicted(case, weakest, margin)
         statistics |= figures
         margin = min(margin, 1 / max(against, TINY))
         if against >= 1:
@@ -407,71 +343,89 @@ def _follow(case: _Case) -> tuple[Finding, NDArray[np.float32]]:
     return Finding(label, probability, verdict, poison, statistics), scores
 
 
-def _cluster_and_prune(case: _Case, whole: Suspect, course: _Course) -> None:
+def _cluster_and_prune(case: Case, whole: Suspect, course: _Course) -> None:
     """Split, test each cluster by unlearning it, prune the innocent, recurse into what is guilty but not pure."""
-    tree, kinds, config = case.tree, case.kinds, case.config
-    pending = [whole]
+    pending = _split(case, whole, course, is_root=True)
     while pending:
         suspect = pending.pop()
-        parent, cluster, losses = suspect.parent, suspect.cluster, suspect.losses
-        is_root, family, hidden = suspect is whole, "", None
-        may_split = len(cluster) >= config.min_cluster and tree.depth(parent) < config.max_depth
-        if not is_root and (judgement := suspect.judge(config, case.spared)):
-            decision, reason = judgement
-            beyond = case.beyond_mark(cluster) if decision == "responsible" else 0.0
-            if beyond < FAMILY:
-                part = _needed_part(case, cluster) if decision == "responsible" and may_split else None
-                if part:
-                    (needed, of_needed), (rest, of_rest), reason, of_whom = part
-                    node = tree.add(parent, cluster, losses, "split", reason)
-                    tree.add(node, rest, of_rest, "pruned", f"the event does without it: {of_whom}")
-                    pending.append(Suspect(node, needed, of_needed, of_rest, len(rest), suspect.split))
-                    continue
-                node = tree.add(parent, cluster, losses, decision, reason)
-                if decision == "responsible":
-                    course.responsible.append((node, suspect, case.margin(suspect, beyond)))
-                else:
-                    course.let_go.append(case.margin(suspect, beyond))
-                    if suspect.is_far(config):
-                        course.whispers.append((node, suspect))
-                continue
-            # Or several marks, of which the event carries one.
-            course.let_go.append(case.margin(suspect, beyond))
-            course.is_weak, family = True, f"a family, {beyond:.1f} standard deviations from others in more than a mark"
-        split = None
-        with case.clock.stage("clustering"):
-            if may_split:
-                hidden = kinds.hidden(int(case.features.labels[cluster[0]])) if is_root else None
-                sight = case.sight if is_root else Sight(case.features, case.event, cluster)
-                split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root, asks_origins=True)
-        apart = split.separation if split else 0.0
-        if is_root:
-            course.statistics["separation"] = apart
-            course.is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
-        if not split or not split.is_at_least(config.separation):
-            reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
-            if split and split.apartness >= config.separation:
-                reason = f"two kinds, {apart:.1f} standard deviations apart, but the event is of both alike"
-            reason = family or reason
-            tree.add(parent, cluster, losses, "pruned", reason)
-            if is_root and split:
-                course.let_go.append(split.margin(config.separation))
-            continue
-        first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
-        if hidden:
-            reason = f"noisy images, {apart:.1f} standard deviations from the rest"
-            node = tree.add(parent, cluster, losses, "split", reason)
-            case.judge.take_controls(second)
-            of_first, of_second = case.judge.losses(first, second)
-            course.noisy = Suspect(node, first, of_first, of_second, len(second), split)
+        judgement = suspect.judge(case.config, case.spared)
+        if judgement is None:
+            pending += _split(case, suspect, course)
+        elif judgement[0] == "responsible":
+            pending += _accuse(case, suspect, course, judgement[1])
         else:
-            node = tree.add(parent, cluster, losses, "split", f"two kinds, {apart:.1f} standard deviations apart")
-            of_first, of_second = case.judge.compare(first, second, partial(kinds.standing, cluster, split))
-            pending.append(Suspect(node, first, of_first, of_second, len(second), split))
-        pending.append(Suspect(node, second, of_second, of_first, len(first), split))
+            node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, *judgement)
+            course.let_go.append(case.margin(suspect))
+            if suspect.is_far(case.config):
+                course.whispers.append((node, suspect))
 
 
-def _hear_noise(case: _Case, course: _Course) -> None:
+def _split(case: Case, suspect: Suspect, course: _Course, *, is_root: bool = False, family: str = "") -> list[Suspect]:
+    """Split a cluster in two kinds and unlearn each, or prune it if there is no second one, or for being a ``family``.
+
+    Returns:
+        the kinds that are to be judged; may be none.
+    """
+    kinds, config, cluster = case.kinds, case.config, suspect.cluster
+    split = hidden = None
+    if case.may_split(suspect):
+        with case.clock.stage("clustering"):
+            hidden = kinds.hidden(int(case.features.labels[cluster[0]])) if is_root else None
+            sight = case.sight if is_root else Sight(case.features, case.event, cluster)
+            split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root, asks_origins=True)
+    apart = split.separation if split else 0.0
+    if is_root:
+        course.statistics["separation"] = apart
+        course.is_weak = split is not None and hidden is None and split.is_at_least(config.weak_separation)
+    if not split or not split.is_at_least(config.separation):
+        reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
+        if split and split.apartness >= config.separation:
+            reason = f"two kinds, {apart:.1f} standard deviations apart, but the event is of both alike"
+        case.tree.add(suspect.parent, cluster, suspect.losses, "pruned", family or reason)
+        if is_root and split:
+            course.let_go.append(split.margin(config.separation))
+        return []
+    first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
+    what = "noisy images and others" if hidden else "two kinds"
+    node = case.tree.add(
+        suspect.parent, cluster, suspect.losses, "split", f"{what}, {apart:.1f} standard deviations apart"
+    )
+    if hidden:
+        case.judge.take_controls(second)
+        of_first, of_second = case.judge.losses(first, second)
+    else:
+        of_first, of_second = case.judge.compare(first, second, partial(kinds.standing, cluster, split))
+    of_first_kind = Suspect(node, first, of_first, of_second, len(second), split)
+    of_second_kind = Suspect(node, second, of_second, of_first, len(first), split)
+    if hidden:
+        course.noisy = of_first_kind
+        return [of_second_kind]
+    return [of_first_kind, of_second_kind]
+
+
+def _accuse(case: Case, suspect: Suspect, course: _Course, reason: str) -> list[Suspect]:
+    """Hold a cluster responsible, unless the event needs a part of it only, or it is a family of rows.
+
+    Returns:
+        what is to be judged in its place; may be none.
+    """
+    beyond = case.beyond_mark(suspect.cluster)
+    if beyond >= FAMILY:
+        # Or several marks, of which the event carries one.
+        course.let_go.append(case.margin(suspect, beyond))
+        course.is_weak = True
+        family = f"a family, {beyond:.1f} standard deviations from others in more than a mark"
+        return _split(case, suspect, course, family=family)
+    if case.may_split(suspect) and (parts := needed_part(case, suspect.cluster)):
+        node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
+        case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
+        return [Suspect(node, parts.needed, parts.of_needed, parts.of_rest, len(parts.rest), suspect.split)]
+    node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
+    course.responsible.append((node, suspect, case.margin(suspect, beyond)))
+    return []
+
+
+def _hear_noise(case: Case, course: _Course) -> None:
     """Accuse the noisy images of the label, unless the event is owed to others or ordinary samples suffer."""
     noisy = course.noisy
     if noisy is None:
@@ -486,7 +440,7 @@ def _hear_noise(case: _Case, course: _Course) -> None:
     course.responsible.append((node, noisy, noisy.apart(case.config)))
 
 
-def _hear_whispers(case: _Case, course: _Course) -> None:
+def _hear_whispers(case: Case, course: _Course) -> None:
     """Ask once more about clusters that lie very far apart but hardly move the event, until one is accused."""
     for node, suspect in course.whispers:
         if course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
@@ -503,53 +457,7 @@ def _hear_whispers(case: _Case, course: _Course) -> None:
             course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
 
 
-def _contradicted(case: _Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
-    """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
-
-    At least 1 lets the suspect go. The search in other labels costs most and comes last (decisions 0022 and 0028).
-    """
-    share = len(suspect.cluster) / len(case.own)
-    is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
-    with case.clock.stage("clustering"):
-        elsewhere, usual = case.sight.share_elsewhere(suspect.cluster)
-        is_rarer = suspect.is_part or usual < share
-        if not is_doubtful and is_rarer:
-            return 0.0, "", {}
-        # The rest of a part is poison as well.
-        diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
-        figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
-    if diversity >= 1:
-        # Relabelled, which nothing is that a label holds by nature. Wrong labels are as well, but share nothing beside.
-        against = usual / EVERYWHERE if usual >= EVERYWHERE else 0.0
-        return against, "wrong labels: nothing sets them apart from most other samples", figures
-    shows_sign = diversity >= SOME_SIGN
-    reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
-    if share > NEARLY_HALF:
-        limit = ELSEWHERE if share > MOST else EVERYWHERE
-        reasons["most samples of other labels are of this kind"] = elsewhere / limit
-    if is_doubtful:
-        reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
-    if margin < DOUBTFUL and share > NEARLY_HALF and not shows_sign and case.sight.origins.rankings:
-        # Who plants as much as that takes it from other labels.
-        reasons["it is half of its label, and nobody relabelled it"] = DOUBTFUL / margin
-    if share > MOST:
-        # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
-        left = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, len(case.own) - len(suspect.cluster))
-        reasons["hardly a sample of the label would be left"] = left
-    if is_doubtful and max(reasons.values()) < 1:
-        share_of_it = 1.0 if shows_sign else 1 / BEYOND_NATURE
-        with case.clock.stage("clustering"):
-            figures["natural"] = natural(
-                *(case.features, case.event, case.kinds, case.config.separation),
-                margin=margin * share_of_it,
-                apartness=suspect.apartness * share_of_it,
-            )
-        reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
-    reason, against = max(reasons.items(), key=itemgetter(1))
-    return against, reason, figures
-
-
-def _planted(case: _Case, whole: Suspect, course: _Course) -> Mark | None:
+def _planted(case: Case, whole: Suspect, course: _Course) -> Mark | None:
     """Return the word of a text that looks planted most, and accuse the texts that hold it if it does enough."""
     tree, parent, own = case.tree, whole.parent, whole.cluster
     with case.clock.stage("clustering"):
@@ -577,135 +485,3 @@ def _planted(case: _Case, whole: Suspect, course: _Course) -> Mark | None:
     node = tree.add(node, mark.cluster, losses, "responsible", reason)
     course.responsible.append((node, Suspect(node, mark.cluster, losses, whole.losses, len(rest)), mark.margin))
     return mark
-
-
-def _needed_part(
-    case: _Case, cluster: Indices
-) -> tuple[tuple[Indices, Losses], tuple[Indices, Losses], str, str] | None:
-    """Return the part of a responsible cluster that the event needs and the rest, if that is of another campaign.
-
-    Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
-    of one campaign splits as well, by source classes; but such parts lie less far apart. Rows need not be asked: those
-    that share one mark and nothing else are of one campaign (decision 0024). Beside poison that was relabelled the rest
-    may also be decoys: ordinary samples of the label that carry the trigger, if faintly.
-
-    Returns:
-        each part with its losses, the reason for the split, and whose the rest is.
-    """
-    if case.kinds.are_rows:
-        return None
-    config = case.config
-    least = max(config.min_cluster, round(MIN_PART * len(cluster)))
-    with case.clock.stage("clustering"):
-        # Parts so large show in some of the samples as well, and most clusters have none.
-        if len(cluster) > 2 * N_OF_PARTS:
-            some = Sight(case.features, case.event, spread(cluster, N_OF_PARTS))
-            few = two_parts(some, round(MIN_PART * N_OF_PARTS), config.weak_separation)
-            if few.apartness < config.weak_separation:
-                return None
-        sight = Sight(case.features, case.event, cluster)
-        split = two_parts(sight, least, config.weak_separation)
-    parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
-    if split.apartness < APART * config.separation or min(map(len, parts)) < least:
-        return None
-    (rest, of_rest), (needed, of_needed) = sorted(
-        zip(parts, case.judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
-    )
-    # Of poison that carries several triggers each part does something for the event.
-    if of_needed.event_rise < max(config.event_rise, CLEARLY * of_rest.event_rise):
-        return None
-    with case.clock.stage("clustering"):
-        apart = f"{split.separation:.1f} standard deviations apart"
-        if case.sight.spread(needed) >= 1 and case.sight.spread(rest) < SOME_SIGN:
-            return (needed, of_needed), (rest, of_rest), f"relabelled and not, {apart}", "decoys that kept their label"
-        low, middle, high = sight.elsewhere(parts[0])[0].quantile(torch.tensor([0.1, 0.5, 0.9]))
-        # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
-        # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
-        if not -BEYOND < middle < 1 + BEYOND or high - low > TOGETHER or case.sight.position(rest) >= OF_BOTH:
-            return None
-    return (needed, of_needed), (rest, of_rest), f"two campaigns, {apart}", "another campaign's"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread inside the block: its many small products lose more to waiting for others than they gain.
-
-    On a busy machine the difference is fiftyfold.
-    """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def resolve(device: str) -> str:
-    """Return the device that is meant, or refuse one that cannot be used here."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device).cpu()  # "meta" has no way back
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise InvalidInputError(f"'device' must be usable here (got {device!r}). Pass 'cpu' or 'auto'.") from error
-    return device
-
-
-@contextmanager
-def placed(model: nn.Module, device: str) -> Iterator[None]:
-    """Have the model on ``device`` inside the block and back where it was after it."""
-    home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    try:
-        model.to(device)
-        yield
-    finally:
-        model.to(home)
-
-
-def _warnings(features: Features, findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield what a reader of the result should know before acting on it."""
-    if features.caution:
-        yield features.caution
-    fitted = float((features.logits.argmax(1) == features.labels).float().mean())
-    if fitted < 0.8:
-        yield (
-            f"The model answers the given label on only {fitted:.0%} of the training set; with so loose a fit the "
-            "effect of single samples is hard to see. Check that weights, preprocessing and data belong together."
-        )
-    present = set(features.labels.tolist())
-    for position, finding in enumerate(findings):
-        if finding.label not in present:
-            yield f"No training sample carries label {finding.label}, which the model gave event {position}."
-
-
-def _exhibits(
-    samples: TrainSet,
-    events: Sequence[tuple[Tensor, int]],
-    features: Features,
-    poison: Indices,
-    scores: NDArray[np.float32],
-    nearest: NDArray[np.int64],
-    seed: int,
-) -> dict[str, NDArray[Any]]:
-    """Pick what the report shows: the events, responsible samples, random other ones with the same labels.
-
-    Three in four of the former are the most certain ones, the others the least certain; and all that are ``nearest``
-    (m, 6) to an event.
-    """
-    n_shown = max(N_BENIGN, min(N_SHOWN, MAX_SHOWN // max(1, 4 * events[0][0].numel())))
-    certain = poison[np.argsort(-scores[poison], kind="stable")]
-    if len(certain) > n_shown:
-        certain = np.concatenate([certain[: n_shown * 3 // 4], certain[n_shown * 3 // 4 - n_shown :]])
-    certain = np.union1d(certain, nearest[nearest >= 0])
-    labels = features.labels.numpy()
-    wanted = labels[poison] if len(poison) else np.array([int(logits.argmax()) for logits in features.event_logits])
-    others = np.setdiff1d(np.flatnonzero(np.isin(labels, wanted)), poison)
-    rng = numpy_generator(seed, "exhibits")
-    benign = np.sort(rng.choice(others, min(N_BENIGN, len(others)), replace=False))
-    exhibits = {"events": torch.stack([x for x, _ in events]).numpy(), "poison_index": certain, "benign_index": benign}
-    exhibits["nearest_index"] = nearest
-    for name, chosen in (("poison", certain), ("benign", benign)):
-        if len(chosen):
-            exhibits[name] = samples.inputs(chosen).numpy()
-    return exhibits

@@ -1,0 +1,201 @@
+"""What speaks against an accusation: that it is of what is ordinary, or that the event does without a part of it.
+
+A search for two kinds finds some in natural labels now and then, and one responsible cluster may hold the poison of
+several campaigns (decisions 0022, 0024, 0025 and 0028).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import log
+from operator import itemgetter
+
+import torch
+
+from poisontrace._record import Clock, Indices, Tree
+from poisontrace._types import Losses
+from poisontrace.clustering import DOUBTFUL
+from poisontrace.embedding import Features
+from poisontrace.judging import CLEARLY, NEARLY_HALF, Config, Judge, Suspect
+from poisontrace.kinds import Kinds
+from poisontrace.marks import Marks
+from poisontrace.notes import Notes
+from poisontrace.origins import SOME_SIGN
+from poisontrace.searching import natural, two_parts
+from poisontrace.sights import Sight, Sights
+from poisontrace.unlearning import spread
+
+# What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of the
+# others the shares that let go what is more than that, or nearly half of the label.
+MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
+LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
+# Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
+BEYOND_NATURE = 1.5
+# Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
+MIN_PART, APART = 0.2, 1.2
+N_OF_PARTS = 400  # of its samples, that are looked at first
+# Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
+# either one they lie at most, and how far an event lies the way of the other campaign if it carries both triggers.
+TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one event is traced with, and the tree that it fills."""
+
+    features: Features
+    tree: Tree
+    sights: Sights
+    kinds: Kinds
+    marks: Marks
+    notes: Notes
+    config: Config
+    clock: Clock
+
+    @property
+    def event(self) -> int:
+        """Row of the event."""
+        return self.tree.event
+
+    @property
+    def sight(self) -> Sight:
+        """What the event sees of all samples of the label that it was given."""
+        return self.sights.of(self.event)
+
+    @property
+    def own(self) -> Indices:
+        """All samples of that label."""
+        return self.sight.indices
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Unlearns for it."""
+        return Judge(self.sight, self.clock)
+
+    @property
+    def spared(self) -> float:
+        """By how much the loss of controls may rise, in nats."""
+        return self.config.control_share * log(self.features.logits.shape[1])
+
+    def may_split(self, suspect: Suspect) -> bool:
+        """Whether a cluster is large enough to be split, and not too far down the tree."""
+        depth = self.tree.depth(suspect.parent)
+        return len(suspect.cluster) >= self.config.min_cluster and depth < self.config.max_depth
+
+    def beyond_mark(self, cluster: Indices) -> float:
+        """Return how far a cluster of rows lies from others but for the mark; 0 if it is of many labels: no family."""
+        if self.kinds.are_rows and self.sight.diversity(cluster) >= 1:
+            return 0.0
+        return self.kinds.beyond_mark(self.event, cluster)
+
+    def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
+        """Return how well the conditions for accusing a suspect are met."""
+        return suspect.margin(self.config, self.spared, beyond)
+
+
+def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
+    """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
+
+    At least 1 lets the suspect go. The search in other labels costs most and comes last (decisions 0022 and 0028).
+    """
+    share = len(suspect.cluster) / len(case.own)
+    is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
+    with case.clock.stage("clustering"):
+        elsewhere, usual = case.sight.share_elsewhere(suspect.cluster)
+        is_rarer = suspect.is_part or usual < share
+        if not is_doubtful and is_rarer:
+            return 0.0, "", {}
+        # The rest of a part is poison as well.
+        diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
+        figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
+    if diversity >= 1:
+        # Relabelled, which nothing is that a label holds by nature. Wrong labels are as well, but share nothing beside.
+        against = usual / EVERYWHERE if usual >= EVERYWHERE else 0.0
+        return against, "wrong labels: nothing sets them apart from most other samples", figures
+    shows_sign = diversity >= SOME_SIGN
+    reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
+    if share > NEARLY_HALF:
+        limit = ELSEWHERE if share > MOST else EVERYWHERE
+        reasons["most samples of other labels are of this kind"] = elsewhere / limit
+    if is_doubtful:
+        reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
+    if margin < DOUBTFUL and share > NEARLY_HALF and not shows_sign and case.sight.origins.rankings:
+        # Who plants as much as that takes it from other labels.
+        reasons["it is half of its label, and nobody relabelled it"] = DOUBTFUL / margin
+    if share > MOST:
+        # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
+        left = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, len(case.own) - len(suspect.cluster))
+        reasons["hardly a sample of the label would be left"] = left
+    if is_doubtful and max(reasons.values()) < 1:
+        share_of_it = 1.0 if shows_sign else 1 / BEYOND_NATURE
+        with case.clock.stage("clustering"):
+            figures["natural"] = natural(
+                *(case.features, case.event, case.kinds, case.config.separation),
+                margin=margin * share_of_it,
+                apartness=suspect.apartness * share_of_it,
+            )
+        reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
+    reason, against = max(reasons.items(), key=itemgetter(1))
+    return against, reason, figures
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Two parts of a responsible cluster, of which the event needs one.
+
+    Attributes:
+        needed: training samples that the event is owed to.
+        rest: the others.
+        of_needed, of_rest: what unlearning each did.
+        reason: why they are two.
+        whose: of whom the rest is.
+    """
+
+    needed: Indices
+    rest: Indices
+    of_needed: Losses
+    of_rest: Losses
+    reason: str
+    whose: str
+
+
+def needed_part(case: Case, cluster: Indices) -> Parts | None:
+    """Return the part of a responsible cluster that the event needs and the rest, if that is of another campaign.
+
+    Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
+    of one campaign splits as well, by source classes; but such parts lie less far apart. Rows need not be asked: those
+    that share one mark and nothing else are of one campaign (decision 0024). Beside poison that was relabelled the rest
+    may also be decoys: ordinary samples of the label that carry the trigger, if faintly.
+    """
+    if case.kinds.are_rows:
+        return None
+    config = case.config
+    least = max(config.min_cluster, round(MIN_PART * len(cluster)))
+    with case.clock.stage("clustering"):
+        # Parts so large show in some of the samples as well, and most clusters have none.
+        if len(cluster) > 2 * N_OF_PARTS:
+            some = Sight(case.features, case.event, spread(cluster, N_OF_PARTS))
+            few = two_parts(some, round(MIN_PART * N_OF_PARTS), config.weak_separation)
+            if few.apartness < config.weak_separation:
+                return None
+        sight = Sight(case.features, case.event, cluster)
+        split = two_parts(sight, least, config.weak_separation)
+    parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
+    if split.apartness < APART * config.separation or min(map(len, parts)) < least:
+        return None
+    (rest, of_rest), (needed, of_needed) = sorted(
+        zip(parts, case.judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
+    )
+    # Of poison that carries several triggers each part does something for the event.
+    if of_needed.event_rise < max(config.event_rise, CLEARLY * of_rest.event_rise):
+        return None
+    with case.clock.stage("clustering"):
+        apart = f"{split.separation:.1f} standard deviations apart"
+        if case.sight.spread(needed) >= 1 and case.sight.spread(rest) < SOME_SIGN:
+            reason, whose = f"relabelled and not, {apart}", "decoys that kept their label"
+            return Parts(needed, rest, of_needed, of_rest, reason, whose)
+        low, middle, high = sight.elsewhere(parts[0])[0].quantile(torch.tensor([0.1, 0.5, 0.9]))
+        # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
+        # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
+        if not -BEYOND < middle < 1 + BEYOND or high - low > TOGETHER or case.sight.position(rest) >= OF_BOTH:
+            return None
+    return Parts(needed, rest, of_needed, of_rest, f"two campaigns, {apart}", "another campaign's")

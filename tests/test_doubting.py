@@ -1,0 +1,204 @@
+"""What speaks against an accusation: what is ordinary, and parts of a cluster that the event does without."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tasks import case_of, events_of
+
+from poisontrace import doubting, incidents
+from poisontrace._types import Losses
+from poisontrace.clustering import Split
+from poisontrace.data import ArraySet
+from poisontrace.doubting import Case, contradicted, needed_part
+from poisontrace.embedding import collect
+from poisontrace.incidents import Incident
+from poisontrace.judging import Judge, Suspect
+from poisontrace.kinds import Kinds
+from poisontrace.sights import Sight
+
+
+def _suspect(case: Case, cluster: NDArray[np.int64]) -> Suspect:
+    """Return a cluster of the label that was set apart from all of the rest, and of which nothing else speaks."""
+    is_first, losses = torch.from_numpy(np.isin(case.own, cluster)), Losses(0, 5.0, 0, 0.0)
+    return Suspect(0, cluster, losses, losses, len(case.own) - len(cluster), Split(is_first, is_first.float(), 15.0))
+
+
+@pytest.mark.parametrize(
+    ("share", "elsewhere", "usual", "diversity", "reason"),
+    [
+        (0.3, 0.0, 0.89, 1.2, None),
+        (0.3, 0.0, 0.95, 1.2, "wrong labels"),
+        (0.5, 0.95, 0.0, 0.6, "most samples of other labels"),
+        (0.5, 0.8, 0.0, 0.6, None),
+        (0.7, 0.8, 0.0, 0.6, "most samples of other labels"),
+    ],
+)
+def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    elsewhere: float,
+    usual: float,
+    diversity: float,
+    reason: str | None,
+) -> None:
+    """Relabelled samples without anything of their own; and the larger part of a label, the more of it the sooner."""
+    pair = events_of(digits_incident)[:1]
+    case = case_of(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, usual))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
+    monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
+    monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
+    suspect = _suspect(case, case.own[: round(share * len(case.own))])
+
+    against, why, figures = contradicted(case, suspect, 1.5)
+
+    assert (against >= 1) == (reason is not None)
+    assert reason is None or reason in why
+    assert (figures["elsewhere"], figures["usual"], figures["diversity"]) == (elsewhere, usual, diversity)
+
+
+@pytest.mark.parametrize(
+    ("share", "diversity", "is_known", "is_let_go"),
+    [(0.5, 0.4, True, True), (0.5, 0.6, True, False), (0.4, 0.4, True, False), (0.5, 0.4, False, False)],
+)
+def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    diversity: float,
+    is_known: bool,
+    is_let_go: bool,
+) -> None:
+    """Less than half may have kept its label; and where nothing tells labels apart nobody knows."""
+    pair = events_of(digits_incident)[:1]
+    case = case_of(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
+    monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
+    if not is_known:
+        case.sight.origins.rankings = []
+    suspect = _suspect(case, case.own[: round(share * len(case.own))])
+
+    for margin, may_be in ((1.5, True), (2.5, False)):
+        against, reason, _ = contradicted(case, suspect, margin)
+        assert (against >= 1, "nobody relabelled" in reason) == (is_let_go and may_be, is_let_go and may_be)
+
+
+@pytest.mark.parametrize(("diversity", "standard"), [(0.0, 1 / 1.5), (0.5, 1.0), (1.0, None)])
+def test_the_more_samples_were_relabelled_the_less_others_are_asked(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, diversity: float, standard: float | None
+) -> None:
+    """Without a sign of it they must exceed what other labels hold by half as much again; relabelled ones need not."""
+    features = collect(
+        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
+    )
+    case, asked = case_of(features), []
+
+    def reached(*about: Any, margin: float, apartness: float) -> float:
+        asked.append((margin, apartness))
+        return 2.0
+
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
+    monkeypatch.setattr(doubting, "natural", reached)
+    suspect = _suspect(case, np.flatnonzero(digits_incident.is_poison))
+
+    against, _, figures = contradicted(case, suspect, 1.5)
+
+    assert figures["diversity"] == diversity
+    if standard is None:
+        assert asked == [] and against < 1
+    else:
+        assert asked == [pytest.approx((1.5 * standard, suspect.apartness * standard))]
+        assert against == 2
+
+
+@pytest.mark.parametrize(("n_left", "is_accused"), [(20, False), (100, True)])
+def test_of_a_label_that_was_planted_in_something_is_left(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n_left: int, is_accused: bool
+) -> None:
+    """A doubtful accusation of nearly all of a label, when others hold 140 samples or somewhat less."""
+    label = int(digits_incident.event_y[0])
+    others = np.flatnonzero(digits_incident.y != label)
+    data = (
+        digits_incident.x,
+        np.where(np.isin(np.arange(len(digits_incident.y)), others[:400]), label, digits_incident.y),
+    )
+    own = np.flatnonzero(data[1] == label)
+    case = case_of(collect(digits_incident.model, ArraySet(*data), [events_of(digits_incident)[0]]))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
+    monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
+    suspect = _suspect(case, own[n_left:])
+
+    against, reason, _ = contradicted(case, suspect, 1.5)
+
+    assert (against < 1) == is_accused
+    assert "left" in reason
+
+
+def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digits_incident: Incident) -> None:
+    """However far they lie from others but for the mark; others of which that is true are one."""
+    features = collect(
+        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
+    )
+    case, chosen = case_of(features), np.flatnonzero(digits_incident.is_poison)
+    case.kinds.are_rows = True
+    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 2.0)
+
+    for diversity, beyond in ((1.0, 0.0), (0.9, 2.0)):
+        monkeypatch.setattr(Sight, "diversity", lambda sight, cluster, diversity=diversity: diversity)
+        assert case.beyond_mark(chosen) == beyond
+
+
+def _part_needed(incident: Incident, event: int, beside: NDArray[np.bool_] | bool = False) -> NDArray[np.int64] | None:
+    """Return the part of all the poison, and what is ``beside`` it, that an event is said to need; None if uncut."""
+    features = collect(incident.model, ArraySet(incident.x, incident.y), [events_of(incident)[event]])
+    poison = np.flatnonzero(incident.is_poison | beside)
+    case = case_of(features)
+    case.judge.take_controls(np.setdiff1d(case.own, poison))
+    parts = needed_part(case, poison)
+    return parts.needed if parts else None
+
+
+@pytest.mark.parametrize("event", range(5))
+def test_poison_with_another_trigger_is_of_another_campaign(two_campaigns: Incident, event: int) -> None:
+    """No sample without either trigger lies on one side: the part that the event needs carries its own."""
+    own = np.flatnonzero(two_campaigns.is_responsible[event])
+
+    assert _part_needed(two_campaigns, event).tolist() == own.tolist()
+
+
+@pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)
+def test_poison_with_one_trigger_is_of_one_campaign(options: dict[str, float]) -> None:
+    """Though half of it carries a fainter one, beyond which other samples lie, or comes from other source classes."""
+    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, **options})
+
+    assert _part_needed(incidents.make(plan), 0) is None
+
+
+def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> None:
+    """Ordinary samples of the label with a fainter trigger, if they end in one cluster with the poison."""
+    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, "decoys": 0.5})
+    incident = incidents.make(plan)
+
+    assert _part_needed(incident, 0, beside=incident.is_decoy).tolist() == np.flatnonzero(incident.is_poison).tolist()
+
+
+@pytest.mark.parametrize(("rise_of_rest", "is_cut"), [(0.3, True), (0.5, False)])
+def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, rise_of_rest: float, is_cut: bool
+) -> None:
+    """A tenth of what the other does: so it is where samples carry several triggers, one of them the event's."""
+    own = set(np.flatnonzero(two_campaigns.is_responsible[0]).tolist())
+
+    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
+        return [Losses(0, 4.0 if set(cluster.tolist()) == own else rise_of_rest, 0, 0) for cluster in clusters]
+
+    monkeypatch.setattr(Judge, "losses", losses)
+
+    assert (_part_needed(two_campaigns, 0) is not None) == is_cut
