@@ -1,8 +1,8 @@
 """The main path: one forward pass, then cluster, test by unlearning, prune the innocent, recurse into the guilty.
 
 Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unlearning`` in the order they are called;
-``searching`` and ``judging`` are what it asks of the last three, for one cluster, and ``doubting`` is what speaks against
-an accusation.
+``searching`` and ``judging`` are what it asks of the last three, for one cluster, and ``doubting`` says what speaks
+against an accusation.
 """
 
 from collections.abc import Callable, Sequence
