@@ -1,5 +1,6 @@
 """What speaks against an accusation: what is ordinary, and parts of a cluster that the event does without."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from poisontrace.embedding import collect
 from poisontrace.incidents import Incident
 from poisontrace.judging import Judge, Suspect
 from poisontrace.kinds import Kinds
+from poisontrace.searching import two_parts
 from poisontrace.sights import Sight
 
 
@@ -189,11 +191,23 @@ def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> Non
     assert _part_needed(incident, 0, beside=incident.is_decoy).tolist() == np.flatnonzero(incident.is_poison).tolist()
 
 
-@pytest.mark.parametrize(("rise_of_rest", "is_cut"), [(0.3, True), (0.5, False)])
+@pytest.mark.parametrize(
+    ("apartness", "rise_of_rest", "is_cut"),
+    [(7.5, 0.3, True), (7.5, 0.5, False), (15.0, 0.5, True), (15.0, 1.0, False)],
+)
 def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
-    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, rise_of_rest: float, is_cut: bool
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, apartness: float, rise_of_rest: float, is_cut: bool
 ) -> None:
-    """A tenth of what the other does: so it is where samples carry several triggers, one of them the event's."""
+    """A tenth of what the other does, or more where they lie farther apart.
+
+    So it is where samples carry several triggers, one of them the event's.
+    """
+
+    def parts(*asked: Any) -> Split:
+        split = two_parts(*asked)
+        return dataclasses.replace(split, separation=apartness * split.separation / split.apartness)
+
+    monkeypatch.setattr(doubting, "two_parts", parts)
     own = set(np.flatnonzero(two_campaigns.is_responsible[0]).tolist())
 
     def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:

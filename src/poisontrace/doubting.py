@@ -174,19 +174,21 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
         # Parts so large show in some of the samples as well, and most clusters have none.
         if len(cluster) > 2 * N_OF_PARTS:
             some = Sight(case.features, case.event, spread(cluster, N_OF_PARTS))
-            few = two_parts(some, round(MIN_PART * N_OF_PARTS), config.weak_separation)
+            few = two_parts(some, round(MIN_PART * N_OF_PARTS), config.weak_separation, is_glance=True)
             if few.apartness < config.weak_separation:
                 return None
         sight = Sight(case.features, case.event, cluster)
         split = two_parts(sight, least, config.weak_separation)
     parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
-    if split.apartness < APART * config.separation or min(map(len, parts)) < least:
+    far = split.apartness / (APART * config.separation)
+    if far < 1 or min(map(len, parts)) < least:
         return None
     (rest, of_rest), (needed, of_needed) = sorted(
         zip(parts, case.judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
     )
-    # Of poison that carries several triggers each part does something for the event.
-    if of_needed.event_rise < max(config.event_rise, CLEARLY * of_rest.event_rise):
+    # Of poison that carries several triggers each part does something for the event; but parts that lie farther apart
+    # than they must are two the more surely, and a last layer that has learned both does not part them as well.
+    if of_needed.event_rise < max(config.event_rise, CLEARLY / far * of_rest.event_rise):
         return None
     with case.clock.stage("clustering"):
         apart = f"{split.separation:.1f} standard deviations apart"

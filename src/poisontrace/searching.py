@@ -12,7 +12,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from poisontrace.clustering import DOUBTFUL, HINT, Split, against_nature, search, with_gap
+from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, few_directions, guesses
 from poisontrace.sights import Sight
@@ -21,6 +21,7 @@ from poisontrace.sights import Sight
 # it, and this share of its apartness is as much.
 N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
 TINY = 1e-9
+LEADING = 32  # directions that show parts so large of some hundred samples, if there are any
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
 
@@ -83,17 +84,22 @@ def _best(splits: Sequence[Split], separation: float) -> Split:
     return max(splits, key=lambda split: (split.is_at_least(separation), split.strength))
 
 
-def two_parts(sight: Sight, least: int, promising: float) -> Split:
+def two_parts(sight: Sight, least: int, promising: float, *, is_glance: bool = False) -> Split:
     """Return the best split of a cluster into parts, whichever the event is of; a separation of 0 if there is none.
 
     Args:
         sight: of the cluster.
         least: samples of each part.
         promising: standard deviations that a first find must lie apart to be followed up.
+        is_glance: whether to look in a few leading directions only, from fewer starts.
     """
+    space = sight.leaning
+    if is_glance:
+        space = Space(space.x[:, -LEADING:])
+    starts = [*guesses(space)] if is_glance else [*guesses(space), *few_directions(space)]
     # Which of them the event is of is for the unlearning to say, not for the likeness.
     return search(
-        *(sight.leaning, [sight.seen.leaning.likeness], [*guesses(sight.leaning), *few_directions(sight.leaning)]),
+        *(space, [sight.seen.leaning.likeness], starts),
         judge=lambda split: split if split.n_smaller >= least else replace(split, separation=0.0),
         smallest=least // 2,
         promising=promising,

@@ -34,6 +34,7 @@ class Sight:
     def __init__(self, features: Features, event: int, indices: Indices) -> None:
         """Take at least two samples; nothing is worked out before it is asked for."""
         self.indices, self.features, self.event = indices, features, event
+        self._clearest: tuple[Tensor, Space] | None = None  # of the poison that was asked about last
 
     @cached_property
     def seen(self) -> Conditioned:
@@ -70,8 +71,11 @@ class Sight:
 
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
-        spaces = (self.leaning, *self.agreements, self.unconditioned)
-        return max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
+        if self._clearest is None or not torch.equal(self._clearest[0], is_poison):
+            spaces = (self.leaning, *self.agreements, self.unconditioned)
+            best = max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
+            self._clearest = is_poison, best
+        return self._clearest[1]
 
     def _among(self, cluster: Indices) -> Tensor:
         return torch.from_numpy(np.isin(self.indices, cluster))
