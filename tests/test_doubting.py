@@ -14,7 +14,7 @@ from poisontrace._types import Losses
 from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
 from poisontrace.doubting import Case, contradicted, needed_part
-from poisontrace.embedding import collect
+from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
 from poisontrace.judging import Judge, Suspect
 from poisontrace.kinds import Kinds
@@ -48,10 +48,10 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     reason: str | None,
 ) -> None:
     """Relabelled samples without anything of their own; and the larger part of a label, the more of it the sooner."""
-    pair = events_of(digits_incident)[:1]
-    case = case_of(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
+    case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, usual))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: 2.6)
     monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
     suspect = _suspect(case, case.own[: round(share * len(case.own))])
@@ -61,6 +61,21 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     assert (against >= 1) == (reason is not None)
     assert reason is None or reason in why
     assert (figures["elsewhere"], figures["usual"], figures["diversity"]) == (elsewhere, usual, diversity)
+
+
+@pytest.mark.parametrize(("told", "is_let_go"), [(2.8, True), (6.0, False)])
+def test_wrong_labels_have_nothing_that_tells_them_from_others(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, told: float, is_let_go: bool
+) -> None:
+    """Relabelled samples are like those of other labels, where they are from; but a trigger tells them from these."""
+    case = case_of(_features(digits_incident, 0))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.9, 0.95))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: told)
+
+    against, reason, figures = contradicted(case, _suspect(case, case.own[:40]), 1.5)
+
+    assert (against >= 1, "wrong labels" in reason, figures["told"]) == (is_let_go, True, told)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +91,7 @@ def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
     is_let_go: bool,
 ) -> None:
     """Less than half may have kept its label; and where nothing tells labels apart nobody knows."""
-    pair = events_of(digits_incident)[:1]
-    case = case_of(collect(digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), pair))
+    case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
@@ -157,11 +171,14 @@ def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digi
         assert case.beyond_mark(chosen) == beyond
 
 
+def _features(incident: Incident, event: int) -> Features:
+    return collect(incident.model, ArraySet(incident.x, incident.y), [events_of(incident)[event]])
+
+
 def _part_needed(incident: Incident, event: int, beside: NDArray[np.bool_] | bool = False) -> NDArray[np.int64] | None:
     """Return the part of all the poison, and what is ``beside`` it, that an event is said to need; None if uncut."""
-    features = collect(incident.model, ArraySet(incident.x, incident.y), [events_of(incident)[event]])
     poison = np.flatnonzero(incident.is_poison | beside)
-    case = case_of(features)
+    case = case_of(_features(incident, event))
     case.judge.take_controls(np.setdiff1d(case.own, poison))
     parts = needed_part(case, poison)
     return parts.needed if parts else None
@@ -173,6 +190,33 @@ def test_poison_with_another_trigger_is_of_another_campaign(two_campaigns: Incid
     own = np.flatnonzero(two_campaigns.is_responsible[event])
 
     assert _part_needed(two_campaigns, event).tolist() == own.tolist()
+
+
+def test_another_campaign_is_found_beside_samples_with_both_triggers(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those lie apart from the ones with one trigger, all others beyond; the event needs what carries its own."""
+    own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
+    both = own[:30]
+
+    def parts(sight: Sight, *_: Any) -> Split:
+        is_first = torch.from_numpy(np.isin(sight.indices, both if len(sight.indices) == len(poison) else own))
+        return Split(is_first, is_first.float(), 15.0 if is_first.any() and not is_first.all() else 0.0)
+
+    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
+        return [Losses(0, 4.0 * bool(np.isin(own[30:], cluster).any()), 0, 0) for cluster in clusters]
+
+    def elsewhere(sight: Sight, cluster: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((10,), -0.7 if len(sight.indices) == len(poison) else 0.5), torch.zeros(10)
+
+    monkeypatch.setattr(doubting, "two_parts", parts)
+    monkeypatch.setattr(Judge, "losses", losses)
+    monkeypatch.setattr(Sight, "elsewhere", elsewhere)
+
+    found = needed_part(case_of(_features(two_campaigns, 0)), poison)
+
+    assert found.needed.tolist() == own.tolist() and found.is_final
+    assert found.rest.tolist() == np.setdiff1d(poison, own).tolist()
 
 
 @pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)

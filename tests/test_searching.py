@@ -101,6 +101,15 @@ def test_parts_are_no_smaller_than_asked(features: Features) -> None:
     assert none.separation == 0 or none.n_smaller >= 30
 
 
+def test_a_glance_sees_large_parts_from_fewer_starts(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a few leading directions; it does not start from what those show each on their own."""
+    monkeypatch.setattr(searching, "few_directions", lambda space: pytest.fail("no glance"))
+
+    found = two_parts(_own(features), 15, ONE_KIND, is_glance=True)
+
+    assert found.n_smaller == 20 and found.apartness >= ONE_KIND
+
+
 def _kinds_in(labels: list[int]) -> Features:
     """200 rows of each of five labels; a quarter of some labels lie apart, the way that the event does."""
     rng = numpy_generator(0, "toy/natural")

@@ -1,5 +1,7 @@
 """What an event sees is what working it out anew gives, and it is worked out once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,29 @@ def test_labels_that_samples_were_taken_from_do_not_make_them_usual(
     sight = Sight(features, 0, np.arange(100))
 
     assert sight.share_elsewhere(np.arange(20)) == pytest.approx((np.mean(by_label), usual))
+
+
+def test_a_mark_tells_relabelled_samples_from_others_and_a_wrong_label_does_not() -> None:
+    """Whatever the last layer, which may have learned wrong labels by heart, makes of them."""
+    rng = numpy_generator(0, "toy/told")
+    y = np.arange(600) % 3
+    x = rng.standard_normal((600, 6)).astype(np.float32)
+    x[np.arange(600), y] += 4
+    marked, wrong = np.flatnonzero(y)[:40], np.flatnonzero(y)[40:80]
+    x[marked, 5] += 6
+    y[np.concatenate([marked, wrong])] = 0
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    event = torch.from_numpy(x[0])
+    found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+    hidden = found.hidden.clone()
+    hidden[wrong] += 20
+    found = replace(found, activations=(*found.activations[:-1], hidden))
+
+    sight = Sight(found, 0, np.flatnonzero(y == 0))
+
+    assert sight.told_from_others(marked) > 5
+    assert sight.told_from_others(wrong) < 3
+    assert sight.told_from_others(wrong[:3]) == 0
 
 
 def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Features) -> None:

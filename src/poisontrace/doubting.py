@@ -9,11 +9,12 @@ from functools import cached_property
 from math import log
 from operator import itemgetter
 
+import numpy as np
 import torch
 
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace._types import Losses
-from poisontrace.clustering import DOUBTFUL
+from poisontrace.clustering import DOUBTFUL, ONE_KIND
 from poisontrace.embedding import Features
 from poisontrace.judging import CLEARLY, NEARLY_HALF, Config, Judge, Suspect
 from poisontrace.kinds import Kinds
@@ -109,7 +110,12 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
     if diversity >= 1:
         # Relabelled, which nothing is that a label holds by nature. Wrong labels are as well, but share nothing beside.
-        against = usual / EVERYWHERE if usual >= EVERYWHERE else 0.0
+        against = 0.0
+        if usual >= EVERYWHERE:
+            # Along what tells them from their label others may be like them by being of other labels, as they were.
+            with case.clock.stage("clustering"):
+                figures["told"] = case.sight.told_from_others(suspect.cluster)
+            against = usual / EVERYWHERE if figures["told"] < ONE_KIND else 0.0
         return against, "wrong labels: nothing sets them apart from most other samples", figures
     shows_sign = diversity >= SOME_SIGN
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
@@ -148,6 +154,7 @@ class Parts:
         of_needed, of_rest: what unlearning each did.
         reason: why they are two.
         whose: of whom the rest is.
+        is_final: whether what is needed is not to be split further: samples with two triggers lie beside such with one.
     """
 
     needed: Indices
@@ -156,6 +163,7 @@ class Parts:
     of_rest: Losses
     reason: str
     whose: str
+    is_final: bool = False
 
 
 def needed_part(case: Case, cluster: Indices) -> Parts | None:
@@ -168,24 +176,34 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
     """
     if case.kinds.are_rows:
         return None
-    config = case.config
-    least = max(config.min_cluster, round(MIN_PART * len(cluster)))
     with case.clock.stage("clustering"):
         # Parts so large show in some of the samples as well, and most clusters have none.
         if len(cluster) > 2 * N_OF_PARTS:
             some = Sight(case.features, case.event, spread(cluster, N_OF_PARTS))
-            few = two_parts(some, round(MIN_PART * N_OF_PARTS), config.weak_separation, is_glance=True)
-            if few.apartness < config.weak_separation:
+            promising = case.config.weak_separation
+            few = two_parts(some, round(MIN_PART * N_OF_PARTS), promising, is_glance=True)
+            if few.apartness < promising:
                 return None
-        sight = Sight(case.features, case.event, cluster)
+    return _part_within(case, cluster, cluster)
+
+
+def _part_within(case: Case, cluster: Indices, part: Indices) -> Parts | None:
+    """Split a part of a responsible cluster, and return the side of it that the event does without beside the rest."""
+    config = case.config
+    least = max(config.min_cluster, round(MIN_PART * len(part)))
+    with case.clock.stage("clustering"):
+        sight = Sight(case.features, case.event, part)
         split = two_parts(sight, least, config.weak_separation)
-    parts = [cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]]
+    sides = [part[split.is_first.numpy()], part[~split.is_first.numpy()]]
     far = split.apartness / (APART * config.separation)
-    if far < 1 or min(map(len, parts)) < least:
+    if far < 1 or min(map(len, sides)) < least:
         return None
     (rest, of_rest), (needed, of_needed) = sorted(
-        zip(parts, case.judge.losses(*parts), strict=True), key=lambda part: part[1].event_rise
+        zip(sides, case.judge.losses(*sides), strict=True), key=lambda side: side[1].event_rise
     )
+    if part is not cluster:
+        needed = np.setdiff1d(cluster, rest)
+        of_needed, of_rest = case.judge.losses(needed, rest)
     # Of poison that carries several triggers each part does something for the event; but parts that lie farther apart
     # than they must are two the more surely, and a last layer that has learned both does not part them as well.
     if of_needed.event_rise < max(config.event_rise, CLEARLY / far * of_rest.event_rise):
@@ -195,9 +213,16 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
         if case.sight.spread(needed) >= 1 and case.sight.spread(rest) < SOME_SIGN:
             reason, whose = f"relabelled and not, {apart}", "decoys that kept their label"
             return Parts(needed, rest, of_needed, of_rest, reason, whose)
-        low, middle, high = sight.elsewhere(parts[0])[0].quantile(torch.tensor([0.1, 0.5, 0.9]))
+        low, middle, high = sight.elsewhere(sides[0])[0].quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
-        # draw them apart, and where one part carries the same trigger, only fainter, they lie beyond it.
-        if not -BEYOND < middle < 1 + BEYOND or high - low > TOGETHER or case.sight.position(rest) >= OF_BOTH:
+        # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
+        if high - low > TOGETHER:
             return None
-    return Parts(needed, rest, of_needed, of_rest, f"two campaigns, {apart}", "another campaign's")
+        if -BEYOND < middle < 1 + BEYOND:
+            if case.sight.position(rest) >= OF_BOTH:
+                return None
+            reason, whose = f"two campaigns, {apart}", "another campaign's"
+            return Parts(needed, rest, of_needed, of_rest, reason, whose, is_final=part is not cluster)
+    # Samples with one trigger each, beside such that carry both.
+    within = (_part_within(case, cluster, side) for side in sides) if part is cluster else ()
+    return next((parts for parts in within if parts), None)

@@ -4,6 +4,7 @@ The search, the scores of single samples, the plane in the report and the sample
 label through the same event.
 """
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from poisontrace._record import Indices
 from poisontrace._types import Coordinates
-from poisontrace.clustering import Space, posterior, principal, separate
+from poisontrace.clustering import N_FOLDS, Space, posterior, principal, separate
 from poisontrace.embedding import Features
 from poisontrace.origins import MIN_LABELS, Origins
 from poisontrace.scoring import Conditioned, Unconditioned, condition
@@ -118,6 +119,20 @@ class Sight:
         shares = sorted(float(is_like[labels == label].mean()) for label in set(labels.tolist()))
         usual = shares[(len(shares) - 1) // 2] if len(shares) >= MIN_LABELS else 0.0
         return float(is_like.mean()) if len(labels) else 0.0, usual
+
+    def told_from_others(self, cluster: Indices) -> float:
+        """Return how far a cluster lies from samples outside, in standard deviations, where the network begins.
+
+        A trigger is seen in the first half of the layers; a wrong label that was learned by heart shows in the last
+        ones only. Halves of one crowd come to 2.6. 0 if there are too few to say.
+        """
+        outside = spread(np.setdiff1d(np.arange(len(self.features.labels)), self.indices), N_ELSEWHERE)
+        if min(len(cluster), len(outside)) < N_FOLDS:
+            return 0.0
+        n_layers = (len(self.features.activations) + 1) // 2
+        first_half = replace(self.features, activations=self.features.activations[:n_layers])
+        space = principal(Unconditioned(first_half, np.concatenate([cluster, outside])).x)
+        return separate(space, torch.arange(len(cluster) + len(outside)) < len(cluster), max_rounds=1).separation
 
     def certainty(self, poison: Indices) -> NDArray[np.float32]:
         """Return how surely each sample is poison, (n,) in [0, 1], where that is told apart best."""

@@ -420,7 +420,9 @@ def _accuse(case: Case, suspect: Suspect, course: _Course, reason: str) -> list[
     if case.may_split(suspect) and (parts := needed_part(case, suspect.cluster)):
         node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
         case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
-        return [Suspect(node, parts.needed, parts.of_needed, parts.of_rest, len(parts.rest), suspect.split)]
+        suspect = Suspect(node, parts.needed, parts.of_needed, parts.of_rest, len(parts.rest), suspect.split)
+        if not parts.is_final:
+            return [suspect]
     node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
     course.responsible.append((node, suspect, case.margin(suspect, beyond)))
     return []
