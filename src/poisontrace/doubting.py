@@ -1,7 +1,7 @@
 """What speaks against an accusation: that it is of what is ordinary, or that the event does without a part of it.
 
 A search for two kinds finds some in natural labels now and then, and one responsible cluster may hold the poison of
-several campaigns (decisions 0022, 0024, 0025 and 0028).
+several campaigns (decisions 0022, 0024, 0025, 0028 and 0029).
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ class Case:
 def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go. The search in other labels costs most and comes last (decisions 0022 and 0028).
+    At least 1 lets the suspect go. The search in other labels costs most and comes last (decisions 0022, 0028 and 0029).
     """
     share = len(suspect.cluster) / len(case.own)
     is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
