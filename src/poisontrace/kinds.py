@@ -26,7 +26,6 @@ MAX_OTHERS, STANDS_OUT = 10, 1.2
 MIN_OTHERS = 3  # fewer say nothing
 FEW_DIRECTIONS = (4, 6, 12)
 N_GUESSES = (2, 4, 8)  # clusters of k-means, which knows nothing of the event
-ROUNDS_OF_STARTS = 6  # what has not settled by then is of no kind, and a start need not
 
 
 def guesses(space: Space) -> Iterator[Tensor]:
@@ -44,7 +43,7 @@ def few_directions(space: Space) -> Iterator[Tensor]:
         leading = space.x[:, -n_directions:]  # the last ones have the largest variance
         few = Space(leading / leading.std(0).clamp_min(1e-12))
         for guess in guesses(few):
-            yield separate(few, guess, max_rounds=ROUNDS_OF_STARTS).is_first
+            yield separate(few, guess).is_first
 
 
 class Kinds:
