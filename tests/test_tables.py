@@ -203,11 +203,12 @@ def test_attacks_have_a_line_for_each_size_rate_and_training(tmp_path: Path, mon
 
 
 def test_what_misleads_a_tracer_has_a_table_of_its_own(tmp_path: Path) -> None:
-    """Below the same attack without it, by measure and strength; the tables of attacks as published leave it out."""
+    """Below the same attack without it, where half of the attempts still succeed; tables of attacks leave it out."""
     weak = {"succeeded": False, "attack_success": 0.4, "precision": 0.0, "recall": 0.0}
     spread = [
         trace_row(plan={"options": {"size": 3, "campaigns": 2}}, precision=0.5, n_found=100, n_found_of_others=40),
         trace_row(plan={"options": {"size": 3, "campaigns": 10}}, seed=1, **weak),
+        trace_row(plan={"options": {"size": 3, "campaigns": 3}}, **weak | {"attack_success": 0.5}),
         trace_row(plan={"options": {"size": 3, "campaigns": 2, "shown": "all"}}),
     ]
     rows = [trace_row(plan={"options": {"size": 3}}), trace_row(rate=0.1), *spread]
@@ -220,6 +221,8 @@ def test_what_misleads_a_tracer_has_a_table_of_its_own(tmp_path: Path) -> None:
         f"| badnets, digits, 1,437 | – | – | 72 (5%) | 1 of 1 | {numbers} | 1.000 | 1.000 | 1.000 / 1.000 | 1.000 |",
         f"| badnets, digits, 1,437 | dispersal | `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 0.500 | 1.000 "
         "| 0.500 / 1.000 | 0.900 |",
+        "| badnets, digits, 1,437 | dispersal | `campaigns` 3 | 72 (5%) | 1 of 1 | 0.500 | 0.010 | 0.970 | 1 | 0.000 "
+        "| 0.000 | 0.000 / 0.000 | 0.000 |",
         "| badnets, digits, 1,437 | dispersal | `campaigns` 10 | 72 (5%) | 0 of 1 | 0.400 | 0.010 | 0.970 | 0 | – | – "
         "| – | – |",
         f"| badnets, digits, 1,437 | framing | `shown` all, `campaigns` 2 | 72 (5%) | 1 of 1 | {numbers} | 1.000 "

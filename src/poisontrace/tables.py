@@ -45,6 +45,8 @@ MEASURES = {
 GPU_SPEED, DISK_SPEED = 5e13, 1e9  # operations and bytes a second that nobody measured here; the table says so
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison
 NAMES_OF_COST = ("attack_success", "attack_success_twin", "clean_accuracy")  # what a measure may cost
+# Of the attempts, from which on an attack still works in spite of what its measure costs, and at most of its twin's.
+HALF, OF_TWIN = 0.5, 0.1
 # Methods of the comparison with others that its tables name: ours, the measure of cost, and what no method can lose to.
 OURS, PASS = "ours", "one forward pass"
 FLOORS = ("random", "oracle", PASS)
@@ -180,6 +182,11 @@ def _is_sound(row: Row) -> bool:
     return bool(row["kind"] == "trace" and row["succeeded"])
 
 
+def _still_works(row: Row) -> bool:
+    """Tell whether a row is a trace of a victim on which a measure leaves the attack half of its attempts or more."""
+    return bool(row["kind"] == "trace" and row["attack_success"] >= HALF and row["attack_success_twin"] <= OF_TWIN)
+
+
 def _is_judged(row: Row) -> bool:
     """Whether a row says how well the conditions of an accusation were met, and the truth is beyond dispute."""
     if row["kind"] not in ("clean", "trace") or row["rule"] != "default" or "margin" not in row.get("statistics", {}):
@@ -240,10 +247,10 @@ def _attack_table(rows: list[Row]) -> str:
     return _table(head, (_attack_line(group) for _, group in sorted(groups.items(), key=lambda item: item[0])))
 
 
-def _attack_line(group: list[Row]) -> list[Any]:
-    """Return the cells of one attack, with a dash for each number that no victim gave."""
+def _attack_line(group: list[Row], counts: Callable[[Row], bool] = _is_sound) -> list[Any]:
+    """Return the cells of one attack, with a dash for each number that no victim gave whose traces count."""
     first = next((row for row in group if row["kind"] == "trace"), group[0])
-    traces = [row for row in group if _is_sound(row)]
+    traces = [row for row in group if counts(row)]
     victims = {_victim(row): row for row in traces}.values()
     n_train, rate = first.get("n_train", first["plan"].get("n_train")), f"{100 * first['rate']:.3g}%"
     task = [
@@ -270,6 +277,7 @@ def _anti_forensics_table(rows: list[Row]) -> str:
     """One line for each measure and strength, below the same attack without any.
 
     Success is the mean over all victims, those on which the attack failed among them: it is the price of the measure.
+    Traces count where at least half of the attempts succeed.
     """
     groups = _groups(
         (row for row in rows if row["kind"] == "failed" or (row["kind"] == "trace" and row["rule"] == "default")),
@@ -279,12 +287,12 @@ def _anti_forensics_table(rows: list[Row]) -> str:
     lines = []
     for (task, measure, strength), group in sorted(groups.items(), key=lambda item: item[0]):
         if task in tasks:
-            _, data, poison, victims, _, _, _, *numbers, _, _ = _attack_line(group)
+            _, data, poison, victims, _, _, _, *numbers, _, _ = _attack_line(group, _still_works)
             tried = {_victim(row): row for row in group if row["kind"] == "trace"}.values()
             cost = [_mean(tried, name) if tried else DASH for name in NAMES_OF_COST]
             attack = f"{group[0]['attack']}, {data.removesuffix(f', {TRAINING}')}"
             named = ", ".join(f"`{name}` {value}" for name, value in strength)
-            traces = [row for row in group if _is_sound(row)]
+            traces = [row for row in group if _still_works(row)]
             planted = statistics.mean(map(_of_any_campaign, traces)) if traces else DASH
             lines.append([attack, measure or DASH, named or DASH, poison, victims, *cost, *numbers, planted])
     head = (
