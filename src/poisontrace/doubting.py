@@ -213,7 +213,10 @@ def _part_within(case: Case, cluster: Indices, part: Indices) -> Parts | None:
         if case.sight.spread(needed) >= 1 and case.sight.spread(rest) < SOME_SIGN:
             reason, whose = f"relabelled and not, {apart}", "decoys that kept their label"
             return Parts(needed, rest, of_needed, of_rest, reason, whose)
-        low, middle, high = sight.elsewhere(sides[0])[0].quantile(torch.tensor([0.1, 0.5, 0.9]))
+        others = sight.elsewhere(sides[0])[0]
+        if not len(others):
+            return None
+        low, middle, high = others.quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
         if high - low > TOGETHER:
