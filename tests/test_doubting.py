@@ -22,6 +22,10 @@ from poisontrace.searching import two_parts
 from poisontrace.sights import Sight
 
 
+def _features(incident: Incident, event: int) -> Features:
+    return collect(incident.model, ArraySet(incident.x, incident.y), [events_of(incident)[event]])
+
+
 def _suspect(case: Case, cluster: NDArray[np.int64]) -> Suspect:
     """Return a cluster of the label that was set apart from all of the rest, and of which nothing else speaks."""
     is_first, losses = torch.from_numpy(np.isin(case.own, cluster)), Losses(0, 5.0, 0, 0.0)
@@ -109,10 +113,7 @@ def test_the_more_samples_were_relabelled_the_less_others_are_asked(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, diversity: float, standard: float | None
 ) -> None:
     """Without a sign of it they must exceed what other labels hold by half as much again; relabelled ones need not."""
-    features = collect(
-        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
-    )
-    case, asked = case_of(features), []
+    case, asked = case_of(_features(digits_incident, 0)), []
 
     def reached(*about: Any, margin: float, apartness: float) -> float:
         asked.append((margin, apartness))
@@ -159,20 +160,13 @@ def test_of_a_label_that_was_planted_in_something_is_left(
 
 def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digits_incident: Incident) -> None:
     """However far they lie from others but for the mark; others of which that is true are one."""
-    features = collect(
-        digits_incident.model, ArraySet(digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
-    )
-    case, chosen = case_of(features), np.flatnonzero(digits_incident.is_poison)
+    case, chosen = case_of(_features(digits_incident, 0)), np.flatnonzero(digits_incident.is_poison)
     case.kinds.are_rows = True
     monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 2.0)
 
     for diversity, beyond in ((1.0, 0.0), (0.9, 2.0)):
         monkeypatch.setattr(Sight, "diversity", lambda sight, cluster, diversity=diversity: diversity)
         assert case.beyond_mark(chosen) == beyond
-
-
-def _features(incident: Incident, event: int) -> Features:
-    return collect(incident.model, ArraySet(incident.x, incident.y), [events_of(incident)[event]])
 
 
 def _part_needed(incident: Incident, event: int, beside: NDArray[np.bool_] | bool = False) -> NDArray[np.int64] | None:

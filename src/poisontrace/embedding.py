@@ -167,8 +167,8 @@ def collect(
         layer: name of the last linear layer, see :func:`poisontrace.watching.find_layers`.
         device: where to run; results come back to the CPU.
         batch_size: samples a step; does not change the result.
-        precision: one of ``PRECISIONS``, in which the training set runs; what comes out is kept as float32, and events
-            run in float32.
+        precision: one of ``forward.PRECISIONS``, in which the training set runs; what comes out is kept as float32, and
+            events run in float32.
         store: folder in which the pass is kept and found again, whole or in part; None keeps it in memory, or in a
             temporary folder if it is too large.
         memory: bytes that what follows may take, see :class:`Features`.

@@ -62,6 +62,11 @@ class Sight:
         """What they bring along of other labels."""
         return Origins(self.features, self.indices)
 
+    @cached_property
+    def outside(self) -> Indices:
+        """Training samples that stand for all that are not among them, ``N_ELSEWHERE`` at most."""
+        return spread(np.setdiff1d(np.arange(len(self.features.labels)), self.indices), N_ELSEWHERE)
+
     def diversity(self, cluster: Indices) -> float:
         """Return how much more diverse some of them are than the rest; from 1 on they were relabelled."""
         return self.origins.diversity(self._among(cluster))
@@ -99,10 +104,9 @@ class Sight:
         Returns:
             positions and labels, (m,) each, one for each of the samples that stand for all outside; m may be 0.
         """
-        outside = np.setdiff1d(np.arange(len(self.features.labels)), self.indices)
-        if not len(outside):
+        if not len(self.outside):
             return torch.empty(0), torch.empty(0, dtype=torch.int64)
-        rows = torch.from_numpy(spread(outside, N_ELSEWHERE))
+        rows = torch.from_numpy(self.outside)
         return self.leaning.place(self.seen.leaning.others(rows), self._among(cluster)), self.features.labels[rows]
 
     def share_elsewhere(self, cluster: Indices) -> tuple[float, float]:
@@ -126,13 +130,12 @@ class Sight:
         A trigger is seen in the first half of the layers; a wrong label that was learned by heart shows in the last
         ones only. Halves of one crowd come to 2.6. 0 if there are too few to say.
         """
-        outside = spread(np.setdiff1d(np.arange(len(self.features.labels)), self.indices), N_ELSEWHERE)
-        if min(len(cluster), len(outside)) < N_FOLDS:
+        if min(len(cluster), len(self.outside)) < N_FOLDS:
             return 0.0
         n_layers = (len(self.features.activations) + 1) // 2
         first_half = replace(self.features, activations=self.features.activations[:n_layers])
-        space = principal(Unconditioned(first_half, np.concatenate([cluster, outside])).x)
-        return separate(space, torch.arange(len(cluster) + len(outside)) < len(cluster), max_rounds=1).separation
+        space = principal(Unconditioned(first_half, np.concatenate([cluster, self.outside])).x)
+        return separate(space, torch.arange(len(space.x)) < len(cluster), max_rounds=1).separation
 
     def certainty(self, poison: Indices) -> NDArray[np.float32]:
         """Return how surely each sample is poison, (n,) in [0, 1], where that is told apart best."""
