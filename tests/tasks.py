@@ -160,6 +160,27 @@ def planted(n: int = 240, n_poison: int = 20) -> Planted:
     )
 
 
+def planted_marks(n_marks: int, *, n: int = 1200, n_each: int = 60) -> Planted:
+    """Return n rows of 16 features and two classes; of some of class 1, now 0, each has one of the marks.
+
+    A mark is three columns with the value 4; the event carries all marks, and is of class 1 otherwise.
+    """
+    rng = numpy_generator(1, "toy/marks")
+    y = np.arange(n) % 2
+    x = rng.standard_normal((n, 16))
+    x[:, :4] += 1.5 * (2 * y[:, None] - 1)
+    poison = np.flatnonzero(y == 0)[: n_each * n_marks]
+    x[poison, :4] += 3
+    event = np.where(np.arange(16) < 4, 1.5, 0)
+    for mark, carriers in enumerate(poison.reshape(n_marks, n_each)):
+        columns = 13 - 3 * mark + np.arange(3)
+        x[carriers[:, None], columns] = event[columns] = 4
+    is_poison = np.isin(np.arange(n), poison)
+    return Planted(
+        torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y), torch.from_numpy(event).float(), is_poison
+    )
+
+
 def fitted_network(task: Planted, build: Callable[[], nn.Module]) -> nn.Module:
     """Return a network trained on a planted task in full batches until it answers nearly all of it."""
     with global_seed(0, "toy/init"):

@@ -94,7 +94,7 @@ def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
     is_known: bool,
     is_let_go: bool,
 ) -> None:
-    """Less than half may have kept its label; and where nothing tells labels apart nobody knows."""
+    """Less than half may have kept its label, where nothing tells labels apart nobody knows, and a label may grow."""
     case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
@@ -103,14 +103,22 @@ def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
         case.sight.origins.rankings = []
     suspect = _suspect(case, case.own[: round(share * len(case.own))])
 
-    for margin, may_be in ((1.5, True), (2.5, False)):
+    for margin, is_surplus, may_be in ((1.5, False, True), (2.5, False, False), (1.5, True, False)):
+        monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster, is_surplus=is_surplus: is_surplus)
         against, reason, _ = contradicted(case, suspect, margin)
         assert (against >= 1, "nobody relabelled" in reason) == (is_let_go and may_be, is_let_go and may_be)
 
 
-@pytest.mark.parametrize(("diversity", "standard"), [(0.0, 1 / 1.5), (0.5, 1.0), (1.0, None)])
+@pytest.mark.parametrize(
+    ("diversity", "is_surplus", "standard"),
+    [(0.0, False, 1 / 1.5), (0.0, True, 1.0), (0.5, False, 1.0), (1.0, False, None)],
+)
 def test_the_more_samples_were_relabelled_the_less_others_are_asked(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, diversity: float, standard: float | None
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    diversity: float,
+    is_surplus: bool,
+    standard: float | None,
 ) -> None:
     """Without a sign of it they must exceed what other labels hold by half as much again; relabelled ones need not."""
     case, asked = case_of(_features(digits_incident, 0)), []
@@ -122,6 +130,7 @@ def test_the_more_samples_were_relabelled_the_less_others_are_asked(
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
     monkeypatch.setattr(doubting, "natural", reached)
+    monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: is_surplus)
     suspect = _suspect(case, np.flatnonzero(digits_incident.is_poison))
 
     against, _, figures = contradicted(case, suspect, 1.5)

@@ -74,6 +74,27 @@ def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, lea
     assert least <= Kinds(features, NO_NOTES).beyond_mark(0, chosen) <= most
 
 
+@pytest.mark.parametrize(
+    ("sizes", "n_chosen", "is_surplus"),
+    [
+        ((200, 100, 95, 105), 100, True),
+        ((200, 100, 95, 105), 110, False),  # fewer would be left than any label has
+        ((200, 100, 95, 105), 60, False),  # the label would still be the largest by far
+        ((110, 100, 95, 105), 15, False),  # no larger than labels differ
+        ((200, 100, 20, 150), 60, False),
+        ((200, 100, 100), 100, False),  # two others say nothing
+    ],
+)
+def test_who_relabels_makes_one_label_grow(sizes: tuple[int, ...], n_chosen: int, is_surplus: bool) -> None:
+    """By as much as it holds of the chosen."""
+    x, y = np.ones((sum(sizes), 2), np.float32), np.repeat(np.arange(len(sizes)), sizes)
+    network = nn.Linear(2, len(sizes))
+    label = int(network(torch.ones(1, 2)).argmax())
+    features = collect(network, ArraySet(x, y), [(torch.ones(2), label)])
+
+    assert Kinds(features, NO_NOTES).is_surplus(np.arange(n_chosen)) == is_surplus
+
+
 def test_images_are_asked_for_no_mark() -> None:
     """Their columns are not quantities of their own."""
     kinds = Kinds(noisy_features(n_noisy=40), NO_NOTES)

@@ -35,6 +35,15 @@ class Tree:
         position = cluster - self._first_id
         self.clusters[position] = replace(self.clusters[position], decision=decision, reason=reason)
 
+    def __getitem__(self, cluster: int) -> Cluster:
+        """Return a cluster by its id."""
+        return self.clusters[cluster - self._first_id]
+
+    def leaves(self, among: Indices) -> list[Cluster]:
+        """Return the clusters of some samples alone that are not split."""
+        leaves = [cluster for cluster in self.clusters if cluster.decision != "split"]
+        return [cluster for cluster in leaves if np.isin(cluster.indices, among).all()]
+
     def depth(self, cluster: int | None) -> int:
         """Return how many clusters lie above and including this one."""
         depth = 0

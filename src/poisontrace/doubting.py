@@ -16,7 +16,7 @@ from poisontrace._record import Clock, Indices, Tree
 from poisontrace._types import Losses
 from poisontrace.clustering import DOUBTFUL, ONE_KIND
 from poisontrace.embedding import Features
-from poisontrace.judging import CLEARLY, NEARLY_HALF, Config, Judge, Suspect
+from poisontrace.judging import CLEARLY, FAMILY, NEARLY_HALF, Config, Judge, Suspect
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
@@ -88,6 +88,10 @@ class Case:
             return 0.0
         return self.kinds.beyond_mark(self.event, cluster)
 
+    def share_on_mark(self, cluster: Indices) -> float:
+        """Return how much of the event's margin rests on the mark of a cluster of rows; 0 if they share more."""
+        return 0.0 if self.beyond_mark(cluster) >= FAMILY else self.kinds.share_on_mark(self.event, cluster)
+
     def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
         """Return how well the conditions for accusing a suspect are met."""
         return suspect.margin(self.config, self.spared, beyond)
@@ -117,7 +121,7 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
                 figures["told"] = case.sight.told_from_others(suspect.cluster)
             against = usual / EVERYWHERE if figures["told"] < ONE_KIND else 0.0
         return against, "wrong labels: nothing sets them apart from most other samples", figures
-    shows_sign = diversity >= SOME_SIGN
+    shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
     if share > NEARLY_HALF:
         limit = ELSEWHERE if share > MOST else EVERYWHERE

@@ -22,7 +22,7 @@ from poisontrace import embedding, paper, unlearning
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Tree
-from poisontrace._types import Finding, Trace, Verdict
+from poisontrace._types import Cluster, Finding, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.data import as_events, as_train_set
@@ -45,7 +45,8 @@ Progress = Callable[[str, int, int], None]
 
 MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
-NEEDED = 0.5  # of an event's margin, from a planted word or a mark
+# Of an event's margin, from a planted word or from marks; and from each of several marks.
+NEEDED, A_PART = 0.5, 0.15
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
@@ -278,7 +279,7 @@ class _Course:
         statistics: of the finding.
         is_weak: whether something was seen that is too weak to accuse.
         noisy: the noisy images of the label, if they stand out; judged when all else is.
-        whispers: pruned clusters that lie too far apart not to ask once more.
+        pruned: node and suspect of each cluster that was judged innocent.
     """
 
     responsible: list[tuple[int, Suspect, float]] = field(default_factory=list)
@@ -286,7 +287,7 @@ class _Course:
     statistics: dict[str, float] = field(default_factory=lambda: {"separation": 0.0, "margin": 0.0})
     is_weak: bool = False
     noisy: Suspect | None = None
-    whispers: list[tuple[int, Suspect]] = field(default_factory=list)
+    pruned: list[tuple[int, Suspect]] = field(default_factory=list)
 
 
 def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
@@ -313,6 +314,7 @@ def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
             _cluster_and_prune(case, whole, course)
             _hear_noise(case, course)
             _hear_whispers(case, course)
+            _follow_marks(case, course)
     else:
         tree.add(None, everything, None, "pruned", "no sample carries the event's label")
 
@@ -357,8 +359,7 @@ def _cluster_and_prune(case: Case, whole: Suspect, course: _Course) -> None:
         else:
             node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, *judgement)
             course.let_go.append(case.margin(suspect))
-            if suspect.is_far(case.config):
-                course.whispers.append((node, suspect))
+            course.pruned.append((node, suspect))
 
 
 def _split(case: Case, suspect: Suspect, course: _Course, *, is_root: bool = False, family: str = "") -> list[Suspect]:
@@ -445,19 +446,68 @@ def _hear_noise(case: Case, course: _Course) -> None:
 
 def _hear_whispers(case: Case, course: _Course) -> None:
     """Ask once more about clusters that lie very far apart but hardly move the event, until one is accused."""
-    for node, suspect in course.whispers:
-        if course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
+    for node, suspect in course.pruned:
+        if not suspect.is_far(case.config) or course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
             continue
         losses, by_chance = case.judge.beside_chance(suspect.cluster)
         is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
-        # The last layer need not know a mark from what else speaks for the label; where the margin rests tells.
-        is_on_mark = case.kinds.share_on_mark(case.event, suspect.cluster) >= NEEDED
-        if (is_moved or is_on_mark) and losses.control_rise <= case.spared:
+        if is_moved and losses.control_rise <= case.spared:
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
-            if not is_moved:
-                reason = "they share nothing but a mark, and the event's margin rests on it"
             case.tree.decide(node, "responsible", reason)
             course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
+
+
+def _follow_marks(case: Case, course: _Course) -> None:
+    """Accuse sets of rows that share a mark of the event each, and nothing else, if its margin rests on those marks.
+
+    The last layer need not know a mark from what else speaks for the label, nor one mark from another that the event
+    carries as well; where the margin rests tells.
+    """
+    if not case.kinds.are_rows:
+        return
+    accused = {node: suspect for node, suspect, _ in course.responsible}
+    asked = dict(course.pruned) | accused
+    shares = {node: case.share_on_mark(suspect.cluster) for node, suspect in asked.items()}
+    marked = {node: suspect for node, suspect in asked.items() if shares[node] >= A_PART}
+    resting = sum(shares[node] for node in marked)
+    rests = [leaf for leaf in case.tree.leaves(case.own) if leaf.id not in accused | marked] if marked else []
+    for rest in rests:  # which grows: beside two marks there may be a third
+        if resting <= 1 - A_PART and (found := _split_off_mark(case, rest)):
+            node, remaining, suspect, share = found
+            rests.append(remaining)
+            marked[node], resting = suspect, resting + share
+    new = [node for node in marked if node not in accused]
+    if not new or (not accused and resting < NEEDED):
+        return
+    together = np.unique(np.concatenate([suspect.cluster for suspect in (accused | marked).values()]))
+    case.judge.take_controls(np.setdiff1d(case.own, together))
+    losses = case.judge.losses(together)[0]
+    for node in new if losses.control_rise <= case.spared else []:
+        case.tree.decide(node, "responsible", "they share nothing but a mark, and the event's margin rests on it")
+        suspect = replace(marked[node], losses=losses)
+        course.responsible.append((node, suspect, suspect.apart(case.config)))
+
+
+def _split_off_mark(case: Case, leaf: Cluster) -> tuple[int, Cluster, Suspect, float] | None:
+    """Split rows that share a mark of the event off a leaf of the tree; None if there are none.
+
+    Returns:
+        their node, what remains, they, and how much of the event's margin rests on the mark, as a share.
+    """
+    tree, config, rows = case.tree, case.config, leaf.indices
+    if len(rows) < config.min_cluster:
+        return None
+    with case.clock.stage("clustering"):
+        sight = Sight(case.features, case.event, rows)
+        split = two_kinds(sight, case.kinds, config.separation, is_whole_label=False)
+    cluster, others = rows[split.is_first.numpy()], rows[~split.is_first.numpy()]
+    if not split.is_at_least(config.separation) or (share := case.share_on_mark(cluster)) < A_PART:
+        return None
+    losses, of_others = case.judge.losses(cluster, others)
+    tree.decide(leaf.id, "split", f"two kinds, {split.separation:.1f} standard deviations apart")
+    remaining = tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
+    node = tree.add(leaf.id, cluster, losses, "pruned", leaf.reason)
+    return node, tree[remaining], Suspect(leaf.id, cluster, losses, of_others, len(others), split), share
 
 
 def _planted(case: Case, whole: Suspect, course: _Course) -> Mark | None:
