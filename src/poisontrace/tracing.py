@@ -1,12 +1,12 @@
 """The main path: one forward pass, then cluster, test by unlearning, prune the innocent, recurse into the guilty.
 
 Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unlearning`` in the order they are called;
-``searching`` and ``judging`` are what it asks of the last three, for one cluster, and ``doubting`` says what speaks
-against an accusation.
+``searching`` and ``judging`` are what it asks of the last three, for one cluster, ``hearing`` asks some clusters again,
+and ``doubting`` says what speaks against an accusation.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import log
 from operator import itemgetter
@@ -22,7 +22,7 @@ from poisontrace import embedding, paper, unlearning
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Tree
-from poisontrace._types import Cluster, Finding, Trace, Verdict
+from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.data import as_events, as_train_set
@@ -30,6 +30,7 @@ from poisontrace.doubting import Case, contradicted, needed_part
 from poisontrace.embedding import Features, collect
 from poisontrace.exhibiting import exhibits_of, warnings_of
 from poisontrace.forward import PRECISIONS
+from poisontrace.hearing import NEEDED, Course, follow_marks, hear_noise, hear_whispers
 from poisontrace.judging import FAMILY, LEANS, TINY, Judge, Suspect
 from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
@@ -45,10 +46,6 @@ Progress = Callable[[str, int, int], None]
 
 MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
-# Of an event's margin, from a planted word or from marks; and from each of several marks.
-NEEDED, A_PART = 0.5, 0.15
-# Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
-WHISPER, BEYOND_CHANCE = 0.002, 5
 DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
 N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
 
@@ -269,27 +266,6 @@ def _adopted(
     return finding
 
 
-@dataclass
-class _Course:
-    """What has come of an event so far.
-
-    Attributes:
-        responsible: node, suspect and margin of each cluster that is accused.
-        let_go: margins of what was looked at and let go.
-        statistics: of the finding.
-        is_weak: whether something was seen that is too weak to accuse.
-        noisy: the noisy images of the label, if they stand out; judged when all else is.
-        pruned: node and suspect of each cluster that was judged innocent.
-    """
-
-    responsible: list[tuple[int, Suspect, float]] = field(default_factory=list)
-    let_go: list[float] = field(default_factory=lambda: [0.0])
-    statistics: dict[str, float] = field(default_factory=lambda: {"separation": 0.0, "margin": 0.0})
-    is_weak: bool = False
-    noisy: Suspect | None = None
-    pruned: list[tuple[int, Suspect]] = field(default_factory=list)
-
-
 def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse.
 
@@ -299,7 +275,7 @@ def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
     features, tree, own = case.features, case.tree, case.own
     labels, everything = features.labels.numpy(), np.arange(len(features.labels))
     label = int(features.event_logits[case.event].argmax())
-    course, mark = _Course(), None
+    course, mark = Course(), None
     if len(own):
         # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off others.
         others = np.flatnonzero(labels != label)
@@ -312,9 +288,9 @@ def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
             mark = _planted(case, whole, course)
         else:
             _cluster_and_prune(case, whole, course)
-            _hear_noise(case, course)
-            _hear_whispers(case, course)
-            _follow_marks(case, course)
+            hear_noise(case, course)
+            hear_whispers(case, course)
+            follow_marks(case, course)
     else:
         tree.add(None, everything, None, "pruned", "no sample carries the event's label")
 
@@ -346,7 +322,7 @@ def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
     return Finding(label, probability, verdict, poison, statistics), scores
 
 
-def _cluster_and_prune(case: Case, whole: Suspect, course: _Course) -> None:
+def _cluster_and_prune(case: Case, whole: Suspect, course: Course) -> None:
     """Split, test each cluster by unlearning it, prune the innocent, recurse into what is guilty but not pure."""
     pending = _split(case, whole, course, is_root=True)
     while pending:
@@ -362,7 +338,7 @@ def _cluster_and_prune(case: Case, whole: Suspect, course: _Course) -> None:
             course.pruned.append((node, suspect))
 
 
-def _split(case: Case, suspect: Suspect, course: _Course, *, is_root: bool = False, family: str = "") -> list[Suspect]:
+def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = False, family: str = "") -> list[Suspect]:
     """Split a cluster in two kinds and unlearn each, or prune it if there is no second one, or for being a ``family``.
 
     Returns:
@@ -405,7 +381,7 @@ def _split(case: Case, suspect: Suspect, course: _Course, *, is_root: bool = Fal
     return [of_first_kind, of_second_kind]
 
 
-def _accuse(case: Case, suspect: Suspect, course: _Course, reason: str) -> list[Suspect]:
+def _accuse(case: Case, suspect: Suspect, course: Course, reason: str) -> list[Suspect]:
     """Hold a cluster responsible, unless the event needs a part of it only, or it is a family of rows.
 
     Returns:
@@ -429,88 +405,7 @@ def _accuse(case: Case, suspect: Suspect, course: _Course, reason: str) -> list[
     return []
 
 
-def _hear_noise(case: Case, course: _Course) -> None:
-    """Accuse the noisy images of the label, unless the event is owed to others or ordinary samples suffer."""
-    noisy = course.noisy
-    if noisy is None:
-        return
-    if course.responsible or noisy.losses.control_rise > case.spared:
-        reason = "noisy images, but the event leans on others"
-        case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
-        return
-    # The last layer alone may not tell: it can be the weights below that such poison moves.
-    reason = "no other label holds noisy images so far from the rest"
-    node = case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "responsible", reason)
-    course.responsible.append((node, noisy, noisy.apart(case.config)))
-
-
-def _hear_whispers(case: Case, course: _Course) -> None:
-    """Ask once more about clusters that lie very far apart but hardly move the event, until one is accused."""
-    for node, suspect in course.pruned:
-        if not suspect.is_far(case.config) or course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
-            continue
-        losses, by_chance = case.judge.beside_chance(suspect.cluster)
-        is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
-        if is_moved and losses.control_rise <= case.spared:
-            reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
-            case.tree.decide(node, "responsible", reason)
-            course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
-
-
-def _follow_marks(case: Case, course: _Course) -> None:
-    """Accuse sets of rows that share a mark of the event each, and nothing else, if its margin rests on those marks.
-
-    The last layer need not know a mark from what else speaks for the label, nor one mark from another that the event
-    carries as well; where the margin rests tells.
-    """
-    if not case.kinds.are_rows:
-        return
-    accused = {node: suspect for node, suspect, _ in course.responsible}
-    asked = dict(course.pruned) | accused
-    shares = {node: case.share_on_mark(suspect.cluster) for node, suspect in asked.items()}
-    marked = {node: suspect for node, suspect in asked.items() if shares[node] >= A_PART}
-    resting = sum(shares[node] for node in marked)
-    rests = [leaf for leaf in case.tree.leaves(case.own) if leaf.id not in accused | marked] if marked else []
-    for rest in rests:  # which grows: beside two marks there may be a third
-        if resting <= 1 - A_PART and (found := _split_off_mark(case, rest)):
-            node, remaining, suspect, share = found
-            rests.append(remaining)
-            marked[node], resting = suspect, resting + share
-    new = [node for node in marked if node not in accused]
-    if not new or (not accused and resting < NEEDED):
-        return
-    together = np.unique(np.concatenate([suspect.cluster for suspect in (accused | marked).values()]))
-    case.judge.take_controls(np.setdiff1d(case.own, together))
-    losses = case.judge.losses(together)[0]
-    for node in new if losses.control_rise <= case.spared else []:
-        case.tree.decide(node, "responsible", "they share nothing but a mark, and the event's margin rests on it")
-        suspect = replace(marked[node], losses=losses)
-        course.responsible.append((node, suspect, suspect.apart(case.config)))
-
-
-def _split_off_mark(case: Case, leaf: Cluster) -> tuple[int, Cluster, Suspect, float] | None:
-    """Split rows that share a mark of the event off a leaf of the tree; None if there are none.
-
-    Returns:
-        their node, what remains, they, and how much of the event's margin rests on the mark, as a share.
-    """
-    tree, config, rows = case.tree, case.config, leaf.indices
-    if len(rows) < config.min_cluster:
-        return None
-    with case.clock.stage("clustering"):
-        sight = Sight(case.features, case.event, rows)
-        split = two_kinds(sight, case.kinds, config.separation, is_whole_label=False)
-    cluster, others = rows[split.is_first.numpy()], rows[~split.is_first.numpy()]
-    if not split.is_at_least(config.separation) or (share := case.share_on_mark(cluster)) < A_PART:
-        return None
-    losses, of_others = case.judge.losses(cluster, others)
-    tree.decide(leaf.id, "split", f"two kinds, {split.separation:.1f} standard deviations apart")
-    remaining = tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
-    node = tree.add(leaf.id, cluster, losses, "pruned", leaf.reason)
-    return node, tree[remaining], Suspect(leaf.id, cluster, losses, of_others, len(others), split), share
-
-
-def _planted(case: Case, whole: Suspect, course: _Course) -> Mark | None:
+def _planted(case: Case, whole: Suspect, course: Course) -> Mark | None:
     """Return the word of a text that looks planted most, and accuse the texts that hold it if it does enough."""
     tree, parent, own = case.tree, whole.parent, whole.cluster
     with case.clock.stage("clustering"):

@@ -1,0 +1,122 @@
+"""Clusters that are heard again once the tree is done: noisy images, what hardly moves the event, and several marks.
+
+The last layer need not know what the event is owed to, so what unlearning says of a cluster is not all there is to ask
+(decisions 0006, 0014, 0025 and 0030).
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from poisontrace._types import Cluster
+from poisontrace.doubting import Case
+from poisontrace.judging import FAMILY, Suspect
+from poisontrace.searching import two_kinds
+from poisontrace.sights import Sight
+
+# Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
+WHISPER, BEYOND_CHANCE = 0.002, 5
+# Of an event's margin: what marks, or a planted word, must hold together, and each of several marks.
+NEEDED, A_PART = 0.5, 0.15
+
+
+@dataclass
+class Course:
+    """What has come of an event so far.
+
+    Attributes:
+        responsible: node, suspect and margin of each cluster that is accused.
+        let_go: margins of what was looked at and let go.
+        statistics: of the finding.
+        is_weak: whether something was seen that is too weak to accuse.
+        noisy: the noisy images of the label, if they stand out; judged when all else is.
+        pruned: node and suspect of each cluster that was judged innocent.
+    """
+
+    responsible: list[tuple[int, Suspect, float]] = field(default_factory=list)
+    let_go: list[float] = field(default_factory=lambda: [0.0])
+    statistics: dict[str, float] = field(default_factory=lambda: {"separation": 0.0, "margin": 0.0})
+    is_weak: bool = False
+    noisy: Suspect | None = None
+    pruned: list[tuple[int, Suspect]] = field(default_factory=list)
+
+
+def hear_noise(case: Case, course: Course) -> None:
+    """Accuse the noisy images of the label, unless the event is owed to others or ordinary samples suffer."""
+    noisy = course.noisy
+    if noisy is None:
+        return
+    if course.responsible or noisy.losses.control_rise > case.spared:
+        reason = "noisy images, but the event leans on others"
+        case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
+        return
+    # The last layer alone may not tell: it can be the weights below that such poison moves.
+    reason = "no other label holds noisy images so far from the rest"
+    node = case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "responsible", reason)
+    course.responsible.append((node, noisy, noisy.apart(case.config)))
+
+
+def hear_whispers(case: Case, course: Course) -> None:
+    """Ask once more about clusters that lie very far apart but hardly move the event, until one is accused."""
+    for node, suspect in course.pruned:
+        if not suspect.is_far(case.config) or course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
+            continue
+        losses, by_chance = case.judge.beside_chance(suspect.cluster)
+        is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
+        if is_moved and losses.control_rise <= case.spared:
+            reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
+            case.tree.decide(node, "responsible", reason)
+            course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
+
+
+def follow_marks(case: Case, course: Course) -> None:
+    """Accuse sets of rows that share a mark of the event each, and nothing else, if its margin rests on those marks.
+
+    The last layer need not know a mark from what else speaks for the label, nor one mark from another that the event
+    carries as well; where the margin rests tells.
+    """
+    if not case.kinds.are_rows:
+        return
+    accused = {node: suspect for node, suspect, _ in course.responsible}
+    asked = dict(course.pruned) | accused
+    shares = {node: case.share_on_mark(suspect.cluster) for node, suspect in asked.items()}
+    marked = {node: suspect for node, suspect in asked.items() if shares[node] >= A_PART}
+    resting = sum(shares[node] for node in marked)
+    rests = [leaf for leaf in case.tree.leaves(case.own) if leaf.id not in accused | marked] if marked else []
+    for rest in rests:  # which grows: beside two marks there may be a third
+        if resting <= 1 - A_PART and (found := _split_off_mark(case, rest)):
+            node, remaining, suspect, share = found
+            rests.append(remaining)
+            marked[node], resting = suspect, resting + share
+    new = [node for node in marked if node not in accused]
+    if not new or (not accused and resting < NEEDED):
+        return
+    together = np.unique(np.concatenate([suspect.cluster for suspect in (accused | marked).values()]))
+    case.judge.take_controls(np.setdiff1d(case.own, together))
+    losses = case.judge.losses(together)[0]
+    for node in new if losses.control_rise <= case.spared else []:
+        case.tree.decide(node, "responsible", "they share nothing but a mark, and the event's margin rests on it")
+        suspect = replace(marked[node], losses=losses)
+        course.responsible.append((node, suspect, suspect.apart(case.config)))
+
+
+def _split_off_mark(case: Case, leaf: Cluster) -> tuple[int, Cluster, Suspect, float] | None:
+    """Split rows that share a mark of the event off a leaf of the tree; None if there are none.
+
+    Returns:
+        their node, what remains, they, and how much of the event's margin rests on the mark, as a share.
+    """
+    tree, config, rows = case.tree, case.config, leaf.indices
+    if len(rows) < config.min_cluster:
+        return None
+    with case.clock.stage("clustering"):
+        sight = Sight(case.features, case.event, rows)
+        split = two_kinds(sight, case.kinds, config.separation, is_whole_label=False)
+    cluster, others = rows[split.is_first.numpy()], rows[~split.is_first.numpy()]
+    if not split.is_at_least(config.separation) or (share := case.share_on_mark(cluster)) < A_PART:
+        return None
+    losses, of_others = case.judge.losses(cluster, others)
+    tree.decide(leaf.id, "split", f"two kinds, {split.separation:.1f} standard deviations apart")
+    remaining = tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
+    node = tree.add(leaf.id, cluster, losses, "pruned", leaf.reason)
+    return node, tree[remaining], Suspect(leaf.id, cluster, losses, of_others, len(others), split), share
