@@ -72,9 +72,9 @@ def test_rows_without_a_mark_of_the_event_lead_to_no_other_mark(two_marks: tuple
 def test_marks_that_hold_little_of_the_margin_accuse_nobody(
     two_marks: tuple[Planted, Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Below a seventh each they are none; both together below a half they are not enough."""
+    """Below a tenth each they are none; both together below a half they are not enough."""
     task, case = two_marks
 
-    for share, n_accused in ((0.1, 0), (0.2, 0), (0.3, 120)):
+    for share, n_accused in ((0.05, 0), (0.2, 0), (0.3, 120)):
         monkeypatch.setattr(Kinds, "share_on_mark", lambda kinds, event, cluster, share=share: share)
         assert len(_marks_followed(case, task.poison[:60], accuses=False)) == n_accused

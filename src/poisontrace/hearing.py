@@ -17,7 +17,7 @@ from poisontrace.sights import Sight
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of an event's margin: what marks, or a planted word, must hold together, and each of several marks.
-NEEDED, A_PART = 0.5, 0.15
+NEEDED, A_PART = 0.5, 0.1
 
 
 @dataclass
