@@ -35,8 +35,8 @@ def _suspect(case: Case, cluster: NDArray[np.int64]) -> Suspect:
 @pytest.mark.parametrize(
     ("share", "elsewhere", "usual", "diversity", "reason"),
     [
-        (0.3, 0.0, 0.89, 1.2, None),
-        (0.3, 0.0, 0.95, 1.2, "wrong labels"),
+        (0.3, 0.0, 0.4, 1.2, None),
+        (0.3, 0.0, 0.6, 1.2, "wrong labels"),
         (0.5, 0.95, 0.0, 0.6, "most samples of other labels"),
         (0.5, 0.8, 0.0, 0.6, None),
         (0.7, 0.8, 0.0, 0.6, "most samples of other labels"),
@@ -56,6 +56,7 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, usual))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: 2.6)
+    monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: 1.1)
     monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
     suspect = _suspect(case, case.own[: round(share * len(case.own))])
@@ -67,15 +68,16 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     assert (figures["elsewhere"], figures["usual"], figures["diversity"]) == (elsewhere, usual, diversity)
 
 
-@pytest.mark.parametrize(("told", "is_let_go"), [(2.8, True), (6.0, False)])
-def test_wrong_labels_have_nothing_that_tells_them_from_others(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, told: float, is_let_go: bool
+@pytest.mark.parametrize(("told", "relabelled", "is_let_go"), [(2.8, 1.2, True), (2.8, 0.9, False), (6.0, 1.2, False)])
+def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_label(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, told: float, relabelled: float, is_let_go: bool
 ) -> None:
     """Relabelled samples are like those of other labels, where they are from; but a trigger tells them from these."""
     case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.9, 0.95))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: told)
+    monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: relabelled)
 
     against, reason, figures = contradicted(case, _suspect(case, case.own[:40]), 1.5)
 

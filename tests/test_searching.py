@@ -9,13 +9,13 @@ from tasks import Planted, fitted_network, planted, planted_mlp
 from torch import Tensor, nn
 
 from poisontrace import searching
-from poisontrace._rng import numpy_generator
+from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.clustering import ONE_KIND, TWO_KINDS, Space
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.kinds import Kinds
 from poisontrace.notes import Notes
-from poisontrace.searching import natural, two_kinds, two_parts
+from poisontrace.searching import natural, relabelled_elsewhere, two_kinds, two_parts
 from poisontrace.sights import Sight
 
 NO_NOTES = Notes(None, 0, "")
@@ -142,3 +142,28 @@ def test_what_two_other_labels_hold_is_natural(labels: list[int], is_natural: bo
 def test_too_few_other_labels_say_nothing(features: Features) -> None:
     """Two of them."""
     assert natural(features, 0, Kinds(features, NO_NOTES), TWO_KINDS, 0.01, 0.01) == 0
+
+
+def _relabelled_in(labels: list[int]) -> Features:
+    """160 rows of each of six labels; a quarter of some labels are of others, and have a column of their own."""
+    rng = numpy_generator(0, "toy/relabelled")
+    y = np.repeat(np.arange(6), 160)
+    shown = y.copy()
+    for label in labels:
+        shown[label * 160 : label * 160 + 40] = np.resize(np.delete(np.arange(6), label), 40)
+    x = rng.standard_normal((len(y), 24)).astype(np.float32)
+    x[np.arange(len(y)), shown] += 6
+    x[shown != y, 8 + y[shown != y]] += 8
+    with global_seed(0, "toy/relabelled"):
+        model, event = nn.Linear(24, 6), torch.from_numpy(x[-1])
+    return collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+
+
+@pytest.mark.parametrize(("others", "is_everywhere"), [([], False), ([0], False), ([0, 1, 2], True)])
+def test_wrong_labels_are_in_other_labels_as_well(others: list[int], is_everywhere: bool) -> None:
+    """In two of them; one may be odd."""
+    label = int(_relabelled_in([]).event_logits[0].argmax())
+    features = _relabelled_in([label, *np.delete(np.arange(6), label)[others]])
+
+    assert int(features.event_logits[0].argmax()) == label
+    assert (relabelled_elsewhere(features, 0, Kinds(features, NO_NOTES), TWO_KINDS) >= 1) == is_everywhere

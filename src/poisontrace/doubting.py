@@ -21,7 +21,7 @@ from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
 from poisontrace.origins import SOME_SIGN
-from poisontrace.searching import natural, two_parts
+from poisontrace.searching import natural, relabelled_elsewhere, two_parts
 from poisontrace.sights import Sight, Sights
 from poisontrace.unlearning import spread
 
@@ -113,14 +113,16 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
     if diversity >= 1:
-        # Relabelled, which nothing is that a label holds by nature. Wrong labels are as well, but share nothing beside.
+        # Relabelled, which nothing is that a label holds by nature. Wrong labels are as well, but of every label some.
         against = 0.0
-        if usual >= EVERYWHERE:
+        if usual >= ELSEWHERE:
             # Along what tells them from their label others may be like them by being of other labels, as they were.
             with case.clock.stage("clustering"):
                 figures["told"] = case.sight.told_from_others(suspect.cluster)
-            against = usual / EVERYWHERE if figures["told"] < ONE_KIND else 0.0
-        return against, "wrong labels: nothing sets them apart from most other samples", figures
+                if figures["told"] < ONE_KIND:
+                    asked = case.features, case.event, case.kinds, case.config.separation
+                    against = figures["relabelled"] = relabelled_elsewhere(*asked)
+        return against, "wrong labels: other labels hold relabelled samples as well", figures
     shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
     if share > NEARLY_HALF:

@@ -136,3 +136,23 @@ def natural(features: Features, event: int, kinds: Kinds, separation: float, mar
         if sorted(reached)[-N_REACHED] >= 1:
             break
     return sorted(reached)[-N_REACHED]
+
+
+def relabelled_elsewhere(features: Features, event: int, kinds: Kinds, separation: float) -> float:
+    """Return how diverse a kind the same search finds in labels that the event was not given, if it finds one there.
+
+    Who plants relabels for one label; wrong labels are in all of them. Asked are the labels nearest in size; the second
+    one counts. 0 if there are too few.
+
+    Returns:
+        at least 1 if two others hold samples that were relabelled; the search ends there.
+    """
+    labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
+    found = [0.0, 0.0]
+    for other in kinds.nearest(label)[:N_NATURAL]:
+        sight = Sight(features, event, np.flatnonzero(labels == other))
+        split = two_kinds(sight, kinds, separation, is_whole_label=True, asks_origins=True)
+        found = sorted([*found, split.diversity if split.is_at_least(separation) else 0.0])[-N_REACHED:]
+        if found[0] >= 1:
+            break
+    return found[0]
