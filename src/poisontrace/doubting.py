@@ -6,7 +6,6 @@ several campaigns (decisions 0022, 0024, 0025, 0028 and 0029).
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
 from operator import itemgetter
 
 import numpy as np
@@ -75,7 +74,7 @@ class Case:
     @property
     def spared(self) -> float:
         """By how much the loss of controls may rise, in nats."""
-        return self.config.control_share * log(self.features.logits.shape[1])
+        return self.config.spared(self.features.logits.shape[1])
 
     def may_split(self, suspect: Suspect) -> bool:
         """Whether a cluster is large enough to be split, and not too far down the tree."""

@@ -6,6 +6,7 @@ spared, the other kind moves the event less, and the two kinds lie apart (decisi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 import torch
@@ -68,6 +69,10 @@ class Config:
         """Refuse clusters too small to be told apart."""
         if self.min_cluster < 2 * N_FOLDS:
             raise InvalidInputError(f"'min_cluster' must be at least {2 * N_FOLDS} (got {self.min_cluster}).")
+
+    def spared(self, n_classes: int) -> float:
+        """Return by how much the loss of controls may rise, in nats."""
+        return self.control_share * log(n_classes)
 
 
 @dataclass(frozen=True)

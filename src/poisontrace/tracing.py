@@ -8,7 +8,6 @@ and ``doubting`` says what speaks against an accusation.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from math import log
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -259,7 +258,7 @@ def _adopted(
         rest = np.setdiff1d(own, campaign.poison)
         of_poison, of_rest = Judge(Sight(features, event, rest), clock).losses(campaign.poison, rest)
         is_moved = of_poison.event_rise >= max(config.event_rise, LEANS * of_rest.event_rise)
-        if is_moved and of_poison.control_rise <= config.control_share * log(features.logits.shape[1]):
+        if is_moved and of_poison.control_rise <= config.spared(features.logits.shape[1]):
             campaigns.adopt(event, position)
             rises = {"event_rise": of_poison.event_rise, "control_rise": of_poison.control_rise}
             return replace(finding, statistics={**finding.statistics, **rises})
