@@ -524,6 +524,7 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "no epochs": lambda f: attack(f, epochs=0),
     "a negative weight decay": lambda f: attack(f, **{"weight-decay": -1}),
     "labels smoothed to nothing": lambda f: attack(f, smoothing=1),
+    "nothing but wrong labels": lambda f: attack(f, **{"wrong-labels": 1}),
     "no width": lambda f: attack(f, width=0),
     "a target that is no label": lambda f: attack(f, target=10),
     "an unknown kind of training": lambda f: attack(f, training="osmosis"),

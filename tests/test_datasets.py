@@ -53,6 +53,26 @@ def test_an_empty_subset_is_refused(n_train: int) -> None:
         datasets.load_dataset("digits").subset(n_train, 0)
 
 
+def test_wrong_labels_are_drawn_by_the_seed_and_never_right() -> None:
+    """As many as asked for, of every class and into every other; test labels and inputs stay as they are."""
+    digits = datasets.load_dataset("digits")
+
+    noisy, same, other = (digits.mislabelled(0.3, seed) for seed in (0, 0, 1))
+
+    is_wrong = noisy.y_train != digits.y_train
+    assert is_wrong.sum() == round(0.3 * len(digits.y_train))
+    assert (noisy.y_train == same.y_train).all() and (noisy.y_train != other.y_train).any()
+    assert len(set(zip(digits.y_train[is_wrong].tolist(), noisy.y_train[is_wrong].tolist(), strict=True))) == 90
+    assert noisy.x_train is digits.x_train and noisy.y_test is digits.y_test
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_of_wrong_labels_that_is_none_is_refused(share: float) -> None:
+    """All of them would not be wrong at random."""
+    with pytest.raises(InvalidInputError, match=r"'wrong_labels' must be a fraction in \[0, 1\) .*Leave it out"):
+        datasets.load_dataset("digits").mislabelled(share, 0)
+
+
 def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     """The message lists what there is."""
     with pytest.raises(

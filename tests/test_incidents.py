@@ -353,3 +353,12 @@ def test_camouflage_takes_a_network_of_the_attacker_s() -> None:
 
     assert isinstance(attack, BadNets) and attack.surrogate is not None
     assert incidents.make(plan, attack=attack).facts["attack_success"] > 0.5
+
+
+def test_a_plan_may_have_wrong_labels_before_the_attack() -> None:
+    """Nothing else changes."""
+    plan = replace(DIGITS_PLAN, wrong_labels=0.2)
+    right, wrong = incidents.benign_dataset(DIGITS_PLAN), incidents.benign_dataset(plan)
+
+    assert (wrong.y_train != right.y_train).mean() == pytest.approx(0.2, abs=0.001)
+    assert (wrong.x_train == right.x_train).all() and (wrong.y_test == right.y_test).all()

@@ -147,7 +147,10 @@ def _plan_rules() -> dict[str, Rule]:
         "width": _at_least(1),
         "epochs": _at_least(1),
         "weight_decay": ("a number of at least 0", lambda value: type(value) in (int, float) and value >= 0),
-        "smoothing": ("a fraction in [0, 1)", lambda value: type(value) in (int, float) and 0 <= value < 1),
+        **dict.fromkeys(
+            ("smoothing", "wrong_labels"),
+            ("a fraction in [0, 1)", lambda value: type(value) in (int, float) and 0 <= value < 1),
+        ),
     }
 
 

@@ -251,6 +251,9 @@ def attack(
     ] = None,
     n_events: Annotated[int, typer.Option("--events", help="Misclassifications to keep.")] = 5,
     target: Annotated[int | None, typer.Option(help="Label the attacker wants; default: drawn from the seed.")] = None,
+    wrong_labels: Annotated[
+        float, typer.Option(help="Share of the labels that are wrong before the attack, in [0, 1).")
+    ] = 0.0,
     model: Annotated[str | None, typer.Option(help="Victim's network; see poisontrace list.")] = None,
     width: Annotated[int | None, typer.Option(help="Victim's width.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
@@ -275,6 +278,7 @@ def attack(
             n_train=n_train,
             n_events=n_events,
             target=target,
+            wrong_labels=wrong_labels,
             training=training,
             model=model,
             width=width,

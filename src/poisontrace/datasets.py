@@ -80,6 +80,23 @@ class Dataset:
             drawn = replace(drawn, x_pretrain=self.x_train[before], y_pretrain=self.y_train[before])
         return drawn
 
+    def mislabelled(self, share: float, seed: int) -> "Dataset":
+        """Return the same data set with a share of the training labels wrong, as nobody planned it.
+
+        Args:
+            share: of the training samples, in [0, 1); each gets one of the other labels, all as likely.
+            seed: decides which.
+        """
+        if not 0 <= share < 1:
+            raise InvalidInputError(
+                f"'wrong_labels' must be a fraction in [0, 1) (got {share}). Leave it out for none."
+            )
+        rng = numpy_generator(seed, f"wrong labels/{self.name}")
+        wrong = rng.choice(len(self.y_train), round(share * len(self.y_train)), replace=False)
+        y, n = self.y_train.copy(), len(self.classes)
+        y[wrong] = (y[wrong] + rng.integers(1, n, len(wrong))) % n
+        return replace(self, y_train=y)
+
 
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits

@@ -145,6 +145,7 @@ class Plan:
         n_train: training samples; None for the usual number of the data set.
         n_events: misclassifications to keep, at most.
         target: label the attacker wants; None draws it.
+        wrong_labels: share of the training labels that are wrong before the attack, at random, in [0, 1).
         training: "scratch", "transfer" or "finetune", see ``TRAININGS``.
         model, width: of the victim; None for the usual ones.
         epochs, weight_decay, smoothing: of its training, see ``train.Recipe``; None for the usual ones.
@@ -158,6 +159,7 @@ class Plan:
     n_train: int | None = None
     n_events: int = 5
     target: int | None = None
+    wrong_labels: float = 0.0
     training: str = "scratch"
     model: str | None = None
     width: int | None = None
@@ -217,7 +219,8 @@ def benign_dataset(plan: Plan) -> Dataset:
     dataset = load_dataset(plan.dataset)  # says so if there is none of that name
     task = TASKS[plan.dataset]
     n_train = task.n_train.get(plan.training) if plan.n_train is None else plan.n_train
-    return dataset.subset(n_train, plan.seed, n_pretrain=0 if plan.training == "scratch" else task.n_pretrain)
+    drawn = dataset.subset(n_train, plan.seed, n_pretrain=0 if plan.training == "scratch" else task.n_pretrain)
+    return drawn.mislabelled(plan.wrong_labels, plan.seed) if plan.wrong_labels else drawn
 
 
 def _arch(plan: Plan, dataset: Dataset, n_classes: int) -> dict[str, Any]:

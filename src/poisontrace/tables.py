@@ -28,7 +28,7 @@ REPORTED: dict[str, str] = {}
 FLOOR = (0.984, 0.968)
 # How a victim was trained whose row does not say it, and what a plan may change about it and the network.
 TRAINING = "scratch"
-CHANGES = ("model", "width", "epochs", "weight_decay", "smoothing")
+CHANGES = ("wrong_labels", "model", "width", "epochs", "weight_decay", "smoothing")
 DASH = "–"
 # Options of attacks that are there to mislead a tracer, and what they are for; of several the first one counts.
 MEASURES = {
