@@ -13,9 +13,9 @@ from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.clustering import ONE_KIND, TWO_KINDS, Space
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
-from poisontrace.kinds import Kinds
+from poisontrace.kinds import Kinds, guesses
 from poisontrace.notes import Notes
-from poisontrace.searching import natural, relabelled_elsewhere, two_kinds, two_parts
+from poisontrace.searching import glance_at_parts, natural, relabelled_elsewhere, two_kinds, two_parts
 from poisontrace.sights import Sight
 
 NO_NOTES = Notes(None, 0, "")
@@ -95,17 +95,36 @@ def test_parts_are_no_smaller_than_asked(features: Features) -> None:
     """The planted kind is a part of its label if parts may be so small; else there is no split."""
     sight = _own(features)
 
-    found, none = (two_parts(sight, least, ONE_KIND) for least in (15, 30))
+    found, none = (two_parts(sight, least, ONE_KIND, TWO_KINDS) for least in (15, 30))
 
     assert sorted([int(found.is_first.sum()), int((~found.is_first).sum())])[0] == 20
     assert none.separation == 0 or none.n_smaller >= 30
+
+
+@pytest.mark.parametrize(("enough", "n_looks"), [(TWO_KINDS, 1), (1000.0, 2)])
+def test_parts_are_searched_for_from_further_starts_if_the_first_lead_nowhere(
+    features: Features, monkeypatch: pytest.MonkeyPatch, enough: float, n_looks: int
+) -> None:
+    """From what samples are like whatever the event; the better find counts."""
+    sight, looked = _own(features), []
+
+    def counted(space: Space) -> Iterator[Tensor]:
+        looked.append(space)
+        yield from guesses(space)
+
+    monkeypatch.setattr(searching, "guesses", counted)
+
+    found = two_parts(sight, 15, ONE_KIND, enough)
+
+    assert looked == [sight.leaning, sight.unconditioned][:n_looks]
+    assert found.n_smaller == 20
 
 
 def test_a_glance_sees_large_parts_from_fewer_starts(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a few leading directions; it does not start from what those show each on their own."""
     monkeypatch.setattr(searching, "few_directions", lambda space: pytest.fail("no glance"))
 
-    found = two_parts(_own(features), 15, ONE_KIND, is_glance=True)
+    found = glance_at_parts(_own(features), 15, ONE_KIND)
 
     assert found.n_smaller == 20 and found.apartness >= ONE_KIND
 

@@ -20,7 +20,7 @@ from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
 from poisontrace.origins import SOME_SIGN
-from poisontrace.searching import natural, relabelled_elsewhere, two_parts
+from poisontrace.searching import glance_at_parts, natural, relabelled_elsewhere, two_parts
 from poisontrace.sights import Sight, Sights
 from poisontrace.unlearning import spread
 
@@ -186,7 +186,7 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
         if len(cluster) > 2 * N_OF_PARTS:
             some = Sight(case.features, case.event, spread(cluster, N_OF_PARTS))
             promising = case.config.weak_separation
-            few = two_parts(some, round(MIN_PART * N_OF_PARTS), promising, is_glance=True)
+            few = glance_at_parts(some, round(MIN_PART * N_OF_PARTS), promising)
             if few.apartness < promising:
                 return None
     return _part_within(case, cluster, cluster)
@@ -198,7 +198,7 @@ def _part_within(case: Case, cluster: Indices, part: Indices) -> Parts | None:
     least = max(config.min_cluster, round(MIN_PART * len(part)))
     with case.clock.stage("clustering"):
         sight = Sight(case.features, case.event, part)
-        split = two_parts(sight, least, config.weak_separation)
+        split = two_parts(sight, least, config.weak_separation, APART * config.separation)
     sides = [part[split.is_first.numpy()], part[~split.is_first.numpy()]]
     far = split.apartness / (APART * config.separation)
     if far < 1 or min(map(len, sides)) < least:

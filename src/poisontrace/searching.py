@@ -11,6 +11,7 @@ from functools import partial
 from operator import attrgetter
 
 import numpy as np
+from torch import Tensor
 
 from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
@@ -84,19 +85,32 @@ def _best(splits: Sequence[Split], separation: float) -> Split:
     return max(splits, key=lambda split: (split.is_at_least(separation), split.strength))
 
 
-def two_parts(sight: Sight, least: int, promising: float, *, is_glance: bool = False) -> Split:
+def two_parts(sight: Sight, least: int, promising: float, enough: float) -> Split:
     """Return the best split of a cluster into parts, whichever the event is of; a separation of 0 if there is none.
 
     Args:
         sight: of the cluster.
         least: samples of each part.
         promising: standard deviations that a first find must lie apart to be followed up.
-        is_glance: whether to look in a few leading directions only, from fewer starts.
+        enough: standard deviations apart that make parts; less is searched for from further starts.
     """
     space = sight.leaning
-    if is_glance:
-        space = Space(space.x[:, -LEADING:])
-    starts = [*guesses(space)] if is_glance else [*guesses(space), *few_directions(space)]
+    split = _parts(sight, space, least, promising, [*guesses(space), *few_directions(space)])
+    if split.apartness >= enough:
+        return split
+    # Triggers differ in more than in what the event leans on.
+    others = sight.unconditioned
+    further = _parts(sight, space, least, promising, [*guesses(others), *few_directions(others)])
+    return max(split, further, key=attrgetter("apartness"))
+
+
+def glance_at_parts(sight: Sight, least: int, promising: float) -> Split:
+    """Return the best split that a few leading directions show, from fewer starts; for the arguments see two_parts."""
+    space = Space(sight.leaning.x[:, -LEADING:])
+    return _parts(sight, space, least, promising, [*guesses(space)])
+
+
+def _parts(sight: Sight, space: Space, least: int, promising: float, starts: Sequence[Tensor]) -> Split:
     # Which of them the event is of is for the unlearning to say, not for the likeness.
     return search(
         *(space, [sight.seen.leaning.likeness], starts),
