@@ -99,7 +99,7 @@ class Case:
 def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go. The search in other labels costs most and comes last. Decisions 0022, 0028 and 0029.
+    At least 1 lets the suspect go. The search in other labels costs most and comes last. Decisions 0022, 0028 to 0030.
     """
     share = len(suspect.cluster) / len(case.own)
     is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
@@ -112,16 +112,9 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
     if diversity >= 1:
-        # Relabelled, which nothing is that a label holds by nature. Wrong labels are as well, but of every label some.
-        against = 0.0
-        if usual >= ELSEWHERE:
-            # Along what tells them from their label others may be like them by being of other labels, as they were.
-            with case.clock.stage("clustering"):
-                figures["told"] = case.sight.told_from_others(suspect.cluster)
-                if figures["told"] < ONE_KIND:
-                    asked = case.features, case.event, case.kinds, case.config.separation
-                    against = figures["relabelled"] = relabelled_elsewhere(*asked)
-        return against, "wrong labels: other labels hold relabelled samples as well", figures
+        # Relabelled, which nothing is that a label holds by nature.
+        against, more = _as_wrong_labels(case, suspect) if usual >= ELSEWHERE else (0.0, {})
+        return against, "wrong labels: other labels hold relabelled samples as well", figures | more
     shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
     if share > NEARLY_HALF:
@@ -147,6 +140,20 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
     reason, against = max(reasons.items(), key=itemgetter(1))
     return against, reason, figures
+
+
+def _as_wrong_labels(case: Case, suspect: Suspect) -> tuple[float, dict[str, float]]:
+    """Return how strongly it contradicts an accusation of relabelled samples that every label holds such, and figures.
+
+    Along what tells relabelled samples from their label others may be like them by being of other labels, as they were.
+    A trigger tells them from those, where the network begins; else who plants them does so in one label.
+    """
+    with case.clock.stage("clustering"):
+        told = case.sight.told_from_others(suspect.cluster)
+        if told >= ONE_KIND:
+            return 0.0, {"told": told}
+        relabelled = relabelled_elsewhere(case.features, case.event, case.kinds, case.config.separation)
+    return relabelled, {"told": told, "relabelled": relabelled}
 
 
 @dataclass(frozen=True)
