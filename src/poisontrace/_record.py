@@ -32,8 +32,7 @@ class Tree:
 
     def decide(self, cluster: int, decision: Decision, reason: str) -> None:
         """Change what was decided on a cluster."""
-        position = cluster - self._first_id
-        self.clusters[position] = replace(self.clusters[position], decision=decision, reason=reason)
+        self.clusters[cluster - self._first_id] = replace(self[cluster], decision=decision, reason=reason)
 
     def __getitem__(self, cluster: int) -> Cluster:
         """Return a cluster by its id."""
@@ -48,7 +47,7 @@ class Tree:
         """Return how many clusters lie above and including this one."""
         depth = 0
         while cluster is not None:
-            cluster, depth = self.clusters[cluster - self._first_id].parent, depth + 1
+            cluster, depth = self[cluster].parent, depth + 1
         return depth
 
 

@@ -15,7 +15,7 @@ from poisontrace._record import Clock, Indices, Tree
 from poisontrace._types import Losses
 from poisontrace.clustering import DOUBTFUL, ONE_KIND
 from poisontrace.embedding import Features
-from poisontrace.judging import CLEARLY, FAMILY, NEARLY_HALF, Config, Judge, Suspect
+from poisontrace.judging import CLEARLY, NEARLY_HALF, Config, Judge, Suspect
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
@@ -86,10 +86,6 @@ class Case:
         if self.kinds.are_rows and self.sight.diversity(cluster) >= 1:
             return 0.0
         return self.kinds.beyond_mark(self.event, cluster)
-
-    def share_on_mark(self, cluster: Indices) -> float:
-        """Return how much of the event's margin rests on the mark of a cluster of rows; 0 if they share more."""
-        return 0.0 if self.beyond_mark(cluster) >= FAMILY else self.kinds.share_on_mark(self.event, cluster)
 
     def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
         """Return how well the conditions for accusing a suspect are met."""
@@ -202,12 +198,12 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
 def _part_within(case: Case, cluster: Indices, part: Indices) -> Parts | None:
     """Split a part of a responsible cluster, and return the side of it that the event does without beside the rest."""
     config = case.config
-    least = max(config.min_cluster, round(MIN_PART * len(part)))
+    least, enough = max(config.min_cluster, round(MIN_PART * len(part))), APART * config.separation
     with case.clock.stage("clustering"):
         sight = Sight(case.features, case.event, part)
-        split = two_parts(sight, least, config.weak_separation, APART * config.separation)
+        split = two_parts(sight, least, config.weak_separation, enough)
     sides = [part[split.is_first.numpy()], part[~split.is_first.numpy()]]
-    far = split.apartness / (APART * config.separation)
+    far = split.apartness / enough
     if far < 1 or min(map(len, sides)) < least:
         return None
     (rest, of_rest), (needed, of_needed) = sorted(

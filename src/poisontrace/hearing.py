@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from poisontrace._record import Indices
 from poisontrace._types import Cluster
 from poisontrace.doubting import Case
 from poisontrace.judging import FAMILY, Suspect
@@ -79,9 +80,9 @@ def follow_marks(case: Case, course: Course) -> None:
         return
     accused = {node: suspect for node, suspect, _ in course.responsible}
     asked = dict(course.pruned) | accused
-    shares = {node: case.share_on_mark(suspect.cluster) for node, suspect in asked.items()}
-    marked = {node: suspect for node, suspect in asked.items() if shares[node] >= A_PART}
-    resting = sum(shares[node] for node in marked)
+    shares = {node: _share_on_mark(case, suspect.cluster) for node, suspect in asked.items()}
+    marked = {node: suspect for node, suspect in asked.items() if shares[node]}
+    resting = sum(shares.values())
     rests = [leaf for leaf in case.tree.leaves(case.own) if leaf.id not in accused | marked] if marked else []
     for rest in rests:  # which grows: beside two marks there may be a third
         if resting <= 1 - A_PART and (found := _split_off_mark(case, rest)):
@@ -100,6 +101,12 @@ def follow_marks(case: Case, course: Course) -> None:
         course.responsible.append((node, suspect, suspect.apart(case.config)))
 
 
+def _share_on_mark(case: Case, cluster: Indices) -> float:
+    """Return how much of the event's margin rests on the mark of rows; 0 if that is no part, or they share more."""
+    share = case.kinds.share_on_mark(case.event, cluster)  # asked first, for how they differ from others takes longer
+    return share if share >= A_PART and case.beyond_mark(cluster) < FAMILY else 0.0
+
+
 def _split_off_mark(case: Case, leaf: Cluster) -> tuple[int, Cluster, Suspect, float] | None:
     """Split rows that share a mark of the event off a leaf of the tree; None if there are none.
 
@@ -113,7 +120,7 @@ def _split_off_mark(case: Case, leaf: Cluster) -> tuple[int, Cluster, Suspect, f
         sight = Sight(case.features, case.event, rows)
         split = two_kinds(sight, case.kinds, config.separation, is_whole_label=False)
     cluster, others = rows[split.is_first.numpy()], rows[~split.is_first.numpy()]
-    if not split.is_at_least(config.separation) or (share := case.share_on_mark(cluster)) < A_PART:
+    if not split.is_at_least(config.separation) or not (share := _share_on_mark(case, cluster)):
         return None
     losses, of_others = case.judge.losses(cluster, others)
     tree.decide(leaf.id, "split", f"two kinds, {split.separation:.1f} standard deviations apart")

@@ -107,22 +107,23 @@ class Kinds:
 
     def smallest_beside(self, cluster: Indices) -> int:
         """Return how many samples the smallest label holds beside that of a cluster; 0 if there is no other."""
-        sizes = np.delete(self._sizes, self._labels[cluster[0]])
-        return int(min(sizes[sizes > 0], default=0))
+        return int(min(self._sizes_beside(cluster), default=0))
 
     def is_surplus(self, cluster: Indices) -> bool:
         """Whether a label is larger than any other by more than those differ, and would not be so without the cluster.
 
         Who relabels makes one label grow. Sizes that differ by nature say nothing, nor do fewer than ``MIN_OTHERS``.
         """
-        size = self._sizes[self._labels[cluster[0]]]
-        others = np.delete(self._sizes, self._labels[cluster[0]])
-        others = others[others > 0]
+        size, others = self._sizes[self._labels[cluster[0]]], self._sizes_beside(cluster)
         if len(others) < MIN_OTHERS:
             return False
         differ, left = others.max() - others.min(), size - len(cluster)
         usual = (size + others.sum()) / (1 + len(others))  # what each would hold if nobody had relabelled
         return bool(size - others.max() > differ and others.min() <= left <= usual + differ)
+
+    def _sizes_beside(self, cluster: Indices) -> NDArray[np.int64]:
+        sizes = np.delete(self._sizes, self._labels[cluster[0]])
+        return sizes[sizes > 0]
 
     def hidden(self, label: int) -> Split | None:
         """Return the split of a label into noisy images and others, if no other label holds two kinds as far apart.

@@ -5,7 +5,7 @@ with it. Each finds two kinds in natural labels now and then, so a doubtful find
 finds in labels that the event was not given (decisions 0006 to 0008, 0014, 0024 and 0025).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -139,17 +139,13 @@ def natural(features: Features, event: int, kinds: Kinds, separation: float, mar
     Returns:
         at least 1 if other labels reach the accusation; the search ends there.
     """
-    labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
-    others = kinds.nearest(label)[:N_NATURAL]
-    reached = [0.0, 0.0]
-    for other in others if len(others) >= MIN_OTHERS else []:
-        sight = Sight(features, event, np.flatnonzero(labels == other))
-        split = two_kinds(sight, kinds, separation, is_whole_label=True)
-        near = split.apartness / max(NEARLY * apartness, TINY)
-        reached.append(min(split.margin(separation) / margin, near))
-        if sorted(reached)[-N_REACHED] >= 1:
-            break
-    return sorted(reached)[-N_REACHED]
+    if len(kinds.nearest(int(features.event_logits[event].argmax()))) < MIN_OTHERS:
+        return 0.0
+
+    def reached(split: Split) -> float:
+        return min(split.margin(separation) / margin, split.apartness / max(NEARLY * apartness, TINY))
+
+    return _second_elsewhere(features, event, kinds, separation, reached)
 
 
 def relabelled_elsewhere(features: Features, event: int, kinds: Kinds, separation: float) -> float:
@@ -161,12 +157,29 @@ def relabelled_elsewhere(features: Features, event: int, kinds: Kinds, separatio
     Returns:
         at least 1 if two others hold samples that were relabelled; the search ends there.
     """
+
+    def reached(split: Split) -> float:
+        return split.diversity if split.is_at_least(separation) else 0.0
+
+    return _second_elsewhere(features, event, kinds, separation, reached, asks_origins=True)
+
+
+def _second_elsewhere(
+    features: Features,
+    event: int,
+    kinds: Kinds,
+    separation: float,
+    reached: Callable[[Split], float],
+    *,
+    asks_origins: bool = False,
+) -> float:
+    """Return what the second of the labels that the event was not given comes to; the search ends at 1."""
     labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
-    found = [0.0, 0.0]
+    highest = [0.0] * N_REACHED
     for other in kinds.nearest(label)[:N_NATURAL]:
         sight = Sight(features, event, np.flatnonzero(labels == other))
-        split = two_kinds(sight, kinds, separation, is_whole_label=True, asks_origins=True)
-        found = sorted([*found, split.diversity if split.is_at_least(separation) else 0.0])[-N_REACHED:]
-        if found[0] >= 1:
+        split = two_kinds(sight, kinds, separation, is_whole_label=True, asks_origins=asks_origins)
+        highest = sorted([*highest, reached(split)])[-N_REACHED:]
+        if highest[0] >= 1:
             break
-    return found[0]
+    return highest[0]
