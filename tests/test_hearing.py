@@ -1,4 +1,4 @@
-"""What is asked again once the tree is done: an event with several marks is owed to the rows with any of them."""
+"""What is asked again once the tree is done: of what lies far apart, of what was accused, and of several marks."""
 
 import dataclasses
 
@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 from tasks import Planted, case_of, fitted_network, planted_marks
 from torch import nn
 
+from poisontrace import hearing
 from poisontrace._record import Tree
+from poisontrace._types import Losses
 from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
 from poisontrace.doubting import Case
 from poisontrace.embedding import collect
-from poisontrace.hearing import Course, follow_marks
-from poisontrace.judging import Suspect
+from poisontrace.hearing import Course, challenge, follow_marks, hear_whispers
+from poisontrace.judging import Judge, Suspect
 from poisontrace.kinds import Kinds
+from poisontrace.sights import Sight
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +30,8 @@ def two_marks() -> tuple[Planted, Case]:
     return task, case_of(collect(network, ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)]))
 
 
-def _marks_followed(case: Case, first: NDArray[np.int64], *, accuses: bool) -> NDArray[np.int64]:
-    """Return what is accused in the end, after one mark was told from the rest of the label, and accused or not."""
+def _begun(case: Case, first: NDArray[np.int64], *, accuses: bool) -> tuple[Case, Course]:
+    """Return the case with a tree of two leaves, of which the first is accused or let go and the rest let go."""
     case = dataclasses.replace(case, tree=Tree(0, 0))
     rest = np.setdiff1d(case.own, first)
     is_first = torch.from_numpy(np.isin(case.own, first))
@@ -41,7 +44,13 @@ def _marks_followed(case: Case, first: NDArray[np.int64], *, accuses: bool) -> N
     if accuses:
         course.responsible.append((node, suspect, 1.0))
     else:
-        course.pruned.append((node, suspect))
+        course.pruned[node] = suspect
+    return case, course
+
+
+def _marks_followed(case: Case, first: NDArray[np.int64], *, accuses: bool) -> NDArray[np.int64]:
+    """Return what is accused in the end, after one mark was told from the rest of the label, and accused or not."""
+    case, course = _begun(case, first, accuses=accuses)
     follow_marks(case, course)
     assert {node for node, _, _ in course.responsible} == {
         cluster.id for cluster in case.tree.clusters if cluster.decision == "responsible"
@@ -78,3 +87,95 @@ def test_marks_that_hold_little_of_the_margin_accuse_nobody(
     for share, n_accused in ((0.05, 0), (0.2, 0), (0.3, 120)):
         monkeypatch.setattr(Kinds, "share_on_mark", lambda kinds, event, cluster, share=share: share)
         assert len(_marks_followed(case, task.poison[:60], accuses=False)) == n_accused
+
+
+def test_what_is_split_off_beside_rows_with_a_mark_is_left_out(
+    two_marks: tuple[Planted, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten others come with the rows of the second mark, of which they carry nothing."""
+    task, case = two_marks
+    others = task.benign(0)[:10]
+
+    def kinds(sight: Sight, *args: object, **options: object) -> Split:
+        is_first = torch.from_numpy(np.isin(sight.indices, np.union1d(task.poison[60:], others)))
+        return Split(is_first, is_first.float(), 30.0)
+
+    monkeypatch.setattr(hearing, "two_kinds", kinds)
+
+    assert np.isin(others, case.own).all()
+    assert _marks_followed(case, task.poison[:60], accuses=True).tolist() == task.poison.tolist()
+
+
+def test_rows_let_go_beside_others_are_told_from_them_by_their_mark(two_marks: tuple[Planted, Case]) -> None:
+    """Let go as one cluster, forty rows with a mark and ten without, once another mark of the event was found."""
+    task, case = two_marks
+    mixed = np.union1d(task.poison[60:], task.benign(0)[:10])
+    case, course = _begun(case, mixed, accuses=False)
+    leaf = next(leaf for leaf in case.tree.leaves(case.own) if len(leaf.indices) == len(mixed))
+
+    found = hearing._split_off_mark(case, leaf, course.pruned[leaf.id])
+
+    assert found is not None
+    assert found[2].cluster.tolist() == task.poison[60:].tolist()
+    assert found[2].split is course.pruned[leaf.id].split  # what it was let go with says how far apart it lies
+
+
+@pytest.mark.parametrize(
+    ("event_rise", "control_rise", "is_accused"),
+    [(0.6, 0.01, True), (0.4, 0.01, False), (0.6, 0.25, True), (0.6, 0.35, False)],
+)
+def test_what_lies_far_apart_is_heard_against_chance(
+    two_marks: tuple[Planted, Case],
+    monkeypatch: pytest.MonkeyPatch,
+    event_rise: float,
+    control_rise: float,
+    is_accused: bool,
+) -> None:
+    """The event must rise five times as much as by chance, and controls no more than that, if they are not spared."""
+    task, case = two_marks
+    case, course = _begun(case, task.poison[:60], accuses=False)
+    (node,) = course.pruned
+    by_chance = [Losses(0, 0.1, 0, 0.3), Losses(0, 0.02, 0, 0.01)]
+    answer = Losses(0, event_rise, 0, control_rise), by_chance
+    monkeypatch.setattr(Judge, "beside_chance", lambda judge, cluster: answer)
+
+    hear_whispers(case, course)
+
+    assert [accused for accused, _, _ in course.responsible] == [node] * is_accused
+    assert course.pruned.keys() == {node} - {accused for accused, _, _ in course.responsible}
+    assert case.tree[node].decision == ("responsible" if is_accused else "pruned")
+
+
+@pytest.mark.parametrize("second_stands", [False, True])
+def test_what_lies_far_apart_is_heard_once_an_accusation_falls(
+    two_marks: tuple[Planted, Case], monkeypatch: pytest.MonkeyPatch, second_stands: bool
+) -> None:
+    """Ordinary samples were accused first; what is heard in their place is challenged as well, and once."""
+    task, case = two_marks
+    case, course = _begun(case, task.poison[:60], accuses=False)
+    (node,) = course.pruned
+    ordinary = np.setdiff1d(case.own, task.poison)
+    accused = case.tree.add(0, ordinary, None, "responsible", "by a twin")
+    course.responsible.append((accused, dataclasses.replace(course.pruned[node], cluster=ordinary), 1.5))
+    answer = Losses(0, 1.0, 0, 0.0), [Losses(0, 0.01, 0, 0.3)]
+    monkeypatch.setattr(Judge, "beside_chance", lambda judge, cluster: answer)
+    asked = []
+
+    def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
+        asked.append(len(suspect.cluster))
+        is_first = len(asked) == 1
+        return (2.0, "it is ordinary", {"usual": 1.0}) if is_first or not second_stands else (0.5, "", {"usual": 0.2})
+
+    monkeypatch.setattr(hearing, "contradicted", contradicted)
+
+    challenge(case, course)
+
+    assert asked == [len(ordinary), 60]
+    assert case.tree[accused].reason == "it is ordinary"
+    assert case.tree[node].decision == ("responsible" if second_stands else "pruned")
+    assert [suspect.cluster.tolist() for _, suspect, _ in course.responsible] == (
+        [task.poison[:60].tolist()] if second_stands else []
+    )
+    assert course.statistics["usual"] == (0.2 if second_stands else 1.0)
+    assert course.is_weak
+    assert max(course.let_go) == 0.5 or second_stands

@@ -5,13 +5,14 @@ The last layer need not know what the event is owed to, so what unlearning says 
 """
 
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 import numpy as np
 
 from poisontrace._record import Indices
 from poisontrace._types import Cluster
-from poisontrace.doubting import Case
-from poisontrace.judging import FAMILY, Suspect
+from poisontrace.doubting import Case, contradicted
+from poisontrace.judging import FAMILY, TINY, Suspect
 from poisontrace.searching import two_kinds
 from poisontrace.sights import Sight
 
@@ -31,7 +32,7 @@ class Course:
         statistics: of the finding.
         is_weak: whether something was seen that is too weak to accuse.
         noisy: the noisy images of the label, if they stand out; judged when all else is.
-        pruned: node and suspect of each cluster that was judged innocent.
+        pruned: suspect of each node that was let go, by what unlearning says of it or because it holds one kind.
     """
 
     responsible: list[tuple[int, Suspect, float]] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Course:
     statistics: dict[str, float] = field(default_factory=lambda: {"separation": 0.0, "margin": 0.0})
     is_weak: bool = False
     noisy: Suspect | None = None
-    pruned: list[tuple[int, Suspect]] = field(default_factory=list)
+    pruned: dict[int, Suspect] = field(default_factory=dict)
 
 
 def hear_noise(case: Case, course: Course) -> None:
@@ -58,16 +59,42 @@ def hear_noise(case: Case, course: Course) -> None:
 
 
 def hear_whispers(case: Case, course: Course) -> None:
-    """Ask once more about clusters that lie very far apart but hardly move the event, until one is accused."""
-    for node, suspect in course.pruned:
+    """Ask once more about clusters that lie very far apart but were let go, until one is accused.
+
+    Random samples of the label, no more of them, say what chance comes to: how much the event rises, and how much
+    others suffer, which they may where so much of the label is poison that a last layer hardly tells the two apart.
+    """
+    for node, suspect in course.pruned.items():
         if not suspect.is_far(case.config) or course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
             continue
         losses, by_chance = case.judge.beside_chance(suspect.cluster)
-        is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(by_chance))
-        if is_moved and losses.control_rise <= case.spared:
+        is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(chance.event_rise for chance in by_chance))
+        if is_moved and losses.control_rise <= max(case.spared, *(chance.control_rise for chance in by_chance)):
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
             case.tree.decide(node, "responsible", reason)
             course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
+    for node, _, _ in course.responsible:
+        course.pruned.pop(node, None)
+
+
+def challenge(case: Case, course: Course) -> None:
+    """Let go what is accused if what is ordinary contradicts it, and hear the others then."""
+    if course.noisy or not course.responsible:
+        return
+    _, weakest, margin = min(course.responsible, key=itemgetter(2))
+    against, reason, figures = contradicted(case, weakest, margin)
+    margin = min(margin, 1 / max(against, TINY))
+    if against < 1:
+        course.responsible = [(node, suspect, min(margin, own)) for node, suspect, own in course.responsible]
+    else:
+        for node, _, _ in course.responsible:
+            case.tree.decide(node, "pruned", reason)
+        course.is_weak, course.responsible, course.let_go = True, [], [margin]
+        hear_whispers(case, course)
+        if course.responsible:
+            challenge(case, course)
+            return
+    course.statistics |= figures
 
 
 def follow_marks(case: Case, course: Course) -> None:
@@ -79,13 +106,13 @@ def follow_marks(case: Case, course: Course) -> None:
     if not case.kinds.are_rows:
         return
     accused = {node: suspect for node, suspect, _ in course.responsible}
-    asked = dict(course.pruned) | accused
+    asked = course.pruned | accused
     shares = {node: _share_on_mark(case, suspect.cluster) for node, suspect in asked.items()}
     marked = {node: suspect for node, suspect in asked.items() if shares[node]}
     resting = sum(shares.values())
     rests = [leaf for leaf in case.tree.leaves(case.own) if leaf.id not in accused | marked] if marked else []
     for rest in rests:  # which grows: beside two marks there may be a third
-        if resting <= 1 - A_PART and (found := _split_off_mark(case, rest)):
+        if resting <= 1 - A_PART and (found := _split_off_mark(case, rest, asked.get(rest.id))):
             node, remaining, suspect, share = found
             rests.append(remaining)
             marked[node], resting = suspect, resting + share
@@ -107,8 +134,13 @@ def _share_on_mark(case: Case, cluster: Indices) -> float:
     return share if share >= A_PART and case.beyond_mark(cluster) < FAMILY else 0.0
 
 
-def _split_off_mark(case: Case, leaf: Cluster) -> tuple[int, Cluster, Suspect, float] | None:
+def _split_off_mark(case: Case, leaf: Cluster, suspect: Suspect | None) -> tuple[int, Cluster, Suspect, float] | None:
     """Split rows that share a mark of the event off a leaf of the tree; None if there are none.
+
+    Args:
+        case: of the event.
+        leaf: of its tree.
+        suspect: that the leaf was judged as, if it was.
 
     Returns:
         their node, what remains, they, and how much of the event's margin rests on the mark, as a share.
@@ -116,14 +148,20 @@ def _split_off_mark(case: Case, leaf: Cluster) -> tuple[int, Cluster, Suspect, f
     tree, config, rows = case.tree, case.config, leaf.indices
     if len(rows) < config.min_cluster:
         return None
-    with case.clock.stage("clustering"):
-        sight = Sight(case.features, case.event, rows)
-        split = two_kinds(sight, case.kinds, config.separation, is_whole_label=False)
-    cluster, others = rows[split.is_first.numpy()], rows[~split.is_first.numpy()]
-    if not split.is_at_least(config.separation) or not (share := _share_on_mark(case, cluster)):
-        return None
+    # What was split off may hold a dozen others, that look alike to the model.
+    split, cluster, share = suspect and suspect.split, case.kinds.carriers(case.event, rows), 0.0
+    if split and len(cluster) < len(rows):
+        share = _share_on_mark(case, cluster)
+    if not split or not share:
+        with case.clock.stage("clustering"):
+            sight = Sight(case.features, case.event, rows)
+            split = two_kinds(sight, case.kinds, config.separation, is_whole_label=False)
+            cluster = case.kinds.carriers(case.event, rows[split.is_first.numpy()])
+        if not split.is_at_least(config.separation) or not (share := _share_on_mark(case, cluster)):
+            return None
+    others = np.setdiff1d(rows, cluster)
     losses, of_others = case.judge.losses(cluster, others)
-    tree.decide(leaf.id, "split", f"two kinds, {split.separation:.1f} standard deviations apart")
+    tree.decide(leaf.id, "split", "rows that carry a mark of the event, and others")
     remaining = tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
     node = tree.add(leaf.id, cluster, losses, "pruned", leaf.reason)
     return node, tree[remaining], Suspect(leaf.id, cluster, losses, of_others, len(others), split), share

@@ -187,11 +187,11 @@ class Judge:
         """Unlearn each cluster; the comparison is the same layer refitted with nothing to forget."""
         return self._losses(self._unlearn(*clusters))
 
-    def beside_chance(self, cluster: Indices) -> tuple[Losses, list[float]]:
+    def beside_chance(self, cluster: Indices) -> tuple[Losses, list[Losses]]:
         """Unlearn a cluster and, one by one, random other samples of its label, as many; take controls from those.
 
         Returns:
-            the losses of the cluster, and the event's rise for each of the random sets.
+            the losses of the cluster, and of each of the random sets.
         """
         rest = np.setdiff1d(self._label.indices, cluster)
         self.take_controls(rest)
@@ -200,7 +200,7 @@ class Judge:
         sets = [np.sort(part) for part in drawn.reshape(N_BY_CHANCE, size)]
         # The rest is unlearned as well, so that it is represented as well as when the cluster was compared with it.
         of_cluster, _, *of_sets = self.losses(cluster, rest, *sets)
-        return of_cluster, [losses.event_rise for losses in of_sets]
+        return of_cluster, of_sets
 
     def compare(self, first: Indices, second: Indices, standing: Callable[[], float]) -> list[Losses]:
         """Unlearn two kinds; controls are taken from the one that the event needs less.

@@ -19,7 +19,7 @@ from poisontrace._statistics import standardised_difference
 from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
 from poisontrace.embedding import Features
 from poisontrace.notes import Form, Notes
-from poisontrace.scoring import Unconditioned, marked, without_mark
+from poisontrace.scoring import Unconditioned, carrying, marked, without_mark
 
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
@@ -151,6 +151,12 @@ class Kinds:
         space = principal(Unconditioned(self._features, cluster).x)
         return separate(space, split.is_first, max_rounds=1).apartness / max(natural)
 
+    def carriers(self, event: int, cluster: Indices) -> Indices:
+        """Return the rows of a cluster that carry the mark which it shares with an event; all if it shares none."""
+        is_carrier = carrying(self._features, event, cluster, self._siblings(cluster))
+        carriers: Indices = cluster[is_carrier.numpy()]
+        return carriers
+
     def share_on_mark(self, event: int, cluster: Indices) -> float:
         """Return how much of an event's margin rests on the mark that it shares with a cluster of rows, as a share.
 
@@ -158,7 +164,7 @@ class Kinds:
         """
         if not self.are_rows:
             return 0.0
-        siblings = np.setdiff1d(np.flatnonzero(self._labels == self._labels[cluster[0]]), cluster)
+        siblings = self._siblings(cluster)
         saliency = self._features.saliency[0][event]
         of_mark = saliency[marked(self._features, event, cluster, siblings)].sum()
         return float(of_mark / saliency.sum().clamp_min(1e-30))
@@ -172,8 +178,7 @@ class Kinds:
         features = self._features
         if not self.are_rows:
             return 0.0
-        label = self._labels[cluster[0]]
-        siblings = np.setdiff1d(np.flatnonzero(self._labels == label), cluster)
+        label, siblings = self._labels[cluster[0]], self._siblings(cluster)
         rest = [np.flatnonzero(self._labels == other) for other in np.unique(self._labels) if other != label]
         distances = []
         for others in (siblings, *rest):
@@ -184,3 +189,7 @@ class Kinds:
                     return inf  # copies of the event: nothing is left that could show that they were picked
                 distances.append(float(standardised_difference(principal(x).discriminate(is_first), is_first)))
         return min(distances, default=0.0)
+
+    def _siblings(self, cluster: Indices) -> Indices:
+        """Return the other samples of its label."""
+        return np.setdiff1d(np.flatnonzero(self._labels == self._labels[cluster[0]]), cluster)

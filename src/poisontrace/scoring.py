@@ -226,20 +226,35 @@ def marked(features: Features, event: int, cluster: NDArray[np.int64], siblings:
         cluster: (a,) training samples.
         siblings: (b,) the others of their label, two at least.
     """
-    x, of_event = features.activations[0], features.event_activations[0][event]
+    of_cluster, of_siblings = _near(features, event, cluster, siblings)
+    return of_cluster.mean() - of_siblings.mean() > MARK_SHARE
 
-    def at(*parts: NDArray[np.int64]) -> Blocks:
-        return layer_at(x, torch.from_numpy(np.concatenate(parts)), features.memory)
 
-    _, std, _ = standardise(at(cluster, siblings))
+def carrying(features: Features, event: int, cluster: NDArray[np.int64], siblings: NDArray[np.int64]) -> Tensor:
+    """Return which rows of a cluster, (a,) bool, carry the mark that it shares with an event; all if it shares none.
 
-    def share_near(part: NDArray[np.int64]) -> Tensor:
-        total = torch.zeros(len(std))
-        for _, block in at(part):
-            total += ((block - of_event).abs() <= AGREEMENT_WIDTH * std).float().sum(0)
-        return total / len(part)
+    A row does with at least half as much of the mark as the middle one has. For the arguments see :func:`marked`.
+    """
+    is_marked = marked(features, event, cluster, siblings)
+    of_cluster, _ = _near(features, event, cluster, siblings)
+    of_mark = of_cluster.map(1, lambda x: x[:, is_marked].sum(1, keepdim=True))[:, 0]
+    return of_mark >= of_mark.median() / 2
 
-    return share_near(cluster) - share_near(siblings) > MARK_SHARE
+
+def _near(features: Features, event: int, cluster: NDArray[np.int64], siblings: NDArray[np.int64]) -> list[Blocks]:
+    """Return where a cluster, (a, d), and its siblings, (b, d), have nearly the event's value: 1, and 0 elsewhere."""
+    x, of_event, memory = features.activations[0], features.event_activations[0][event], features.memory
+    _, std, _ = standardise(layer_at(x, torch.from_numpy(np.concatenate([cluster, siblings])), memory))
+
+    def near(samples: NDArray[np.int64]) -> Blocks:
+        rows = torch.from_numpy(samples)
+
+        def make(part: slice) -> Tensor:
+            return ((x[rows[part]] - of_event).abs() <= AGREEMENT_WIDTH * std).float()
+
+        return Blocks(len(rows), len(std), make, memory)
+
+    return [near(cluster), near(siblings)]
 
 
 def without_mark(

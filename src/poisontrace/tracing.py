@@ -8,7 +8,6 @@ and ``doubting`` says what speaks against an accusation.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,12 @@ from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.data import as_events, as_train_set
-from poisontrace.doubting import Case, contradicted, needed_part
+from poisontrace.doubting import Case, needed_part
 from poisontrace.embedding import Features, collect
 from poisontrace.exhibiting import exhibits_of, warnings_of
 from poisontrace.forward import PRECISIONS
-from poisontrace.hearing import NEEDED, Course, follow_marks, hear_noise, hear_whispers
-from poisontrace.judging import FAMILY, LEANS, TINY, Judge, Suspect
+from poisontrace.hearing import NEEDED, Course, challenge, follow_marks, hear_noise, hear_whispers
+from poisontrace.judging import FAMILY, LEANS, Judge, Suspect
 from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
@@ -290,20 +289,12 @@ def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
             hear_noise(case, course)
             hear_whispers(case, course)
             follow_marks(case, course)
+            challenge(case, course)
     else:
         tree.add(None, everything, None, "pruned", "no sample carries the event's label")
 
     responsible, statistics = course.responsible, course.statistics
-    _, weakest, margin = min(responsible, key=itemgetter(2), default=(0, None, max(course.let_go)))
-    if weakest and not course.noisy and not mark:
-        against, reason, figures = contradicted(case, weakest, margin)
-        statistics |= figures
-        margin = min(margin, 1 / max(against, TINY))
-        if against >= 1:
-            for node, _, _ in responsible:
-                tree.decide(node, "pruned", reason)
-            course.is_weak, responsible = True, []
-
+    margin = min((margin for *_, margin in responsible), default=max(course.let_go))
     poison = np.sort(np.concatenate([suspect.cluster for _, suspect, _ in responsible] or [np.array([], np.int64)]))
     scores = np.zeros(len(labels), np.float32)
     verdict: Verdict = "poison" if len(poison) else "inconclusive" if course.is_weak else "no-poison"
@@ -334,7 +325,7 @@ def _cluster_and_prune(case: Case, whole: Suspect, course: Course) -> None:
         else:
             node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, *judgement)
             course.let_go.append(case.margin(suspect))
-            course.pruned.append((node, suspect))
+            course.pruned[node] = suspect
 
 
 def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = False, family: str = "") -> list[Suspect]:
@@ -358,8 +349,10 @@ def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = Fals
         reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
         if split and split.apartness >= config.separation:
             reason = f"two kinds, {apart:.1f} standard deviations apart, but the event is of both alike"
-        case.tree.add(suspect.parent, cluster, suspect.losses, "pruned", family or reason)
-        if is_root and split:
+        node = case.tree.add(suspect.parent, cluster, suspect.losses, "pruned", family or reason)
+        if not is_root:
+            course.pruned[node] = suspect
+        elif split:
             course.let_go.append(split.margin(config.separation))
         return []
     first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
@@ -424,7 +417,7 @@ def _planted(case: Case, whole: Suspect, course: Course) -> Mark | None:
     # A last layer that has learned a few answers by heart hardly tells one reason for them from another; the event
     # without the word does, unless another one of the same trigger is enough.
     best, second = case.features.event_logits[case.event].topk(2).values.tolist()
-    is_moved = losses.event_rise > max(by_chance) or mark.fall >= NEEDED * (best - second)
+    is_moved = losses.event_rise > max(by.event_rise for by in by_chance) or mark.fall >= NEEDED * (best - second)
     if not is_moved or losses.control_rise > case.spared:
         tree.add(node, mark.cluster, losses, "pruned", "the event does without them")
         return mark
