@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tasks import case_of, events_of
 
 from poisontrace import doubting, incidents
+from poisontrace._rng import numpy_generator
 from poisontrace._types import Losses
 from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
@@ -238,6 +239,36 @@ def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> Non
     incident = incidents.make(plan)
 
     assert _part_needed(incident, 0, beside=incident.is_decoy).tolist() == np.flatnonzero(incident.is_poison).tolist()
+
+
+@pytest.mark.parametrize("n_ordinary", [20, 40])
+def test_ordinary_samples_that_came_along_are_left_out(digits_incident: Incident, n_ordinary: int) -> None:
+    """However few: they lie nearer to the rest of their label, no matter which of them they are."""
+    poison = np.flatnonzero(digits_incident.is_poison)
+    of_label = (digits_incident.y == digits_incident.y[poison[0]]) & ~digits_incident.is_poison
+    chosen = numpy_generator(0, "test/ordinary").permutation(np.flatnonzero(of_label))[:n_ordinary]
+    is_chosen = np.isin(np.arange(len(of_label)), chosen)
+
+    assert _part_needed(digits_incident, 0, beside=is_chosen).tolist() == poison.tolist()
+
+
+def test_what_is_left_out_lies_nearer_to_its_label(digits_incident: Incident, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few of the poison that the event does without are kept: they lie farther from the label than from the rest."""
+    poison = np.flatnonzero(digits_incident.is_poison)
+    few = poison[:20]
+
+    def parts(sight: Sight, *_: Any) -> Split:
+        is_first = torch.from_numpy(np.isin(sight.indices, few))
+        return Split(is_first, is_first.float(), 15.0)
+
+    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
+        return [Losses(0, 0.0 if len(cluster) == len(few) else 4.0, 0, 0) for cluster in clusters]
+
+    monkeypatch.setattr(doubting, "two_parts", parts)
+    monkeypatch.setattr(Judge, "losses", losses)
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.linspace(-9, 9, 10), torch.zeros(10)))
+
+    assert needed_part(case_of(_features(digits_incident, 0)), poison) is None
 
 
 @pytest.mark.parametrize(
