@@ -1,6 +1,5 @@
-"""What speaks against an accusation: what is ordinary, and parts of a cluster that the event does without."""
+"""What speaks against an accusation: what is ordinary."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,15 @@ import torch
 from numpy.typing import NDArray
 from tasks import case_of, events_of
 
-from poisontrace import doubting, incidents
-from poisontrace._rng import numpy_generator
+from poisontrace import doubting
 from poisontrace._types import Losses
 from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
-from poisontrace.doubting import Case, contradicted, needed_part
+from poisontrace.doubting import Case, contradicted
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
-from poisontrace.judging import Judge, Suspect
+from poisontrace.judging import Suspect
 from poisontrace.kinds import Kinds
-from poisontrace.searching import two_parts
 from poisontrace.sights import Sight
 
 
@@ -179,120 +176,3 @@ def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digi
     for diversity, beyond in ((1.0, 0.0), (0.9, 2.0)):
         monkeypatch.setattr(Sight, "diversity", lambda sight, cluster, diversity=diversity: diversity)
         assert case.beyond_mark(chosen) == beyond
-
-
-def _part_needed(incident: Incident, event: int, beside: NDArray[np.bool_] | bool = False) -> NDArray[np.int64] | None:
-    """Return the part of all the poison, and what is ``beside`` it, that an event is said to need; None if uncut."""
-    poison = np.flatnonzero(incident.is_poison | beside)
-    case = case_of(_features(incident, event))
-    case.judge.take_controls(np.setdiff1d(case.own, poison))
-    parts = needed_part(case, poison)
-    return parts.needed if parts else None
-
-
-@pytest.mark.parametrize("event", range(5))
-def test_poison_with_another_trigger_is_of_another_campaign(two_campaigns: Incident, event: int) -> None:
-    """No sample without either trigger lies on one side: the part that the event needs carries its own."""
-    own = np.flatnonzero(two_campaigns.is_responsible[event])
-
-    assert _part_needed(two_campaigns, event).tolist() == own.tolist()
-
-
-def test_another_campaign_is_found_beside_samples_with_both_triggers(
-    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those lie apart from the ones with one trigger, all others beyond; the event needs what carries its own."""
-    own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
-    both = own[:30]
-
-    def parts(sight: Sight, *_: Any) -> Split:
-        is_first = torch.from_numpy(np.isin(sight.indices, both if len(sight.indices) == len(poison) else own))
-        return Split(is_first, is_first.float(), 15.0 if is_first.any() and not is_first.all() else 0.0)
-
-    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
-        return [Losses(0, 4.0 * bool(np.isin(own[30:], cluster).any()), 0, 0) for cluster in clusters]
-
-    def elsewhere(sight: Sight, cluster: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.full((10,), -0.7 if len(sight.indices) == len(poison) else 0.5), torch.zeros(10)
-
-    monkeypatch.setattr(doubting, "two_parts", parts)
-    monkeypatch.setattr(Judge, "losses", losses)
-    monkeypatch.setattr(Sight, "elsewhere", elsewhere)
-
-    found = needed_part(case_of(_features(two_campaigns, 0)), poison)
-
-    assert found.needed.tolist() == own.tolist() and found.is_final
-    assert found.rest.tolist() == np.setdiff1d(poison, own).tolist()
-
-
-@pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)
-def test_poison_with_one_trigger_is_of_one_campaign(options: dict[str, float]) -> None:
-    """Though half of it carries a fainter one, beyond which other samples lie, or comes from other source classes."""
-    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, **options})
-
-    assert _part_needed(incidents.make(plan), 0) is None
-
-
-def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> None:
-    """Ordinary samples of the label with a fainter trigger, if they end in one cluster with the poison."""
-    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, "decoys": 0.5})
-    incident = incidents.make(plan)
-
-    assert _part_needed(incident, 0, beside=incident.is_decoy).tolist() == np.flatnonzero(incident.is_poison).tolist()
-
-
-@pytest.mark.parametrize("n_ordinary", [20, 40])
-def test_ordinary_samples_that_came_along_are_left_out(digits_incident: Incident, n_ordinary: int) -> None:
-    """However few: they lie nearer to the rest of their label, no matter which of them they are."""
-    poison = np.flatnonzero(digits_incident.is_poison)
-    of_label = (digits_incident.y == digits_incident.y[poison[0]]) & ~digits_incident.is_poison
-    chosen = numpy_generator(0, "test/ordinary").permutation(np.flatnonzero(of_label))[:n_ordinary]
-    is_chosen = np.isin(np.arange(len(of_label)), chosen)
-
-    assert _part_needed(digits_incident, 0, beside=is_chosen).tolist() == poison.tolist()
-
-
-def test_what_is_left_out_lies_nearer_to_its_label(digits_incident: Incident, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few of the poison that the event does without are kept: they lie farther from the label than from the rest."""
-    poison = np.flatnonzero(digits_incident.is_poison)
-    few = poison[:20]
-
-    def parts(sight: Sight, *_: Any) -> Split:
-        is_first = torch.from_numpy(np.isin(sight.indices, few))
-        return Split(is_first, is_first.float(), 15.0)
-
-    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
-        return [Losses(0, 0.0 if len(cluster) == len(few) else 4.0, 0, 0) for cluster in clusters]
-
-    monkeypatch.setattr(doubting, "two_parts", parts)
-    monkeypatch.setattr(Judge, "losses", losses)
-    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.linspace(-9, 9, 10), torch.zeros(10)))
-
-    assert needed_part(case_of(_features(digits_incident, 0)), poison) is None
-
-
-@pytest.mark.parametrize(
-    ("apartness", "rise_of_rest", "is_cut"),
-    [(7.5, 0.3, True), (7.5, 0.5, False), (15.0, 0.5, True), (15.0, 1.0, False)],
-)
-def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
-    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, apartness: float, rise_of_rest: float, is_cut: bool
-) -> None:
-    """A tenth of what the other does, or more where they lie farther apart.
-
-    So it is where samples carry several triggers, one of them the event's.
-    """
-
-    def parts(*asked: Any) -> Split:
-        split = two_parts(*asked)
-        return dataclasses.replace(split, separation=apartness * split.separation / split.apartness)
-
-    monkeypatch.setattr(doubting, "two_parts", parts)
-    own = set(np.flatnonzero(two_campaigns.is_responsible[0]).tolist())
-
-    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
-        return [Losses(0, 4.0 if set(cluster.tolist()) == own else rise_of_rest, 0, 0) for cluster in clusters]
-
-    monkeypatch.setattr(Judge, "losses", losses)
-
-    assert (_part_needed(two_campaigns, 0) is not None) == is_cut

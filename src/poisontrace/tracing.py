@@ -1,8 +1,8 @@
 """The main path: one forward pass, then cluster, test by unlearning, prune the innocent, recurse into the guilty.
 
 Read this file first, then ``embedding``, ``scoring``, ``clustering`` and ``unlearning`` in the order they are called;
-``searching`` and ``judging`` are what it asks of the last three, for one cluster, ``hearing`` asks some clusters again,
-and ``doubting`` says what speaks against an accusation.
+``searching`` and ``judging`` are what it asks of the last three, for one cluster, ``parting`` which part of one the
+event needs; ``hearing`` asks some clusters again, and ``doubting`` says what speaks against an accusation.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.data import as_events, as_train_set
-from poisontrace.doubting import Case, needed_part
+from poisontrace.doubting import Case
 from poisontrace.embedding import Features, collect
 from poisontrace.exhibiting import exhibits_of, warnings_of
 from poisontrace.forward import PRECISIONS
@@ -34,6 +34,7 @@ from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
+from poisontrace.parting import needed_part
 from poisontrace.placing import one_thread, placed, resolve
 from poisontrace.ranks import ALONE, Ranks
 from poisontrace.searching import two_kinds
