@@ -50,6 +50,10 @@ class Parts:
     is_final: bool = False
 
 
+# A split, and its parts with what unlearning each did, that first which the event needs less.
+Sides = tuple[Split, tuple[Indices, Losses], tuple[Indices, Losses]]
+
+
 def needed_part(case: Case, cluster: Indices) -> Parts | None:
     """Return the part of a responsible cluster that the event needs and the rest, if that is of another campaign.
 
@@ -70,13 +74,25 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
             if few.apartness < promising:
                 return None
     sight = Sight(case.features, case.event, cluster)
-    return _part_within(case, sight, cluster) or _without_others(case, sight)
+    sides = _sides(case, sight, case.config.min_cluster)
+    if not sides:
+        return None
+    return _without_others(case, sight, sides) or _part_within(case, sight, cluster, sides)
 
 
-def _part_within(case: Case, sight: Sight, cluster: Indices) -> Parts | None:
-    """Split a part of a responsible cluster, and return the side of it that the event does without beside the rest."""
+def _part_within(case: Case, sight: Sight, cluster: Indices, sides: Sides | None = None) -> Parts | None:
+    """Split a part of a responsible cluster, and return the side of it that the event does without beside the rest.
+
+    Args:
+        case: of the event.
+        sight: of the part.
+        cluster: that it is a part of, or the same.
+        sides: of the part that are known; too small a one is of no campaign.
+    """
     part, is_whole = sight.indices, len(sight.indices) == len(cluster)
-    sides = _sides(case, sight, max(case.config.min_cluster, round(MIN_PART * len(part))))
+    least = max(case.config.min_cluster, round(MIN_PART * len(part)))
+    if not sides or sides[0].n_smaller < least:
+        sides = _sides(case, sight, least)
     if not sides:
         return None
     split, (rest, of_rest), (needed, of_needed) = sides
@@ -108,15 +124,12 @@ def _part_within(case: Case, sight: Sight, cluster: Indices) -> Parts | None:
     return next((parts for parts in within if parts), None) if is_whole else None
 
 
-def _without_others(case: Case, sight: Sight) -> Parts | None:
+def _without_others(case: Case, sight: Sight, sides: Sides) -> Parts | None:
     """Return a responsible cluster without ordinary samples that came along, and those, if there are any.
 
     They lie farther from what the event needs than from the others of their label, and nobody relabelled them. Of
     poison each source class lies farther from those, for it has the trigger, and a part with a faint one is of many.
     """
-    sides = _sides(case, sight, case.config.min_cluster)
-    if not sides:
-        return None
     split, (rest, of_rest), (needed, of_needed) = sides
     others = np.setdiff1d(case.own, sight.indices)
 
@@ -135,8 +148,8 @@ def _without_others(case: Case, sight: Sight) -> Parts | None:
     return Parts(needed, rest, of_needed, of_rest, reason, "like others of its label")
 
 
-def _sides(case: Case, sight: Sight, least: int) -> tuple[Split, tuple[Indices, Losses], tuple[Indices, Losses]] | None:
-    """Return the parts of a cluster and what unlearning each does, that first which the event needs less; None if one.
+def _sides(case: Case, sight: Sight, least: int) -> Sides | None:
+    """Return the parts of a cluster; None if there are none, that lie apart far enough.
 
     Args:
         case: of the event.
