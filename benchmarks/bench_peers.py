@@ -30,7 +30,7 @@ from peers.case import Answer, read_case, responsible
 
 from poisontrace import bench, incidents, metrics, store
 from poisontrace.incidents import Plan
-from poisontrace.tables import Row, read_rows
+from poisontrace.rows import Row, read_rows
 
 HERE = Path(__file__).parent
 GRIDS = [HERE / "grids" / "peers.toml", HERE / "grids" / "peers-digits.toml"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 
-from poisontrace.tables import read_rows, reliability, scored
+from poisontrace.rows import read_rows, reliability, scored
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import matplotlib
 
-from poisontrace.tables import exponent, read_rows
+from poisontrace.costs import exponent
+from poisontrace.rows import read_rows
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt

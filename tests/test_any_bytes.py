@@ -25,7 +25,7 @@ from poisontrace._types import Finding
 from poisontrace.data import ArraySet, read_truth
 from poisontrace.notes import Notes
 from poisontrace.recording import Folder
-from poisontrace.tables import read_rows
+from poisontrace.rows import read_rows
 
 QUICK = settings(
     max_examples=25,

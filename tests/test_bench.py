@@ -11,7 +11,7 @@ import pytest
 from bad_inputs import GRID, INCIDENT, grid_text
 from tasks import DIGITS_PLAN
 
-from poisontrace import Finding, Trace, bench, incidents, searching, tables, train
+from poisontrace import Finding, Trace, bench, incidents, rows, searching, train
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 
 KEYS = {
@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on(small: None, traced: list[str], tmp_path: Pa
     (results / "tiny.jsonl").write_text(f"{kept}\n{last[:100]}")
     traced.clear()
 
-    assert tables.read_rows(results / "tiny.jsonl") == [json.loads(kept)]
+    assert rows.read_rows(results / "tiny.jsonl") == [json.loads(kept)]
     bench.run(grid, results)
 
     assert traced == ["default"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poisontrace import calibration, tables
+from poisontrace import calibration, rows
 from poisontrace._rng import numpy_generator
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -37,8 +37,8 @@ def test_a_fit_finds_the_odds_that_made_the_data() -> None:
 
 def test_the_constants_are_those_of_the_committed_rows() -> None:
     """Natural mistakes, and events of attacks that worked."""
-    rows = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in tables.read_rows(path)]
-    margins, is_poison = tables.judged(rows)
+    measured = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows.read_rows(path)]
+    margins, is_poison = rows.judged(measured)
 
     assert min(sum(is_poison), len(is_poison) - sum(is_poison)) >= 40
     assert calibration.fit(margins, is_poison) == pytest.approx((calibration.INTERCEPT, calibration.SLOPE), abs=0.01)

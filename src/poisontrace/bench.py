@@ -35,7 +35,7 @@ from poisontrace.data import ArraySet
 from poisontrace.datasets import DATASETS, Dataset
 from poisontrace.incidents import Plan
 from poisontrace.models import MODELS
-from poisontrace.tables import Row, read_rows
+from poisontrace.rows import Row, read_rows
 from poisontrace.watching import evaluating
 
 Progress = Callable[[str, int, int], None]
