@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import make_trace
 from tasks import toy_images
 from test_images import write_folder
-from test_report import make_trace
 
 from poisontrace import readers, report
 from poisontrace._errors import InvalidInputError

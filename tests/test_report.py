@@ -1,7 +1,6 @@
 """The case folder and its page: what they hold, what they refuse, and what hostile evidence cannot do to them."""
 
 import base64
-import csv
 import hashlib
 import json
 import re
@@ -12,41 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import CONTEXT, HOSTILE, added, make_empty_trace, make_trace, read_csv
 
 from poisontrace import _types as types
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace.report import add, render, save_case
-
-HOSTILE = '<script>alert("x")</script>'
-KEYS = {
-    *("schema", "tool", "created", "verdict", "summary", "n_samples", "n_classes", "n_poison", "rule", "seed"),
-    *(
-        "device",
-        "config",
-        "versions",
-        "events",
-        "campaigns",
-        "clusters",
-        "seconds",
-        "warnings",
-        "inputs",
-        "command",
-        "classes",
-    ),
-}
-CLUSTER_KEYS = {
-    *("id", "parent", "event", "n", "labels", "decision", "reason"),
-    *("event_before", "event_after", "control_before", "control_after"),
-}
-CONTEXT: dict[str, Any] = {
-    "inputs": {
-        "model": {"path": "arch.py:build", "sha256": "a" * 64},
-        "data": {"path": "train.npz", "sha256": "b" * 64},
-    },
-    "command": "poisontrace trace --model arch.py:build --out case/",
-    "classes": ["cat", "dog", "ship"],
-}
-
 
 OURS = ["<script", "<script"]
 
@@ -54,176 +23,6 @@ OURS = ["<script", "<script"]
 def markup(page: str) -> list[str]:
     """Return what in a page could run, load or send something: its data, its script and nothing else."""
     return re.findall(r"<(?:script|iframe|object|embed|base|link(?! rel=\"icon\"))\b|@import|<[^>]*\son\w+=", page)
-
-
-def make_trace(shape: tuple[int, ...] = (3, 32, 32), *, n: int = 120, **changes: Any) -> types.Trace:
-    """Return a plausible trace of one event: samples 0..9 are poison of label 1."""
-    rng = np.random.default_rng(0)
-    poison = np.arange(10)
-    labels = rng.integers(0, 3, n)
-    labels[poison] = 1
-    scores = rng.uniform(0, 0.4, n).astype(np.float32)
-    scores[poison] = 0.95
-    x = rng.uniform(0, 1, (n, *shape)).astype(np.float32)
-    x[:10, ..., -1] = 1
-    benign = np.flatnonzero(labels == 1)[10:20]
-    test = types.Losses(0.01, 9.5, 0.02, 0.021)
-    pruned = types.Losses(0.01, 0.009, 0.02, 12.0)
-    clusters = (
-        types.Cluster(0, None, 0, np.arange(n), None, "split", "the whole training set"),
-        types.Cluster(1, 0, 0, poison, test, "responsible", "raises the event's loss only"),
-        types.Cluster(2, 0, 0, np.arange(10, n), pruned, "pruned", "hurts the controls only"),
-    )
-    trace = types.Trace(
-        verdict="poison",
-        poison=poison,
-        scores=scores,
-        labels=labels,
-        findings=(types.Finding(1, 0.987, "poison", poison, {"event_rise": 9.49}),),
-        clusters=clusters,
-        rule="default",
-        config={"batch_size": np.int64(64), "layers": ("a", "b")},
-        seed=0,
-        device="cpu",
-        seconds={"embedding": 1.5, "unlearning": 0.25},
-        warnings=(),
-        exhibits={
-            "events": x[:1],
-            "poison": x[poison],
-            "benign": x[benign],
-            "poison_index": poison,
-            "benign_index": benign,
-        },
-    )
-    return replace(trace, **changes)
-
-
-def make_empty_trace(verdict: types.Verdict = "no-poison") -> types.Trace:
-    """Return a trace whose clusters were all pruned."""
-    trace = make_trace()
-    nothing = np.zeros(0, np.int64)
-    return replace(
-        trace,
-        verdict=verdict,
-        poison=nothing,
-        findings=(replace(trace.findings[0], verdict=verdict, poison=nothing),),
-        clusters=tuple(
-            replace(cluster, decision="pruned") if cluster.decision == "responsible" else cluster
-            for cluster in trace.clusters
-        ),
-        exhibits={**trace.exhibits, "poison": np.zeros((0, 3, 32, 32)), "poison_index": nothing},
-    )
-
-
-def read_csv(case: Path) -> list[list[str]]:
-    """Return the rows of poison.csv with its header."""
-    with (case / "poison.csv").open(encoding="utf-8", newline="") as stream:
-        return list(csv.reader(stream))
-
-
-def test_save_writes_the_files_of_a_case(tmp_path: Path) -> None:
-    """Trace.save returns a folder with exactly the files of a case."""
-    case = make_trace().save(tmp_path / "case", context=CONTEXT)
-    assert sorted(path.name for path in case.iterdir()) == [
-        "coordinates.npz",
-        "exhibits.npz",
-        "poison.csv",
-        "report.html",
-        "scores.npy",
-        "trace.json",
-    ]
-    assert list(tmp_path.iterdir()) == [case]
-
-
-def test_trace_json_holds_the_schema(tmp_path: Path) -> None:
-    """trace.json has the keys of schema 1, and each cluster its label counts and losses."""
-    case = json.loads((save_case(make_trace(), tmp_path / "case", CONTEXT) / "trace.json").read_text("utf-8"))
-    assert case.keys() == KEYS
-    assert case["versions"].keys() == {"python", "torch", "numpy", "poisontrace", "platform"}
-    assert [cluster.keys() for cluster in case["clusters"]] == [CLUSTER_KEYS] * 3
-    assert (case["schema"], case["n_samples"], case["n_classes"], case["n_poison"]) == (1, 120, 3, 10)
-    assert case["events"][0] == {
-        "label": 1,
-        "label_name": "dog",
-        "probability": 0.987,
-        "verdict": "poison",
-        "n_poison": 10,
-        "error": None,
-        "statistics": {"event_rise": 9.49},
-    }
-    root, responsible, _ = case["clusters"]
-    assert (root["event_before"], root["parent"]) == (None, None)
-    assert (responsible["labels"], responsible["event_after"]) == ({"1": 10}, 9.5)
-    assert case["config"] == {"batch_size": 64, "layers": ["a", "b"]}
-
-
-def test_summary_states_the_verdict_with_numbers(tmp_path: Path) -> None:
-    """The summary is one sentence that says how many samples did what to which event."""
-    case = json.loads((save_case(make_trace(), tmp_path / "case", CONTEXT) / "trace.json").read_text("utf-8"))
-    assert case["summary"] == (
-        "10 of 120 training samples (8.3%) are responsible for the event, which the model labelled “dog” with 98.7% "
-        "confidence."
-    )
-
-
-def test_json_is_strict(tmp_path: Path) -> None:
-    """Numbers that are not finite are written as null, and the page still renders."""
-    trace = make_trace()
-    clusters = (
-        *trace.clusters[:2],
-        replace(trace.clusters[2], losses=types.Losses(0.1, float("inf"), 0.1, float("nan"))),
-    )
-    finding = replace(trace.findings[0], statistics={"gap": float("nan")})
-    folder = save_case(replace(trace, clusters=clusters, findings=(finding,)), tmp_path / "case", {})
-    text = (folder / "trace.json").read_text("utf-8")
-    assert not re.search(r"\b(NaN|Infinity)\b", text)
-    case = json.loads(text)
-    assert case["clusters"][2]["event_after"] is None
-    assert case["events"][0]["statistics"] == {"gap": None}
-
-
-def test_poison_csv_has_one_row_per_responsible_sample(tmp_path: Path) -> None:
-    """poison.csv lists index, id, label and score with four decimals, by ascending index."""
-    trace = replace(make_trace(), poison=np.array([2, 5, 40]))
-    rows = read_csv(save_case(trace, tmp_path / "case", {}))
-    assert rows == [
-        ["index", "id", "label", "score"],
-        ["2", "2", "1", "0.9500"],
-        ["5", "5", "1", "0.9500"],
-        ["40", "40", str(trace.labels[40]), f"{trace.scores[40]:.4f}"],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "cell"),
-    [
-        ("=1+1", "'=1+1"),
-        ("@SUM(A1)", "'@SUM(A1)"),
-        ("+cmd|calc", "'+cmd|calc"),
-        ("-x", "'-x"),
-        ("\tx", "'\tx"),
-        ("\r=x", "'\r=x"),
-        ("a\r=x", "a\r=x"),
-        ("-12.5", "-12.5"),
-        ("+7", "+7"),
-        ('a,"b"\nc', 'a,"b"\nc'),
-        ("café \udcff", "café \\udcff"),
-    ],
-)
-def test_ids_cannot_become_formulas(tmp_path: Path, name: str, cell: str) -> None:
-    """An id that a spreadsheet would run gets an apostrophe; a plain number and odd text stay as they are."""
-    ids = (name, *(f"file{index}.png" for index in range(1, 120)))
-    rows = read_csv(save_case(make_trace(ids=ids), tmp_path / "case", {}))
-    assert rows[1] == ["0", cell, "1", "0.9500"]
-    assert rows[2][1] == "file1.png"
-
-
-def test_scores_are_float32(tmp_path: Path) -> None:
-    """scores.npy holds one float32 for each training sample."""
-    trace = make_trace()
-    scores = np.load(save_case(trace, tmp_path / "case", {}) / "scores.npy")
-    assert (scores.dtype, scores.shape) == (np.float32, (120,))
-    np.testing.assert_array_equal(trace.scores, scores)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (2, 8, 8), (4, 8, 8), (12,), (6, 5)], ids=str)
@@ -258,20 +57,6 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     page = render(save_case(trace, tmp_path / "case", context))
     assert markup(page) == OURS
     assert page.count("&lt;script&gt;") > 20
-
-
-def added(word: str = "wrong", **changes: Any) -> dict[str, Any]:
-    """Return what might be added to a case, with ``word`` wherever text may stand."""
-    model = {"accuracy": 0.5, "success": 0.25}
-    answer = {"label": 1, "label_name": word, "probability": 0.125}
-    keys = ("without_found", "control", "before", "after")
-    return {
-        **{"result": word, "summary": word, "accuracy_on": word, "success_on": word, "seed": 0},
-        "events": [{"label": 1, "label_name": word, "result": word, **dict.fromkeys(keys, answer)}],
-        "inputs": {word: {"path": word, "sha256": word}},
-        **dict.fromkeys(keys, model),
-        **changes,
-    }
 
 
 def test_what_is_found_out_later_is_shown(tmp_path: Path) -> None:

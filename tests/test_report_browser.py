@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import CONTEXT, HOSTILE, make_trace
+from cases import CONTEXT, HOSTILE, make_trace
 
 from poisontrace import _types as types
 from poisontrace.report import save_case

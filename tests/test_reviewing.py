@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import CONTEXT, HOSTILE, make_trace
+from cases import CONTEXT, HOSTILE, make_trace
 
 from poisontrace import _types as types
-from poisontrace import report, store
+from poisontrace import filing, report, store
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace.reviewing import review
 
@@ -194,7 +194,7 @@ def test_a_case_without_coordinates_is_changed_where_it_is_decided(campaigns: An
 
 def test_what_was_added_before_is_said_to_be_outdated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proof was about the samples as they were then."""
-    from test_report import added
+    from cases import added
 
     case = write_case(tmp_path / "case")
     report.add(case, "verify", added())
@@ -268,7 +268,7 @@ def test_hostile_decisions_stay_text(tmp_path: Path) -> None:
 
 def test_a_case_that_accused_nobody_cannot_be_reviewed(tmp_path: Path) -> None:
     """There is nobody to decide on."""
-    from test_report import make_empty_trace
+    from cases import make_empty_trace
 
     case = report.save_case(make_empty_trace(), tmp_path / "case", CONTEXT)
 
@@ -285,7 +285,7 @@ def test_a_case_that_accused_nobody_cannot_be_reviewed(tmp_path: Path) -> None:
 def test_broken_coordinates_are_refused(name: str, array: Any, tmp_path: Path) -> None:
     """Whatever another program wrote there; the case is as it was."""
     case = write_case(tmp_path / "case")
-    arrays = report.read_arrays(case, "coordinates.npz")
+    arrays = filing.read_arrays(case, "coordinates.npz")
     np.savez(case / "coordinates.npz", **{**arrays, name: array})
     before = {path.name: path.read_bytes() for path in case.iterdir()}
 

@@ -108,7 +108,7 @@ def trace(
     with _errors(), _ranks() as ranks:
         from poisontrace import data as data_module
         from poisontrace import metrics, planning, readers, store, texts, tracing
-        from poisontrace.report import class_name
+        from poisontrace.filing import class_name
 
         store.check_new_folder(out, "out")
         n_bytes, partial = _bytes(memory), store.partial_folder(out)
@@ -515,7 +515,7 @@ def bench(
 
 def _print_added(case: Path, name: str, as_json: bool, rows: dict[str, str]) -> None:
     """Print what was added to a case: what two models answer to each event, and how they do otherwise."""
-    from poisontrace.report import ADDED
+    from poisontrace.filing import ADDED
 
     added = json.loads((case / f"{name}.json").read_text(encoding="utf-8"))
     if as_json:

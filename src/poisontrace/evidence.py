@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from poisontrace import hub, readers, report, store
+from poisontrace import filing, hub, readers, report, store
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace._validate import check_label_range
 from poisontrace.data import ArraySet
@@ -52,7 +52,7 @@ class Evidence:
 
     def name_of(self, label: int) -> str:
         """Return what a label is called."""
-        return report.class_name(self.case["classes"], label)
+        return filing.class_name(self.case["classes"], label)
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ def read(folder: str | Path, places: Mapping[str, Place], announce: Announce = N
     """
     folder = Path(folder)
     try:
-        case, ids = report.read_case(folder)
+        case, ids = filing.read_case(folder)
         report.render(folder)  # what is broken is refused now, not after a training
     except StoreError as error:
         raise InvalidInputError(str(error)) from error  # the folder named is at fault
     if not isinstance(case.get("classes"), list):
         raise InvalidInputError(
-            f"'case' must hold a trace.json as poisontrace wrote it (got no classes). {report.WAY_OUT}"
+            f"'case' must hold a trace.json as poisontrace wrote it (got no classes). {filing.WAY_OUT}"
         )
     if not ids:
         raise InvalidInputError(
@@ -273,7 +273,7 @@ def compare(
     Args:
         evidence: of the case.
         probes: what they were asked.
-        models: what each answers, by its key in ``report.ADDED``.
+        models: what each answers, by its key in ``filing.ADDED``.
         results: a few words on each event.
     """
     return {

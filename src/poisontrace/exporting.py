@@ -16,7 +16,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from poisontrace import evidence, readers, report, store
+from poisontrace import evidence, filing, readers, store
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace._validate import read_npz
 from poisontrace.columns import delimiter_of, is_saved_set, read_saved_set
@@ -63,21 +63,21 @@ def export(case: str | Path, what: str, out: str | Path, *, data: Place = None) 
     if what not in SUFFIXES:
         raise InvalidInputError(f"'what' must be one of {', '.join(SUFFIXES)} (got {what!r}).")
     try:
-        content, rows = report.read_case(folder)
-        scores = report.read_scores(folder)
+        content, rows = filing.read_case(folder)
+        scores = filing.read_scores(folder)
     except StoreError as error:
         raise InvalidInputError(str(error)) from error  # the folder named is at fault
     n, poison = content.get("n_samples"), np.array(sorted(rows), np.int64)
     if not isinstance(n, int) or n != len(scores) or (len(poison) and not 0 <= poison[0] <= poison[-1] < n):
         raise InvalidInputError(
             f"'case' must hold files that belong together (got {len(scores)} scores for {n!r} samples, accused up to "
-            f"index {max(poison, default=None)}). {report.WAY_OUT}"
+            f"index {max(poison, default=None)}). {filing.WAY_OUT}"
         )
     kept = np.setdiff1d(np.arange(n), poison)
     if what in ("clean-index", "poison-list"):
         _check_out(written, SUFFIXES[what])
         if what == "poison-list":
-            store.write_atomically(written, report.poison_csv(rows, scores))
+            store.write_atomically(written, filing.poison_csv(rows, scores))
         elif written.suffix == ".npy":
             store.write_atomically(written, store.npy(kept))
         else:

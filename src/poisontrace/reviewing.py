@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from poisontrace import report, store
+from poisontrace import filing, report, store
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._validate import check_file
 from poisontrace.clustering import MAX_ROUNDS, N_FOLDS, Space, posterior
-from poisontrace.report import Row
+from poisontrace.filing import Row
 from poisontrace.tracing import DOUBTED
 
 DECISIONS = ("confirmed", "cleared")
@@ -124,20 +124,20 @@ def review(case: str | Path, decisions: str | Path) -> Review:
     """
     folder, path = Path(case), Path(decisions)
     try:
-        content, rows = report.read_case(folder)
+        content, rows = filing.read_case(folder)
         report.render(folder)
-        exhibits, arrays = (report.read_arrays(folder, f"{name}.npz") for name in ("exhibits", "coordinates"))
-        sections = report.read_sections(folder)
+        exhibits, arrays = (filing.read_arrays(folder, f"{name}.npz") for name in ("exhibits", "coordinates"))
+        sections = filing.read_sections(folder)
     except StoreError as error:
         raise InvalidInputError(str(error)) from error  # the folder named is at fault
     try:
-        done, files = _merged(path, content, rows, exhibits, arrays, sections, report.read_scores(folder))
+        done, files = _merged(path, content, rows, exhibits, arrays, sections, filing.read_scores(folder))
     except PoisontraceError:
         raise
     except Exception as error:  # a folder from elsewhere may hold anything
         reason = f"{type(error).__name__}: {error}"
         raise InvalidInputError(
-            f"'case' must hold files as poisontrace wrote them (got {reason}). {report.WAY_OUT}"
+            f"'case' must hold files as poisontrace wrote them (got {reason}). {filing.WAY_OUT}"
         ) from error
     store.write_together(folder, files)
     return done
@@ -205,14 +205,14 @@ def _merged(
         "decisions": [{"index": index, **mark} for index, mark in sorted(kept.items())],
         "reviews": [*content.get("reviews", []), log],
     }
-    content["summary"] = report.summarise(content)
+    content["summary"] = filing.summarise(content)
     new_rows = {index: rows.get(index) or Row(known[index], label_of[index]) for index in poison.tolist()}
-    text = report.as_json(content)
+    text = filing.as_json(content)
     page = report.page(json.loads(text), scores, new_rows, exhibits, arrays, sections)
     files = {
         "coordinates.npz": store.npz(arrays),
         "scores.npy": store.npy(scores),
-        "poison.csv": report.poison_csv(new_rows, scores),
+        "poison.csv": filing.poison_csv(new_rows, scores),
         "trace.json": text,
         "report.html": page.encode("utf-8", "surrogateescape"),
     }
@@ -229,7 +229,7 @@ def _by_label(
             sorted(index for index, row in rows.items() if row.label == label), np.int64
         )
         events = [number for number, event in enumerate(content["events"]) if event["label"] == label]
-        name = report.class_name(content["classes"], label)
+        name = filing.class_name(content["classes"], label)
         campaigns.append({"label": label, "label_name": name, "events": events, "n_poison": len(rows)})
     return {**content, "campaigns": campaigns}, arrays
 
@@ -325,5 +325,5 @@ def _changed(
         "campaigns": of_campaign,
     }
     if "source" in arrays and "sources" in arrays:
-        changed["sources"] = report.roll_up(arrays["sources"], arrays["source"], poison)
+        changed["sources"] = filing.roll_up(arrays["sources"], arrays["source"], poison)
     return changed
