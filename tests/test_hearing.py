@@ -106,6 +106,25 @@ def test_what_is_split_off_beside_rows_with_a_mark_is_left_out(
     assert _marks_followed(case, task.poison[:60], accuses=True).tolist() == task.poison.tolist()
 
 
+@pytest.mark.parametrize(("n_families", "n_found"), [(0, 120), (3, 120), (4, 60)])
+def test_families_that_stand_out_more_than_a_mark_are_set_aside(
+    two_marks: tuple[Planted, Case], monkeypatch: pytest.MonkeyPatch, n_families: int, n_found: int
+) -> None:
+    """Up to three, which are accused of nothing; the search then finds the rows of the second mark."""
+    task, case = two_marks
+    families = [task.benign(0)[4 * k : 4 * k + 4] for k in range(n_families)]
+
+    def kinds(sight: Sight, *args: object, **options: object) -> Split:
+        kind = next((rows for rows in families if np.isin(rows, sight.indices).all()), task.poison[60:])
+        is_first = torch.from_numpy(np.isin(sight.indices, kind))
+        return Split(is_first, is_first.float(), 30.0)
+
+    monkeypatch.setattr(hearing, "two_kinds", kinds)
+    monkeypatch.setattr(hearing, "MAX_ASIDE", 3)
+
+    assert _marks_followed(case, task.poison[:60], accuses=True).tolist() == task.poison[:n_found].tolist()
+
+
 def test_rows_let_go_beside_others_are_told_from_them_by_their_mark(two_marks: tuple[Planted, Case]) -> None:
     """Let go as one cluster, forty rows with a mark and ten without, once another mark of the event was found."""
     task, case = two_marks

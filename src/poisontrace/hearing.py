@@ -11,8 +11,9 @@ import numpy as np
 
 from poisontrace._record import Indices
 from poisontrace._types import Cluster
+from poisontrace.clustering import Split
 from poisontrace.doubting import Case, contradicted
-from poisontrace.judging import FAMILY, TINY, Suspect
+from poisontrace.judging import FAMILY, TINY, Suspect, is_minority
 from poisontrace.searching import two_kinds
 from poisontrace.sights import Sight
 
@@ -20,6 +21,7 @@ from poisontrace.sights import Sight
 WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of an event's margin: what marks, or a planted word, must hold together, and each of several marks.
 NEEDED, A_PART = 0.5, 0.1
+MAX_ASIDE = 3  # families of rows, while a mark is looked for
 
 
 @dataclass
@@ -145,23 +147,46 @@ def _split_off_mark(case: Case, leaf: Cluster, suspect: Suspect | None) -> tuple
     Returns:
         their node, what remains, they, and how much of the event's margin rests on the mark, as a share.
     """
-    tree, config, rows = case.tree, case.config, leaf.indices
-    if len(rows) < config.min_cluster:
+    tree, rows = case.tree, leaf.indices
+    if len(rows) < case.config.min_cluster or not (found := _marked(case, rows, suspect.split if suspect else None)):
         return None
-    # What was split off may hold a dozen others, that look alike to the model.
-    split, cluster, share = suspect and suspect.split, case.kinds.carriers(case.event, rows), 0.0
-    if split and len(cluster) < len(rows):
-        share = _share_on_mark(case, cluster)
-    if not split or not share:
-        with case.clock.stage("clustering"):
-            sight = Sight(case.features, case.event, rows)
-            split = two_kinds(sight, case.kinds, config.separation, is_whole_label=False)
-            cluster = case.kinds.carriers(case.event, rows[split.is_first.numpy()])
-        if not split.is_at_least(config.separation) or not (share := _share_on_mark(case, cluster)):
-            return None
+    split, cluster, share = found
     others = np.setdiff1d(rows, cluster)
     losses, of_others = case.judge.losses(cluster, others)
     tree.decide(leaf.id, "split", "rows that carry a mark of the event, and others")
     remaining = tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
     node = tree.add(leaf.id, cluster, losses, "pruned", leaf.reason)
     return node, tree[remaining], Suspect(leaf.id, cluster, losses, of_others, len(others), split), share
+
+
+def _marked(case: Case, rows: Indices, split: Split | None) -> tuple[Split, Indices, float] | None:
+    """Find those of some rows that carry a mark of the event; None if there are none.
+
+    Args:
+        case: of the event.
+        rows: to look at.
+        split: that parted them from others, if one did.
+
+    Returns:
+        what parts them from others, they, and how much of the event's margin rests on the mark, as a share.
+    """
+    if split:  # off with them may have come a dozen others, that look alike to the model
+        cluster = case.kinds.carriers(case.event, rows)
+        if len(cluster) < len(rows) and (share := _share_on_mark(case, cluster)):
+            return split, cluster, share
+    for _ in range(1 + MAX_ASIDE):
+        if len(rows) < case.config.min_cluster:
+            return None
+        with case.clock.stage("clustering"):
+            sight = Sight(case.features, case.event, rows)
+            split = two_kinds(sight, case.kinds, case.config.separation, is_whole_label=False)
+            kind = rows[split.is_first.numpy()]
+            cluster = case.kinds.carriers(case.event, kind)
+        if not split.is_at_least(case.config.separation):
+            return None
+        if share := _share_on_mark(case, cluster):
+            return split, cluster, share
+        if not is_minority(len(kind), len(rows) - len(kind)):
+            return None
+        rows = np.setdiff1d(rows, kind)  # a family of others, which stand out more than rows with a mark do
+    return None
