@@ -230,7 +230,7 @@ def _short_table(rows: list[Row]) -> str:
 
     lines = [
         [
-            f"{rate:.0%}",
+            f"{100 * rate:.3g}%",
             f"{rules['default'][0]['n_poison']:,} of {n_train:,}",
             len(rules["default"]),
             means(rules["default"]),
@@ -410,7 +410,7 @@ def _proof_table(rows: list[Row]) -> str:
             [
                 ", ".join([attack, *([] if training == TRAINING else [training])]),
                 f"{dataset}, {group[0]['n_train']:,}",
-                f"{rate:.0%}",
+                f"{100 * rate:.3g}%",
                 len({row["seed"] for row in group}),
                 f"{corrected} of {len(group)}",
                 sum(row["result"] == "corrected either way" for row in proved),
