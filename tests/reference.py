@@ -186,3 +186,23 @@ def agree(activation: Tensor, of_event: Tensor, saliency: Tensor, rows: NDArray[
         for i in range(len(own)):
             shares[i, c] = roots[c] / roots.sum() * np.exp(-0.5 * ((own[i, c] - event[c]) / (width * std)) ** 2)
     return torch.from_numpy(shares)
+
+
+def sharing(
+    x: Tensor, of_event: Tensor, saliency: Tensor, *, width: float, alike: float, least: int
+) -> list[list[int]]:
+    """Return sets of rows (n, d) that have the same columns in common with an event, column by column, row by row."""
+    near = {}
+    for column in range(x.shape[1]):
+        values = x[:, column].double()
+        far = width * float(values.std())
+        near[column] = {row for row, value in enumerate(values.tolist()) if abs(value - float(of_event[column])) <= far}
+    found, left = [], [column for column in near if least <= len(near[column]) <= len(x) / 2 and saliency[column] > 0]
+    for column in sorted(near, key=lambda column: -float(saliency[column])):
+        if column not in left:
+            continue
+        mark = [other for other in left if len(near[column] & near[other]) >= alike * len(near[column] | near[other])]
+        left = [other for other in left if other not in mark]
+        if len(mark) > 1:
+            found.append([row for row in range(len(x)) if sum(row in near[other] for other in mark) >= len(mark) / 2])
+    return found

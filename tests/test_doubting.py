@@ -53,7 +53,7 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, usual))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: 2.6)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 2.6)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: 1.1)
     monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
@@ -66,37 +66,58 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     assert (figures["elsewhere"], figures["usual"], figures["diversity"]) == (elsewhere, usual, diversity)
 
 
-@pytest.mark.parametrize(("told", "relabelled", "is_let_go"), [(2.8, 1.2, True), (2.8, 0.9, False), (6.0, 1.2, False)])
+@pytest.mark.parametrize(
+    ("told", "relabelled", "margin", "is_let_go"),
+    [(2.8, 1.2, 1.5, True), (2.8, 0.9, 1.5, False), (2.8, 0.0, 1.1, True), (5.5, 1.2, 1.5, False), (5.5, 0, 1, False)],
+)
 def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_label(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, told: float, relabelled: float, is_let_go: bool
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    told: float,
+    relabelled: float,
+    margin: float,
+    is_let_go: bool,
 ) -> None:
-    """Relabelled samples are like those of other labels, where they are from; but a trigger tells them from these."""
+    """Relabelled samples are like those of other labels, where they are from; but a trigger tells them from these.
+
+    Without one the accusation must be clear.
+    """
     case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.9, 0.95))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: told)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: relabelled)
 
-    against, reason, figures = contradicted(case, _suspect(case, case.own[:40]), 1.5)
+    against, reason, figures = contradicted(case, _suspect(case, case.own[:40]), margin)
 
     assert (against >= 1, "wrong labels" in reason, figures["told"]) == (is_let_go, True, told)
 
 
 @pytest.mark.parametrize(
-    ("share", "diversity", "is_known", "is_let_go"),
-    [(0.5, 0.4, True, True), (0.5, 0.6, True, False), (0.4, 0.4, True, False), (0.5, 0.4, False, False)],
+    ("share", "elsewhere", "diversity", "is_known", "is_let_go"),
+    [
+        (0.5, 0.2, 0.4, True, True),
+        (0.5, 0.005, 0.4, True, False),
+        (0.5, 0.2, 0.6, True, False),
+        (0.4, 0.2, 0.4, True, False),
+        (0.5, 0.2, 0.4, False, False),
+    ],
 )
 def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
     digits_incident: Incident,
     monkeypatch: pytest.MonkeyPatch,
     share: float,
+    elsewhere: float,
     diversity: float,
     is_known: bool,
     is_let_go: bool,
 ) -> None:
-    """Less than half may have kept its label, where nothing tells labels apart nobody knows, and a label may grow."""
+    """Less than half may have kept its label, and so may what no other label holds, where a label may grow as well.
+
+    Where nothing tells labels apart nobody knows.
+    """
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.0))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
     if not is_known:

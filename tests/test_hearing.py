@@ -19,7 +19,6 @@ from poisontrace.embedding import collect
 from poisontrace.hearing import Course, challenge, follow_marks, hear_whispers
 from poisontrace.judging import Judge, Suspect
 from poisontrace.kinds import Kinds
-from poisontrace.sights import Sight
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +68,28 @@ def test_an_event_with_two_marks_is_owed_to_the_rows_with_either(
     assert _marks_followed(case, task.poison[:60], accuses=accuses).tolist() == task.poison.tolist()
 
 
-def test_rows_without_a_mark_of_the_event_lead_to_no_other_mark(two_marks: tuple[Planted, Case]) -> None:
-    """An accusation of such rows is left as it is, and without one nothing is accused."""
+@pytest.mark.parametrize("n_others", [0, 30])
+def test_rows_with_a_mark_are_found_wherever_the_tree_left_them(two_marks: tuple[Planted, Case], n_others: int) -> None:
+    """A leaf may hold some rows of either mark, and ordinary ones, which stay as they were decided."""
+    task, case = two_marks
+    mixed = np.sort(np.concatenate([task.poison[40:90], task.benign(0)[:n_others]]))
+    case, course = _begun(case, mixed, accuses=False)
+    follow_marks(case, course)
+
+    found = np.concatenate([suspect.cluster for _, suspect, _ in course.responsible])
+    assert np.sort(found).tolist() == task.poison.tolist()
+    leaves = case.tree.leaves(case.own)
+    assert {leaf.decision for leaf in leaves if not np.isin(leaf.indices, task.poison).all()} == {"pruned"}
+    assert sorted(np.concatenate([leaf.indices for leaf in leaves])) == case.own.tolist()
+
+
+def test_what_is_accused_stays_accused_beside_the_marks(two_marks: tuple[Planted, Case]) -> None:
+    """Rows without a mark that something else was said of; without an accusation they are not accused."""
     task, case = two_marks
     some = task.benign(0)[:60]
 
-    assert _marks_followed(case, some, accuses=True).tolist() == some.tolist()
-    assert _marks_followed(case, some, accuses=False).tolist() == []
+    assert _marks_followed(case, some, accuses=True).tolist() == np.union1d(some, task.poison).tolist()
+    assert _marks_followed(case, some, accuses=False).tolist() == task.poison.tolist()
 
 
 def test_marks_that_hold_little_of_the_margin_accuse_nobody(
@@ -89,54 +103,22 @@ def test_marks_that_hold_little_of_the_margin_accuse_nobody(
         assert len(_marks_followed(case, task.poison[:60], accuses=False)) == n_accused
 
 
-def test_what_is_split_off_beside_rows_with_a_mark_is_left_out(
+def test_a_family_with_a_mark_is_not_accused(two_marks: tuple[Planted, Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that differ from others in more than the mark; the event then rests on too little else."""
+    task, case = two_marks
+    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 0.5)
+
+    assert _marks_followed(case, task.poison[:60], accuses=False).tolist() == []
+
+
+def test_rows_whose_unlearning_harms_controls_are_not_accused(
     two_marks: tuple[Planted, Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten others come with the rows of the second mark, of which they carry nothing."""
+    """Marks or not."""
     task, case = two_marks
-    others = task.benign(0)[:10]
+    monkeypatch.setattr(Judge, "losses", lambda judge, *clusters: [Losses(0, 9.0, 0, 9.0)] * len(clusters))
 
-    def kinds(sight: Sight, *args: object, **options: object) -> Split:
-        is_first = torch.from_numpy(np.isin(sight.indices, np.union1d(task.poison[60:], others)))
-        return Split(is_first, is_first.float(), 30.0)
-
-    monkeypatch.setattr(hearing, "two_kinds", kinds)
-
-    assert np.isin(others, case.own).all()
-    assert _marks_followed(case, task.poison[:60], accuses=True).tolist() == task.poison.tolist()
-
-
-@pytest.mark.parametrize(("n_families", "n_found"), [(0, 120), (3, 120), (4, 60)])
-def test_families_that_stand_out_more_than_a_mark_are_set_aside(
-    two_marks: tuple[Planted, Case], monkeypatch: pytest.MonkeyPatch, n_families: int, n_found: int
-) -> None:
-    """Up to three, which are accused of nothing; the search then finds the rows of the second mark."""
-    task, case = two_marks
-    families = [task.benign(0)[4 * k : 4 * k + 4] for k in range(n_families)]
-
-    def kinds(sight: Sight, *args: object, **options: object) -> Split:
-        kind = next((rows for rows in families if np.isin(rows, sight.indices).all()), task.poison[60:])
-        is_first = torch.from_numpy(np.isin(sight.indices, kind))
-        return Split(is_first, is_first.float(), 30.0)
-
-    monkeypatch.setattr(hearing, "two_kinds", kinds)
-    monkeypatch.setattr(hearing, "MAX_ASIDE", 3)
-
-    assert _marks_followed(case, task.poison[:60], accuses=True).tolist() == task.poison[:n_found].tolist()
-
-
-def test_rows_let_go_beside_others_are_told_from_them_by_their_mark(two_marks: tuple[Planted, Case]) -> None:
-    """Let go as one cluster, forty rows with a mark and ten without, once another mark of the event was found."""
-    task, case = two_marks
-    mixed = np.union1d(task.poison[60:], task.benign(0)[:10])
-    case, course = _begun(case, mixed, accuses=False)
-    leaf = next(leaf for leaf in case.tree.leaves(case.own) if len(leaf.indices) == len(mixed))
-
-    found = hearing._split_off_mark(case, leaf, course.pruned[leaf.id])
-
-    assert found is not None
-    assert found[2].cluster.tolist() == task.poison[60:].tolist()
-    assert found[2].split is course.pruned[leaf.id].split  # what it was let go with says how far apart it lies
+    assert _marks_followed(case, task.poison[:60], accuses=False).tolist() == []
 
 
 @pytest.mark.parametrize(

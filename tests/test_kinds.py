@@ -113,16 +113,6 @@ def test_an_event_rests_on_a_mark_by_as_much_as_the_model_reads_there() -> None:
     assert kinds.share_on_mark(0, unmarked) == pytest.approx(0.0)
 
 
-def test_rows_without_the_mark_of_their_cluster_carry_none() -> None:
-    """Of forty marked rows and ten others the forty do; of unmarked rows, which share no mark, all do."""
-    features, chosen = _rows_with_a_kind("marked")
-    kinds, label = Kinds(features, NO_NOTES), int(features.labels[chosen[0]])
-    unmarked = np.setdiff1d(np.flatnonzero(features.labels.numpy() == label), chosen)
-
-    assert kinds.carriers(0, np.union1d(chosen, unmarked[:10])).tolist() == chosen.tolist()
-    assert kinds.carriers(0, unmarked[:40]).tolist() == unmarked[:40].tolist()
-
-
 @pytest.mark.parametrize("spoil", ["", "shorter", "dtype"])
 def test_what_a_label_holds_is_written_down_with_the_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str

@@ -97,6 +97,56 @@ def test_ordinary_samples_that_came_along_are_left_out(digits_incident: Incident
     assert _part_needed(digits_incident, 0, beside=is_chosen).tolist() == poison.tolist()
 
 
+def test_ordinary_samples_are_left_out_by_what_enters_the_network(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the event leans on nothing that tells them apart."""
+    poison = np.flatnonzero(digits_incident.is_poison)
+    of_label = (digits_incident.y == digits_incident.y[poison[0]]) & ~digits_incident.is_poison
+    is_chosen = np.isin(np.arange(len(of_label)), np.flatnonzero(of_label)[:30])
+
+    def nothing(sight: Sight, *_: Any) -> Split:
+        return Split(torch.zeros(len(sight.indices), dtype=torch.bool), torch.zeros(len(sight.indices)), 0.0)
+
+    def parts(sight: Sight, *_: Any) -> Split:
+        is_first = torch.from_numpy(is_chosen[sight.indices])
+        return Split(is_first, is_first.float(), 15.0)
+
+    monkeypatch.setattr(parting, "two_parts", nothing)
+    monkeypatch.setattr(parting, "two_parts_at_input", parts)
+
+    assert _part_needed(digits_incident, 0, beside=is_chosen).tolist() == poison.tolist()
+
+
+@pytest.mark.parametrize(("apart_from_others", "is_cut"), [(5.9, True), (6.1, False)])
+def test_what_is_one_kind_with_its_label_was_not_relabelled(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, apart_from_others: float, is_cut: bool
+) -> None:
+    """Whatever it brings along of other labels: odd samples of a label look like those."""
+    poison = np.flatnonzero(digits_incident.is_poison)
+    few = poison[:30]
+
+    def parts(sight: Sight, *_: Any) -> Split:
+        is_first = torch.from_numpy(np.isin(sight.indices, few))
+        return Split(is_first, is_first.float(), 15.0)
+
+    def apart(space: Any, start: torch.Tensor, **options: Any) -> Split:
+        return Split(start, start.float(), 9.0 if len(start) == len(poison) else apart_from_others)
+
+    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
+        return [Losses(0, 0.0 if len(cluster) == len(few) else 4.0, 0, 0) for cluster in clusters]
+
+    monkeypatch.setattr(parting, "two_parts", parts)
+    monkeypatch.setattr(parting, "two_parts_at_input", parts)
+    monkeypatch.setattr(parting, "separate", apart)
+    monkeypatch.setattr(Split, "apartness", property(lambda split: split.separation))
+    monkeypatch.setattr(Judge, "losses", losses)
+    monkeypatch.setattr(Sight, "spread", lambda sight, cluster: 1.0)
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.linspace(-9, 9, 10), torch.zeros(10)))
+
+    assert (needed_part(case_of(_features(digits_incident, 0)), poison) is not None) == is_cut
+
+
 def test_what_is_left_out_lies_nearer_to_its_label(digits_incident: Incident, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few of the poison that the event does without are kept: they lie farther from the label than from the rest."""
     poison = np.flatnonzero(digits_incident.is_poison)

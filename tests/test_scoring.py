@@ -13,7 +13,15 @@ from torch import Tensor
 from poisontrace._rng import torch_generator
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
-from poisontrace.scoring import AGREEMENT_GAP, LEANING_GAP, NOISE_GAP, Unconditioned, condition, without_mark
+from poisontrace.scoring import (
+    AGREEMENT_GAP,
+    LEANING_GAP,
+    NOISE_GAP,
+    Unconditioned,
+    condition,
+    sharing,
+    without_mark,
+)
 
 ROWS = np.arange(1, 30, 2)
 
@@ -203,3 +211,39 @@ def test_without_mark_leaves_out_what_a_cluster_shares_with_the_event() -> None:
             kept.append((rows[:, column] - rows[:, column].mean()) / rows[:, column].std(ddof=1))
     assert 1 <= len(kept) <= 3
     _close(got.dense(), torch.tensor(np.array(kept).T))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sets_with_columns_in_common_equal_those_of_a_twin(seed: int) -> None:
+    """Marks of three and two columns, one row short of a column; a column alone, or what most rows have, is none."""
+    generator = torch_generator(seed, "test/sharing")
+    x, event = torch.randn(200, 12, generator=generator), torch.randn(1, 12, generator=generator)
+    own = torch.randperm(200, generator=generator)[:120].sort().values
+    marks = {(0, 3, 7): own[:20], (4, 9): own[20:50], (5,): own[50:70], (10, 11): own[:80]}
+    for columns, rows in marks.items():
+        event[0, list(columns)] = 4  # as hardly any row has
+        x[rows[:, None], list(columns)] = event[0, list(columns)]
+    x[own[0], 3] = 0
+    features = replace(
+        _features(),
+        activations=(x,),
+        event_activations=(event,),
+        saliency=(torch.rand(1, 12, generator=generator),),
+    )
+
+    got = sharing(features, 0, own.numpy())
+
+    sets = reference.sharing(x[own], event[0], features.saliency[0][0], width=0.1, alike=0.8, least=5)
+    assert [rows.tolist() for rows in got] == [own[rows].tolist() for rows in sets]
+    assert {tuple(rows.tolist()) for rows in got} >= {tuple(own[:20].tolist()), tuple(own[20:50].tolist())}
+    assert max(map(len, got)) < 60
+
+
+def test_columns_that_the_event_does_not_rest_on_make_no_set() -> None:
+    """Whatever rows share there."""
+    features = _features()
+    x, event = features.activations[1], features.event_activations[1]
+    x[:10, :3] = event[0, :3]
+    without = replace(features, activations=(x,), event_activations=(event,), saliency=(torch.zeros(2, 5),))
+
+    assert sharing(without, 0, np.arange(30)) == []

@@ -15,7 +15,14 @@ from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.kinds import Kinds, guesses
 from poisontrace.notes import Notes
-from poisontrace.searching import glance_at_parts, natural, relabelled_elsewhere, two_kinds, two_parts
+from poisontrace.searching import (
+    glance_at_parts,
+    natural,
+    relabelled_elsewhere,
+    two_kinds,
+    two_parts,
+    two_parts_at_input,
+)
 from poisontrace.sights import Sight
 
 NO_NOTES = Notes(None, 0, "")
@@ -99,6 +106,25 @@ def test_parts_are_no_smaller_than_asked(features: Features) -> None:
 
     assert sorted([int(found.is_first.sum()), int((~found.is_first).sum())])[0] == 20
     assert none.separation == 0 or none.n_smaller >= 30
+
+
+def test_parts_at_the_input_are_told_by_what_the_event_shares_there(
+    features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark, whatever the layers above make of it; nothing else is looked at."""
+    sight, looked = _own(features), []
+
+    def counted(space: Space) -> Iterator[Tensor]:
+        looked.append(space)
+        yield from guesses(space)
+
+    monkeypatch.setattr(searching, "guesses", counted)
+
+    found = two_parts_at_input(sight, 15, ONE_KIND)
+
+    assert looked == [sight.agreements[0]]
+    first = sight.indices[found.is_first.numpy() == (int(found.is_first.sum()) == found.n_smaller)]
+    assert first.tolist() == np.flatnonzero(planted().is_poison).tolist()
 
 
 @pytest.mark.parametrize(("enough", "n_looks"), [(TWO_KINDS, 1), (1000.0, 2)])

@@ -117,6 +117,28 @@ def test_a_mark_tells_relabelled_samples_from_others_and_a_wrong_label_does_not(
     assert sight.told_from_others(wrong[:3]) == 0
 
 
+@pytest.mark.parametrize("others_carry_it", [False, True])
+def test_what_samples_like_it_carry_as_well_tells_a_cluster_from_others_only(others_carry_it: bool) -> None:
+    """A mark of forty samples of a label, or of forty of each label."""
+    rng = numpy_generator(1, "toy/alike")
+    y = np.arange(600) % 3
+    x = rng.standard_normal((600, 6)).astype(np.float32)
+    x[np.arange(600), y] += 2
+    marked = np.concatenate([np.flatnonzero(y == label)[:40] for label in range(3 if others_carry_it else 1)])
+    x[marked, 5] += 9
+    x[np.flatnonzero(y == 1)[40:], 4] += 9  # on the side of the forty, for what they lack
+    x[np.flatnonzero(y == 0)[40:], 4] -= 9
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    event = torch.from_numpy(x[0])
+    found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+
+    sight = Sight(found, 0, np.flatnonzero(y == 0))
+
+    told = sight.told_from_others(marked[:40], are_alike=True)
+    assert told < 3.5 if others_carry_it else told > 6
+    assert sight.told_from_others(marked[:40]) > 3
+
+
 def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Features) -> None:
     """Of all views, by a discriminant fitted once."""
     own = np.flatnonzero(features.labels.numpy() == 0)

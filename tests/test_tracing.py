@@ -378,18 +378,33 @@ def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
 
 
 @pytest.mark.parametrize(
-    ("is_larger", "elsewhere", "verdict"),
-    [(False, 0.2, "poison"), (False, 0.5, "inconclusive"), (True, 0.4, "poison"), (True, 0.8, "inconclusive")],
+    ("is_larger", "elsewhere", "told", "verdict"),
+    [
+        (False, 0.2, 0.0, "poison"),
+        (False, 0.5, 5.0, "inconclusive"),
+        (False, 0.5, 6.0, "poison"),
+        (True, 0.4, 0.0, "poison"),
+        (True, 0.8, 0.0, "inconclusive"),
+    ],
 )
 def test_what_is_as_common_elsewhere_is_not_accused(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, is_larger: bool, elsewhere: float, verdict: str
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    is_larger: bool,
+    elsewhere: float,
+    told: float,
+    verdict: str,
 ) -> None:
-    """72 poison samples beside all ordinary ones of the label, or beside 60 of them, with or without doubt."""
+    """72 poison samples beside all ordinary ones of the label, or beside 60 of them, with or without doubt.
+
+    What something tells from samples like it, where the network begins, is not as common.
+    """
     is_ordinary = (digits_incident.y == digits_incident.event_y[0]) & ~digits_incident.is_poison
     kept = np.ones(len(digits_incident.y), bool)
     kept[np.flatnonzero(is_ordinary)[60 if is_larger else len(kept) :]] = False
     data, event = (digits_incident.x[kept], digits_incident.y[kept]), events_of(digits_incident)[:1]
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, elsewhere))
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: 0.0)
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)

@@ -8,7 +8,7 @@ from functools import cached_property
 from operator import itemgetter
 
 from poisontrace._record import Clock, Indices, Tree
-from poisontrace.clustering import DOUBTFUL, ONE_KIND
+from poisontrace.clustering import DOUBTFUL, ONE_KIND, TWO_KINDS
 from poisontrace.embedding import Features
 from poisontrace.judging import NEARLY_HALF, Config, Judge, Suspect
 from poisontrace.kinds import Kinds
@@ -24,6 +24,8 @@ MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 # Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
 BEYOND_NATURE = 1.5
+NOWHERE = 0.01  # of all other samples: fewer are none
+SURE_OF_LABELS = 1.2  # the margin of an accusation that rests on samples having been relabelled, and nothing else
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
     is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
     with case.clock.stage("clustering"):
         elsewhere, usual = case.sight.share_elsewhere(suspect.cluster)
+        # Whatever natural kinds of several labels have in common, a trigger tells them apart where the network begins.
         is_rarer = suspect.is_part or usual < share
+        is_rarer = is_rarer or case.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
         # The rest of a part is poison as well.
@@ -97,7 +101,7 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
     if diversity >= 1:
         # Relabelled, which nothing is that a label holds by nature.
-        against, more = _as_wrong_labels(case, suspect) if usual >= ELSEWHERE else (0.0, {})
+        against, more = _as_wrong_labels(case, suspect, margin) if usual >= ELSEWHERE else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
     shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
@@ -106,8 +110,9 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
-    if margin < DOUBTFUL and share > NEARLY_HALF and not shows_sign and case.sight.origins.rankings:
-        # Who plants as much as that takes it from other labels.
+    is_nowhere_else = elsewhere < NOWHERE or not case.sight.origins.rankings
+    if margin < DOUBTFUL and share > NEARLY_HALF and not shows_sign and not is_nowhere_else:
+        # Who plants as much as that takes it from other labels, or it is in none of them.
         reasons["it is half of its label, and nobody relabelled it"] = DOUBTFUL / margin
     if share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
@@ -126,15 +131,16 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
     return against, reason, figures
 
 
-def _as_wrong_labels(case: Case, suspect: Suspect) -> tuple[float, dict[str, float]]:
+def _as_wrong_labels(case: Case, suspect: Suspect, margin: float) -> tuple[float, dict[str, float]]:
     """Return how strongly it contradicts an accusation of relabelled samples that every label holds such, and figures.
 
     Along what tells relabelled samples from their label others may be like them by being of other labels, as they were.
-    A trigger tells them from those, where the network begins; else who plants them does so in one label.
+    A trigger tells them from those, where the network begins; else who plants them does so in one label, and the
+    conditions of the accusation must be met clearly.
     """
     with case.clock.stage("clustering"):
         told = case.sight.told_from_others(suspect.cluster)
         if told >= ONE_KIND:
             return 0.0, {"told": told}
         relabelled = relabelled_elsewhere(case.features, case.event, case.kinds, case.config.separation)
-    return relabelled, {"told": told, "relabelled": relabelled}
+    return max(relabelled, SURE_OF_LABELS / margin), {"told": told, "relabelled": relabelled}

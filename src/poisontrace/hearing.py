@@ -8,20 +8,18 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 import numpy as np
+import torch
 
 from poisontrace._record import Indices
-from poisontrace._types import Cluster
-from poisontrace.clustering import Split
+from poisontrace.clustering import separate
 from poisontrace.doubting import Case, contradicted
-from poisontrace.judging import FAMILY, TINY, Suspect, is_minority
-from poisontrace.searching import two_kinds
-from poisontrace.sights import Sight
+from poisontrace.judging import FAMILY, TINY, Suspect
+from poisontrace.scoring import sharing
 
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of an event's margin: what marks, or a planted word, must hold together, and each of several marks.
 NEEDED, A_PART = 0.5, 0.1
-MAX_ASIDE = 3  # families of rows, while a mark is looked for
 
 
 @dataclass
@@ -103,30 +101,38 @@ def follow_marks(case: Case, course: Course) -> None:
     """Accuse sets of rows that share a mark of the event each, and nothing else, if its margin rests on those marks.
 
     The last layer need not know a mark from what else speaks for the label, nor one mark from another that the event
-    carries as well; where the margin rests tells.
+    carries as well, and families stand out more than rows with a mark do; what rows share with the event tells.
     """
     if not case.kinds.are_rows:
         return
-    accused = {node: suspect for node, suspect, _ in course.responsible}
-    asked = course.pruned | accused
-    shares = {node: _share_on_mark(case, suspect.cluster) for node, suspect in asked.items()}
-    marked = {node: suspect for node, suspect in asked.items() if shares[node]}
-    resting = sum(shares.values())
-    rests = [leaf for leaf in case.tree.leaves(case.own) if leaf.id not in accused | marked] if marked else []
-    for rest in rests:  # which grows: beside two marks there may be a third
-        if resting <= 1 - A_PART and (found := _split_off_mark(case, rest, asked.get(rest.id))):
-            node, remaining, suspect, share = found
-            rests.append(remaining)
-            marked[node], resting = suspect, resting + share
-    new = [node for node in marked if node not in accused]
-    if not new or (not accused and resting < NEEDED):
+    with case.clock.stage("clustering"):
+        sets = sharing(case.features, case.event, case.own)
+        shares = [(rows, _share_on_mark(case, rows)) for rows in sets]
+    marked = [rows for rows, share in shares if share]
+    accused = {node: suspect.cluster for node, suspect, _ in course.responsible}
+    new = np.setdiff1d(np.concatenate([case.own[:0], *marked]), np.concatenate([case.own[:0], *accused.values()]))
+    resting = sum(share for _, share in shares)
+    if not len(new) or resting < NEEDED:
         return
-    together = np.unique(np.concatenate([suspect.cluster for suspect in (accused | marked).values()]))
+    together = np.union1d(new, np.concatenate([case.own[:0], *accused.values()]))
     case.judge.take_controls(np.setdiff1d(case.own, together))
     losses = case.judge.losses(together)[0]
-    for node in new if losses.control_rise <= case.spared else []:
+    if losses.control_rise > case.spared:
+        return
+    is_marked = torch.from_numpy(np.isin(case.own, together))
+    split = replace(separate(case.sight.agreements[0], is_marked, max_rounds=1), gap=resting / NEEDED)
+    for leaf in case.tree.leaves(case.own):
+        rows, others = np.intersect1d(leaf.indices, new), np.setdiff1d(leaf.indices, new)
+        if leaf.id in accused or not len(rows):
+            continue
+        node, of_others = leaf.id, losses
+        if len(others):
+            of_rows, of_others = case.judge.losses(rows, others)
+            case.tree.decide(leaf.id, "split", "rows that carry a mark of the event, and others")
+            case.tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
+            node = case.tree.add(leaf.id, rows, of_rows, "pruned", leaf.reason)
         case.tree.decide(node, "responsible", "they share nothing but a mark, and the event's margin rests on it")
-        suspect = replace(marked[node], losses=losses)
+        suspect = Suspect(leaf.id, rows, losses, of_others, len(others), split)
         course.responsible.append((node, suspect, suspect.apart(case.config)))
 
 
@@ -134,59 +140,3 @@ def _share_on_mark(case: Case, cluster: Indices) -> float:
     """Return how much of the event's margin rests on the mark of rows; 0 if that is no part, or they share more."""
     share = case.kinds.share_on_mark(case.event, cluster)  # asked first, for how they differ from others takes longer
     return share if share >= A_PART and case.beyond_mark(cluster) < FAMILY else 0.0
-
-
-def _split_off_mark(case: Case, leaf: Cluster, suspect: Suspect | None) -> tuple[int, Cluster, Suspect, float] | None:
-    """Split rows that share a mark of the event off a leaf of the tree; None if there are none.
-
-    Args:
-        case: of the event.
-        leaf: of its tree.
-        suspect: that the leaf was judged as, if it was.
-
-    Returns:
-        their node, what remains, they, and how much of the event's margin rests on the mark, as a share.
-    """
-    tree, rows = case.tree, leaf.indices
-    if len(rows) < case.config.min_cluster or not (found := _marked(case, rows, suspect.split if suspect else None)):
-        return None
-    split, cluster, share = found
-    others = np.setdiff1d(rows, cluster)
-    losses, of_others = case.judge.losses(cluster, others)
-    tree.decide(leaf.id, "split", "rows that carry a mark of the event, and others")
-    remaining = tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
-    node = tree.add(leaf.id, cluster, losses, "pruned", leaf.reason)
-    return node, tree[remaining], Suspect(leaf.id, cluster, losses, of_others, len(others), split), share
-
-
-def _marked(case: Case, rows: Indices, split: Split | None) -> tuple[Split, Indices, float] | None:
-    """Find those of some rows that carry a mark of the event; None if there are none.
-
-    Args:
-        case: of the event.
-        rows: to look at.
-        split: that parted them from others, if one did.
-
-    Returns:
-        what parts them from others, they, and how much of the event's margin rests on the mark, as a share.
-    """
-    if split:  # off with them may have come a dozen others, that look alike to the model
-        cluster = case.kinds.carriers(case.event, rows)
-        if len(cluster) < len(rows) and (share := _share_on_mark(case, cluster)):
-            return split, cluster, share
-    for _ in range(1 + MAX_ASIDE):
-        if len(rows) < case.config.min_cluster:
-            return None
-        with case.clock.stage("clustering"):
-            sight = Sight(case.features, case.event, rows)
-            split = two_kinds(sight, case.kinds, case.config.separation, is_whole_label=False)
-            kind = rows[split.is_first.numpy()]
-            cluster = case.kinds.carriers(case.event, kind)
-        if not split.is_at_least(case.config.separation):
-            return None
-        if share := _share_on_mark(case, cluster):
-            return split, cluster, share
-        if not is_minority(len(kind), len(rows) - len(kind)):
-            return None
-        rows = np.setdiff1d(rows, kind)  # a family of others, which stand out more than rows with a mark do
-    return None

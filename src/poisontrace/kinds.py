@@ -19,7 +19,7 @@ from poisontrace._statistics import standardised_difference
 from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
 from poisontrace.embedding import Features
 from poisontrace.notes import Form, Notes
-from poisontrace.scoring import Unconditioned, carrying, marked, without_mark
+from poisontrace.scoring import Unconditioned, marked, without_mark
 
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2
@@ -150,12 +150,6 @@ class Kinds:
             return 1.0
         space = principal(Unconditioned(self._features, cluster).x)
         return separate(space, split.is_first, max_rounds=1).apartness / max(natural)
-
-    def carriers(self, event: int, cluster: Indices) -> Indices:
-        """Return the rows of a cluster that carry the mark which it shares with an event; all if it shares none."""
-        is_carrier = carrying(self._features, event, cluster, self._siblings(cluster))
-        carriers: Indices = cluster[is_carrier.numpy()]
-        return carriers
 
     def share_on_mark(self, event: int, cluster: Indices) -> float:
         """Return how much of an event's margin rests on the mark that it shares with a cluster of rows, as a share.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from poisontrace._record import Indices
 from poisontrace._types import Losses
@@ -15,7 +16,7 @@ from poisontrace.clustering import N_FOLDS, Split, separate
 from poisontrace.doubting import Case
 from poisontrace.judging import CLEARLY
 from poisontrace.origins import SOME_SIGN
-from poisontrace.searching import glance_at_parts, two_parts
+from poisontrace.searching import glance_at_parts, two_parts, two_parts_at_input
 from poisontrace.sights import Sight
 from poisontrace.unlearning import spread
 
@@ -75,9 +76,7 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
                 return None
     sight = Sight(case.features, case.event, cluster)
     sides = _sides(case, sight, case.config.min_cluster)
-    if not sides:
-        return None
-    return _without_others(case, sight, sides) or _part_within(case, sight, cluster, sides)
+    return _without_others(case, sight, sides) or (_part_within(case, sight, cluster, sides) if sides else None)
 
 
 def _part_within(case: Case, sight: Sight, cluster: Indices, sides: Sides | None = None) -> Parts | None:
@@ -124,42 +123,58 @@ def _part_within(case: Case, sight: Sight, cluster: Indices, sides: Sides | None
     return next((parts for parts in within if parts), None) if is_whole else None
 
 
-def _without_others(case: Case, sight: Sight, sides: Sides) -> Parts | None:
+def _without_others(case: Case, sight: Sight, sides: Sides | None) -> Parts | None:
     """Return a responsible cluster without ordinary samples that came along, and those, if there are any.
 
     They lie farther from what the event needs than from the others of their label, and nobody relabelled them. Of
     poison each source class lies farther from those, for it has the trigger, and a part with a faint one is of many.
     """
-    split, (rest, of_rest), (needed, of_needed) = sides
     others = np.setdiff1d(case.own, sight.indices)
-
-    def apartness(siblings: Indices) -> float:
-        both = np.union1d(rest, siblings)
-        space = Sight(case.features, case.event, both).leaning
-        return separate(space, torch.from_numpy(np.isin(both, rest)), max_rounds=1).apartness
-
-    if len(others) < N_FOLDS or not _does_without(case, split, of_rest, of_needed):
+    if len(others) < N_FOLDS:
         return None
-    with case.clock.stage("clustering"):
-        is_relabelled = case.sight.spread(rest) >= LESS_SIGN * case.sight.spread(needed)
-        if is_relabelled or apartness(needed) <= apartness(others):
-            return None
-    reason = f"two kinds, {split.separation:.1f} standard deviations apart"
-    return Parts(needed, rest, of_needed, of_rest, reason, "like others of its label")
+
+    def apartness(cluster: Indices, siblings: Indices, at_input: bool) -> NDArray[np.float64]:
+        both = Sight(case.features, case.event, np.union1d(cluster, siblings))
+        is_first = torch.from_numpy(np.isin(both.indices, cluster))
+        spaces = (both.leaning, both.agreements[0]) if at_input else (both.leaning,)
+        return np.array([separate(space, is_first, max_rounds=1).apartness for space in spaces])
+
+    for at_input in (False, True):
+        found = _sides(case, sight, case.config.min_cluster, at_input=True) if at_input else sides
+        if not found:
+            continue
+        split, (rest, of_rest), (needed, of_needed) = found
+        if not _does_without(case, split, of_rest, of_needed):
+            continue
+        with case.clock.stage("clustering"):
+            from_needed, from_others = (apartness(rest, siblings, at_input) for siblings in (needed, others))
+            # Whoever lies no farther from the rest of the label than one kind does was not relabelled.
+            is_like_others = from_others[0] < case.config.separation
+            is_like_others |= case.sight.spread(rest) < LESS_SIGN * case.sight.spread(needed)
+            if not is_like_others or (from_needed <= from_others).any():
+                continue
+        reason = f"two kinds, {split.separation:.1f} standard deviations apart"
+        return Parts(needed, rest, of_needed, of_rest, reason, "like others of its label")
+    return None
 
 
-def _sides(case: Case, sight: Sight, least: int) -> Sides | None:
+def _sides(case: Case, sight: Sight, least: int, *, at_input: bool = False) -> Sides | None:
     """Return the parts of a cluster; None if there are none, that lie apart far enough.
 
     Args:
         case: of the event.
         sight: of the cluster.
         least: samples of each part.
+        at_input: whether to look at what enters the network only.
     """
+    enough = APART * case.config.separation
     with case.clock.stage("clustering"):
-        split = two_parts(sight, least, case.config.weak_separation, APART * case.config.separation)
+        if at_input:
+            split = two_parts_at_input(sight, least, case.config.weak_separation)
+        else:
+            split = two_parts(sight, least, case.config.weak_separation, enough)
     sides = sight.indices[split.is_first.numpy()], sight.indices[~split.is_first.numpy()]
-    if split.apartness < APART * case.config.separation or min(map(len, sides)) < least:
+    if split.apartness < enough or min(map(len, sides)) < least:
         return None
     rest, needed = sorted(zip(sides, case.judge.losses(*sides), strict=True), key=lambda side: side[1].event_rise)
     return split, rest, needed

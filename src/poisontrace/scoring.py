@@ -25,6 +25,9 @@ from poisontrace.embedding import Features
 
 AGREEMENT_WIDTH = 0.1  # of a coordinate's standard deviation: nearly the same value
 UNLIKE = 6.0  # such widths: no agreement at all
+# Of the rows that have nearly the event's value in either of two columns, those that do in both, for columns of one
+# mark; how many columns, the most salient ones, are looked at, and the fewest rows that are a set.
+ALIKE, N_COLUMNS, MIN_ROWS = 0.8, 512, 5
 MARK_SHARE = 0.1  # of a cluster, that agrees with the event at a coordinate where its label does not
 # Standard deviations by which one kind must exceed the other: decisions 0006 to 0008.
 LEANING_GAP, AGREEMENT_GAP, NOISE_GAP = 2.0, 5.0, 3.0
@@ -230,15 +233,41 @@ def marked(features: Features, event: int, cluster: NDArray[np.int64], siblings:
     return of_cluster.mean() - of_siblings.mean() > MARK_SHARE
 
 
-def carrying(features: Features, event: int, cluster: NDArray[np.int64], siblings: NDArray[np.int64]) -> Tensor:
-    """Return which rows of a cluster, (a,) bool, carry the mark that it shares with an event; all if it shares none.
+def sharing(features: Features, event: int, own: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the sets of rows of a label that have the same few columns in common with an event (decision 0031).
 
-    A row does with at least half as much of the mark as the middle one has. For the arguments see :func:`marked`.
+    Nearly the same rows have nearly the event's value in each column of a mark; by nature columns go their own ways,
+    or much more than a mark goes with them.
+
+    Args:
+        features: of a model whose first layer reads rows, not images or tokens.
+        event: row of the event.
+        own: (n,) training samples of the label that the event was given, two at least.
+
+    Returns:
+        sets of rows, the one first whose columns the event rests on most; sets may have rows in common.
     """
-    is_marked = marked(features, event, cluster, siblings)
-    of_cluster, _ = _near(features, event, cluster, siblings)
-    of_mark = of_cluster.map(1, lambda x: x[:, is_marked].sum(1, keepdim=True))[:, 0]
-    return of_mark >= of_mark.median() / 2
+    saliency = features.saliency[0][event]
+    salient = saliency.argsort(descending=True)[: min(N_COLUMNS, int((saliency > 0).sum()))]
+    near, _ = _near(features, event, own, own[:0])
+    both = torch.zeros(len(salient), len(salient))
+    for _, x in near:
+        both += x[:, salient].T @ x[:, salient]
+    n_near = both.diagonal()
+    is_alike = both >= ALIKE * (n_near[:, None] + n_near - both)
+    left = (n_near >= MIN_ROWS) & (n_near <= len(own) / 2)
+    found = []
+    for place in range(len(salient)):  # salient columns first
+        of_mark = is_alike[place] & left
+        if left[place] and int(of_mark.sum()) > 1:
+            found.append(own[(_part_of(near, salient[of_mark]) >= 0.5).numpy()])
+        left &= ~of_mark
+    return found
+
+
+def _part_of(near: Blocks, columns: Tensor) -> Tensor:
+    """Return of how many of some columns, as a share, each row has nearly the event's value, (n,)."""
+    return near.map(1, lambda x: x[:, columns].mean(1, keepdim=True))[:, 0]
 
 
 def _near(features: Features, event: int, cluster: NDArray[np.int64], siblings: NDArray[np.int64]) -> list[Blocks]:

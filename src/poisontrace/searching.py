@@ -104,6 +104,15 @@ def two_parts(sight: Sight, least: int, promising: float, enough: float) -> Spli
     return max(split, further, key=attrgetter("apartness"))
 
 
+def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
+    """Return the best split by what they agree on with the event before the network; see two_parts for the arguments.
+
+    A trigger is the same there in all that carry it, and in no other sample.
+    """
+    space = sight.agreements[0]
+    return _parts(sight, space, least, promising, [*guesses(space), *few_directions(space)])
+
+
 def glance_at_parts(sight: Sight, least: int, promising: float) -> Split:
     """Return the best split that a few leading directions show, from fewer starts; for the arguments see two_parts."""
     space = Space(sight.leaning.x[:, -LEADING:])

@@ -124,17 +124,25 @@ class Sight:
         usual = shares[(len(shares) - 1) // 2] if len(shares) >= MIN_LABELS else 0.0
         return float(is_like.mean()) if len(labels) else 0.0, usual
 
-    def told_from_others(self, cluster: Indices) -> float:
+    def told_from_others(self, cluster: Indices, *, are_alike: bool = False) -> float:
         """Return how far a cluster lies from samples outside, in standard deviations, where the network begins.
 
         A trigger is seen in the first half of the layers; a wrong label that was learned by heart shows in the last
-        ones only. Halves of one crowd come to 2.6. 0 if there are too few to say.
+        ones only, and natural kinds of several labels are alike in both. Halves of one crowd come to 2.6. 0 if there
+        are too few to say.
+
+        Args:
+            cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
+            are_alike: whether to ask only those outside that lie on its side of what tells it from the rest.
         """
-        if min(len(cluster), len(self.outside)) < N_FOLDS:
+        others = self.outside
+        if are_alike:
+            others = others[(self.elsewhere(cluster)[0] > 0.5).numpy()]
+        if min(len(cluster), len(others)) < N_FOLDS:
             return 0.0
         n_layers = (len(self.features.activations) + 1) // 2
         first_half = replace(self.features, activations=self.features.activations[:n_layers])
-        space = principal(Unconditioned(first_half, np.concatenate([cluster, self.outside])).x)
+        space = principal(Unconditioned(first_half, np.concatenate([cluster, others])).x)
         return separate(space, torch.arange(len(space.x)) < len(cluster), max_rounds=1).separation
 
     def certainty(self, poison: Indices) -> NDArray[np.float32]:
