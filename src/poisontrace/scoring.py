@@ -234,7 +234,7 @@ def marked(features: Features, event: int, cluster: NDArray[np.int64], siblings:
 
 
 def sharing(features: Features, event: int, own: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return the sets of rows of a label that have the same few columns in common with an event (decision 0031).
+    """Return the sets of rows of a label that have the same few columns in common with an event (decision 0032).
 
     Nearly the same rows have nearly the event's value in each column of a mark; by nature columns go their own ways,
     or much more than a mark goes with them.
