@@ -1,5 +1,6 @@
 """What a label is searched for: the planted kind, and no more of it than other labels hold."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -106,6 +107,25 @@ def test_parts_are_no_smaller_than_asked(features: Features) -> None:
 
     assert sorted([int(found.is_first.sum()), int((~found.is_first).sum())])[0] == 20
     assert none.separation == 0 or none.n_smaller >= 30
+
+
+@pytest.mark.parametrize(
+    ("is_surplus", "grown", "is_found"), [(True, 6.0, True), (False, 6.0, False), (True, 60.0, False)]
+)
+def test_what_a_label_grew_by_is_a_kind_of_its_own(
+    features: Features, monkeypatch: pytest.MonkeyPatch, is_surplus: bool, grown: float, is_found: bool
+) -> None:
+    """Though the event is of both kinds alike, if they lie far apart; the unlearning says whose it is."""
+    kinds = Kinds(features, NO_NOTES)
+    kinds.are_rows = False
+    monkeypatch.setattr(searching, "with_gap", lambda split, gaps: dataclasses.replace(split, gap=0.1))
+    monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: is_surplus)
+    monkeypatch.setattr(searching, "GROWN", grown)
+
+    split = two_kinds(_own(features), kinds, TWO_KINDS, is_whole_label=True, asks_origins=True)
+
+    assert split.is_at_least(TWO_KINDS) == is_found
+    assert not is_found or (split.n_smaller, split.diversity) == (20, pytest.approx(split.apartness / grown))
 
 
 def test_parts_at_the_input_are_told_by_what_the_event_shares_there(

@@ -85,7 +85,8 @@ class Case:
 def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go. The search in other labels costs most and comes last. Decisions 0022, 0028 to 0030, and 0032.
+    At least 1 lets the suspect go. The search in other labels costs most and comes last (decisions 0022, 0028 to 0030,
+    and 0032).
     """
     share = len(suspect.cluster) / len(case.own)
     is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF

@@ -22,6 +22,7 @@ from poisontrace.sights import Sight
 # it, and this share of its apartness is as much.
 N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
 TINY = 1e-9
+GROWN = 9.0  # standard deviations between what a label grew by and the rest
 LEADING = 32  # directions that show parts so large of some hundred samples, if there are any
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
@@ -77,6 +78,15 @@ def two_kinds(
             found.append(replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best))))
             if kinds.are_rows:
                 return found[-1]
+        if asks_origins and not kinds.are_rows and not _best(found, separation).is_at_least(separation):
+
+            def as_growth(split: Split) -> Split:
+                split = judge(split)
+                is_growth = split.apartness >= GROWN and kinds.is_surplus(sight.indices[split.is_first.numpy()])
+                return replace(split, diversity=split.apartness / GROWN) if is_growth else split
+
+            # A label that is too large holds what it grew by, even if the event is hardly less of the rest.
+            found.append(search(space, [], [*guesses(space), *few_directions(space)], judge=as_growth))
     return _best(found, separation)
 
 
