@@ -36,6 +36,19 @@ def features() -> Features:
     return collect(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy()), [(task.event, 0)])
 
 
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Space]:
+    """Spaces that k-means was asked about, as it is."""
+    spaces: list[Space] = []
+
+    def counted(space: Space) -> Iterator[Tensor]:
+        spaces.append(space)
+        yield from guesses(space)
+
+    monkeypatch.setattr(searching, "guesses", counted)
+    return spaces
+
+
 def _own(features: Features, label: int = 0) -> Sight:
     return Sight(features, 0, np.flatnonzero(features.labels.numpy() == label))
 
@@ -128,17 +141,9 @@ def test_what_a_label_grew_by_is_a_kind_of_its_own(
     assert not is_found or (split.n_smaller, split.diversity) == (20, pytest.approx(split.apartness / grown))
 
 
-def test_parts_at_the_input_are_told_by_what_the_event_shares_there(
-    features: Features, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_at_the_input_are_told_by_what_the_event_shares_there(features: Features, looked: list[Space]) -> None:
     """The mark, whatever the layers above make of it; nothing else is looked at, and no part is too small."""
-    sight, looked = _own(features), []
-
-    def counted(space: Space) -> Iterator[Tensor]:
-        looked.append(space)
-        yield from guesses(space)
-
-    monkeypatch.setattr(searching, "guesses", counted)
+    sight = _own(features)
 
     found = two_parts_at_input(sight, 10, ONE_KIND)
 
@@ -150,16 +155,10 @@ def test_parts_at_the_input_are_told_by_what_the_event_shares_there(
 
 @pytest.mark.parametrize(("enough", "n_looks"), [(TWO_KINDS, 1), (1000.0, 2)])
 def test_parts_are_searched_for_from_further_starts_if_the_first_lead_nowhere(
-    features: Features, monkeypatch: pytest.MonkeyPatch, enough: float, n_looks: int
+    features: Features, looked: list[Space], enough: float, n_looks: int
 ) -> None:
     """From what samples are like whatever the event; the better find counts."""
-    sight, looked = _own(features), []
-
-    def counted(space: Space) -> Iterator[Tensor]:
-        looked.append(space)
-        yield from guesses(space)
-
-    monkeypatch.setattr(searching, "guesses", counted)
+    sight = _own(features)
 
     found = two_parts(sight, 15, ONE_KIND, enough)
 

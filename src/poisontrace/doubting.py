@@ -93,8 +93,11 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
     with case.clock.stage("clustering"):
         elsewhere, usual = case.sight.share_elsewhere(suspect.cluster)
         # Whatever natural kinds of several labels have in common, a trigger tells them apart where the network begins.
-        is_rarer = suspect.is_part or usual < share
-        is_rarer = is_rarer or case.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
+        is_rarer = (
+            suspect.is_part
+            or usual < share
+            or case.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
+        )
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
         # The rest of a part is poison as well.
@@ -111,8 +114,8 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
-    is_nowhere_else = elsewhere < NOWHERE or not case.sight.origins.rankings
-    if margin < DOUBTFUL and share > NEARLY_HALF and not shows_sign and not is_nowhere_else:
+    would_show_sign = case.sight.origins.rankings and elsewhere >= NOWHERE
+    if margin < DOUBTFUL and share > NEARLY_HALF and would_show_sign and not shows_sign:
         # Who plants as much as that takes it from other labels, or it is in none of them.
         reasons["it is half of its label, and nobody relabelled it"] = DOUBTFUL / margin
     if share > MOST:

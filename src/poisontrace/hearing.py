@@ -110,28 +110,31 @@ def follow_marks(case: Case, course: Course) -> None:
         shares = [(rows, _share_on_mark(case, rows)) for rows in sets]
     marked = [rows for rows, share in shares if share]
     accused = {node: suspect.cluster for node, suspect, _ in course.responsible}
-    new = np.setdiff1d(np.concatenate([case.own[:0], *marked]), np.concatenate([case.own[:0], *accused.values()]))
+    known = np.concatenate([case.own[:0], *accused.values()])
+    new = np.setdiff1d(np.concatenate([case.own[:0], *marked]), known)
     resting = sum(share for _, share in shares)
     if not len(new) or resting < NEEDED:
         return
-    together = np.union1d(new, np.concatenate([case.own[:0], *accused.values()]))
+    together = np.union1d(new, known)
     case.judge.take_controls(np.setdiff1d(case.own, together))
     losses = case.judge.losses(together)[0]
     if losses.control_rise > case.spared:
         return
     is_marked = torch.from_numpy(np.isin(case.own, together))
     split = replace(separate(case.sight.agreements[0], is_marked, max_rounds=1), gap=resting / NEEDED)
+    reason = "they share nothing but a mark, and the event's margin rests on it"
     for leaf in case.tree.leaves(case.own):
         rows, others = np.intersect1d(leaf.indices, new), np.setdiff1d(leaf.indices, new)
         if leaf.id in accused or not len(rows):
             continue
-        node, of_others = leaf.id, losses
-        if len(others):
+        if not len(others):
+            node, of_others = leaf.id, losses
+            case.tree.decide(node, "responsible", reason)
+        else:
             of_rows, of_others = case.judge.losses(rows, others)
             case.tree.decide(leaf.id, "split", "rows that carry a mark of the event, and others")
             case.tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
-            node = case.tree.add(leaf.id, rows, of_rows, "pruned", leaf.reason)
-        case.tree.decide(node, "responsible", "they share nothing but a mark, and the event's margin rests on it")
+            node = case.tree.add(leaf.id, rows, of_rows, "responsible", reason)
         suspect = Suspect(leaf.id, rows, losses, of_others, len(others), split)
         course.responsible.append((node, suspect, suspect.apart(case.config)))
 

@@ -86,7 +86,7 @@ def two_kinds(
                 return replace(split, diversity=split.apartness / GROWN) if is_growth else split
 
             # A label that is too large holds what it grew by, even if the event is hardly less of the rest.
-            found.append(search(space, [], [*guesses(space), *few_directions(space)], judge=as_growth))
+            found.append(search(space, [], _starts(space), judge=as_growth))
     return _best(found, separation)
 
 
@@ -105,12 +105,12 @@ def two_parts(sight: Sight, least: int, promising: float, enough: float) -> Spli
         enough: standard deviations apart that make parts; less is searched for from further starts.
     """
     space = sight.leaning
-    split = _parts(sight, space, least, promising, [*guesses(space), *few_directions(space)])
+    split = _parts(sight, space, least, promising, _starts(space))
     if split.apartness >= enough:
         return split
     # Triggers differ in more than in what the event leans on.
     others = sight.unconditioned
-    further = _parts(sight, space, least, promising, [*guesses(others), *few_directions(others)])
+    further = _parts(sight, space, least, promising, _starts(others))
     return max(split, further, key=attrgetter("apartness"))
 
 
@@ -120,13 +120,18 @@ def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
     A trigger is the same there in all that carry it, and in no other sample.
     """
     space = sight.agreements[0]
-    return _parts(sight, space, least, promising, [*guesses(space), *few_directions(space)])
+    return _parts(sight, space, least, promising, _starts(space))
 
 
 def glance_at_parts(sight: Sight, least: int, promising: float) -> Split:
     """Return the best split that a few leading directions show, from fewer starts; for the arguments see two_parts."""
     space = Space(sight.leaning.x[:, -LEADING:])
     return _parts(sight, space, least, promising, [*guesses(space)])
+
+
+def _starts(space: Space) -> list[Tensor]:
+    """Return what k-means and a few leading directions suggest."""
+    return [*guesses(space), *few_directions(space)]
 
 
 def _parts(sight: Sight, space: Space, least: int, promising: float, starts: Sequence[Tensor]) -> Split:
