@@ -105,6 +105,18 @@ def test_relabelled_samples_lie_farthest_from_the_bulk_of_their_label(origins: O
     assert len(farthest & set(NATURAL.tolist())) <= 5
 
 
+def test_samples_of_no_other_label_lie_nearest_to_the_rest_of_their_own(origins: Origins) -> None:
+    """However few they are beside relabelled ones: the mean of the rest says where, not the bulk of all."""
+    few, rest = np.arange(60, 65), np.arange(65, 240)
+
+    (nearness,) = origins.nearness(_mask(rest))
+
+    mine = np.concatenate([RELABELLED, few])
+    nearest = mine[nearness[torch.from_numpy(mine)].argsort(descending=True)[:5].numpy()]
+    assert float(nearness.max()) <= 0
+    assert len(set(nearest.tolist()) & set(few.tolist())) >= 4
+
+
 @pytest.mark.parametrize(
     ("n_labels", "blur", "memory"),
     [(3, 1, 1 << 30), (6, 20, 1 << 30), (6, 1, 1 << 14)],

@@ -66,8 +66,42 @@ def test_another_campaign_is_found_beside_samples_with_both_triggers(
 
     found = needed_part(case_of(_features(two_campaigns, 0)), poison)
 
-    assert found.needed.tolist() == own.tolist() and found.is_final
+    assert found.needed.tolist() == own.tolist()
     assert found.rest.tolist() == np.setdiff1d(poison, own).tolist()
+
+
+@pytest.mark.parametrize(("campaigns", "seed"), [(2, 0), (2, 2), (3, 1)])
+def test_poison_with_the_trigger_is_found_whatever_else_it_carries(campaigns: int, seed: int) -> None:
+    """Another trigger may draw samples farther apart; those that carry both are responsible as well."""
+    options = {"size": 3, "campaigns": campaigns, "planted": "mixed"}
+    plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=2, options=options, seed=seed)
+    incident = incidents.make(plan)
+
+    for event, is_responsible in enumerate(incident.is_responsible):
+        needed = _part_needed(incident, event)
+        found = np.flatnonzero(incident.is_poison) if needed is None else needed
+        assert found.tolist() == np.flatnonzero(is_responsible).tolist()
+
+
+@pytest.mark.parametrize(("place", "is_cut"), [(0.75, True), (0.85, False)])
+def test_beyond_a_fainter_trigger_lie_samples_without_any(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool
+) -> None:
+    """Such lie beyond a part with another trigger as well; from ordinary samples the event is not off as that is."""
+    own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
+    position = Sight.position
+
+    def placed(sight: Sight, cluster: NDArray[np.int64]) -> float:
+        is_beside_ordinary = set(cluster.tolist()) == set(np.setdiff1d(poison, own).tolist())
+        is_label = len(sight.indices) == len(case.own)
+        return place if is_beside_ordinary and not is_label else position(sight, cluster)
+
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), -0.3), torch.zeros(10)))
+    monkeypatch.setattr(Sight, "position", placed)
+    case = case_of(_features(two_campaigns, 0))
+    case.judge.take_controls(np.setdiff1d(case.own, poison))
+
+    assert (needed_part(case, poison) is not None) == is_cut
 
 
 @pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)
@@ -86,7 +120,7 @@ def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> Non
     assert _part_needed(incident, 0, beside=incident.is_decoy).tolist() == np.flatnonzero(incident.is_poison).tolist()
 
 
-@pytest.mark.parametrize("n_ordinary", [20, 40])
+@pytest.mark.parametrize("n_ordinary", [12, 20, 40])
 def test_ordinary_samples_that_came_along_are_left_out(digits_incident: Incident, n_ordinary: int) -> None:
     """However few: they lie nearer to the rest of their label, no matter which of them they are."""
     poison = np.flatnonzero(digits_incident.is_poison)

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from tasks import Planted, fitted_network, planted, planted_mlp
+from tasks import Planted, events_of, fitted_network, planted, planted_mlp
 from torch import Tensor, nn
 
 from poisontrace import searching
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.clustering import ONE_KIND, TWO_KINDS, Space
+from poisontrace.clustering import N_FOLDS, ONE_KIND, TWO_KINDS, Space, Split
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
+from poisontrace.incidents import Incident
 from poisontrace.kinds import Kinds, guesses
 from poisontrace.notes import Notes
 from poisontrace.searching import (
@@ -22,7 +23,9 @@ from poisontrace.searching import (
     relabelled_elsewhere,
     two_kinds,
     two_parts,
+    two_parts_across,
     two_parts_at_input,
+    two_parts_by_origin,
 )
 from poisontrace.sights import Sight
 
@@ -164,6 +167,33 @@ def test_parts_are_searched_for_from_further_starts_if_the_first_lead_nowhere(
 
     assert looked == [sight.leaning, sight.unconditioned][:n_looks]
     assert found.n_smaller == 20
+
+
+def test_parts_across_others_are_found_from_what_each_of_those_holds(features: Features) -> None:
+    """However far apart the others lie; what is accepted comes first."""
+    sight = _own(features)
+    known = Split(torch.arange(len(sight.indices)) % 2 == 0, torch.zeros(len(sight.indices)), 99.0)
+
+    found = two_parts_across(sight, known, 15, ONE_KIND, lambda split: split.n_smaller == 20)
+    other = two_parts_across(sight, known, 15, ONE_KIND, lambda split: split.n_smaller > 20)
+
+    assert found.n_smaller == 20 and found.apartness >= ONE_KIND
+    assert other.n_smaller > 20 or other.separation == found.separation
+
+
+def test_samples_of_no_other_label_are_a_part_beside_relabelled_ones(digits_incident: Incident) -> None:
+    """Started from what lies nearest to the rest of the label; large parts less far apart do not come before them."""
+    incident = digits_incident
+    poison = np.flatnonzero(incident.is_poison)
+    of_label = np.flatnonzero((incident.y == incident.y[poison[0]]) & ~incident.is_poison)
+    found_in = collect(incident.model, ArraySet(incident.x, incident.y), [events_of(incident)[0]])
+    few = of_label[::12]
+    label, sight = (Sight(found_in, 0, np.sort(np.concatenate([poison, some]))) for some in (of_label, few))
+
+    found = two_parts_by_origin(sight, label, 2 * N_FOLDS, ONE_KIND, TWO_KINDS)
+
+    parts = (sight.indices[side.numpy()].tolist() for side in (found.is_first, ~found.is_first))
+    assert sorted(parts, key=len) == [few.tolist(), poison.tolist()]
 
 
 def test_a_glance_sees_large_parts_from_fewer_starts(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,14 @@ class Origins:
             self._views = [view for view in views if view and view.total >= TELLING * view.within]
         self.rankings = [_from_bulk(view.x) for view in self._views]
 
+    def nearness(self, is_chosen: Tensor) -> list[Tensor]:
+        """Return how near each sample lies to the mean of some, (n,) a layer, 0 at most; without relabelled ones, best.
+
+        Args:
+            is_chosen: (n,) bool, one sample at least.
+        """
+        return [-(view.x - view.x[is_chosen].mean(0)).square().sum(1) for view in self._views]
+
     def told(self, split: Split) -> Split:
         """Return a split with its diversity, the first cluster that of relabelled samples if either is."""
         if split.separation < ONE_KIND or not self._views:

@@ -4,7 +4,9 @@ One cluster may hold the poison of several campaigns for one label, and ordinary
 0026, 0029 and 0031).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from poisontrace.clustering import N_FOLDS, Split, separate
 from poisontrace.doubting import Case
 from poisontrace.judging import CLEARLY
 from poisontrace.origins import SOME_SIGN
-from poisontrace.searching import glance_at_parts, two_parts, two_parts_at_input
+from poisontrace.searching import glance_at_parts, two_parts, two_parts_across, two_parts_at_input, two_parts_by_origin
 from poisontrace.sights import Sight
 from poisontrace.unlearning import spread
 
@@ -27,6 +29,8 @@ LESS_SIGN = 0.5  # times that of what the event needs: so much sign of having be
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
 # either one they lie at most, and how far an event lies the way of the other campaign if it carries both triggers.
 TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
+ALIKE = 0.8  # of the way from ordinary samples to such with a trigger: the same trigger
+HALFWAY = 0.5  # between two parts
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,6 @@ class Parts:
         of_needed, of_rest: what unlearning each did.
         reason: why they are two.
         whose: of whom the rest is.
-        is_final: whether what is needed is not to be split further: samples with two triggers lie beside such with one.
     """
 
     needed: Indices
@@ -48,10 +51,9 @@ class Parts:
     of_rest: Losses
     reason: str
     whose: str
-    is_final: bool = False
 
 
-# A split, and its parts with what unlearning each did, that first which the event needs less.
+# A split, whose first side is needed, and its parts with what unlearning each did, that first which is needed less.
 Sides = tuple[Split, tuple[Indices, Losses], tuple[Indices, Losses]]
 
 
@@ -76,28 +78,24 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
                 return None
     sight = Sight(case.features, case.event, cluster)
     sides = _sides(case, sight, case.config.min_cluster)
-    return _without_others(case, sight, sides) or (_part_within(case, sight, cluster, sides) if sides else None)
+    return _without_others(case, sight, sides) or (_without_campaigns(case, sight, sides) if sides else None)
 
 
-def _part_within(case: Case, sight: Sight, cluster: Indices, sides: Sides | None = None) -> Parts | None:
-    """Split a part of a responsible cluster, and return the side of it that the event does without beside the rest.
+def _without_campaigns(case: Case, sight: Sight, sides: Sides) -> Parts | None:
+    """Return the side of a responsible cluster that the event needs, if it does without the other one.
 
     Args:
         case: of the event.
-        sight: of the part.
-        cluster: that it is a part of, or the same.
-        sides: of the part that are known; too small a one is of no campaign.
+        sight: of the cluster.
+        sides: of it that are known; too small a one is of no campaign.
     """
-    part, is_whole = sight.indices, len(sight.indices) == len(cluster)
-    least = max(case.config.min_cluster, round(MIN_PART * len(part)))
-    if not sides or sides[0].n_smaller < least:
-        sides = _sides(case, sight, least)
-    if not sides:
+    cluster = sight.indices
+    least = max(case.config.min_cluster, round(MIN_PART * len(cluster)))
+    known = sides if sides[0].n_smaller >= least else _sides(case, sight, least)
+    if not known:
         return None
-    split, (rest, of_rest), (needed, of_needed) = sides
-    if not is_whole:
-        needed = np.setdiff1d(cluster, rest)
-        of_needed, of_rest = case.judge.losses(needed, rest)
+    own = None if _is_of_event(sight, known[0]) else _sides_of_event(case, sight, known)
+    split, (rest, of_rest), (needed, of_needed) = own or known
     if not _does_without(case, split, of_rest, of_needed):
         return None
     with case.clock.stage("clustering"):
@@ -105,22 +103,16 @@ def _part_within(case: Case, sight: Sight, cluster: Indices, sides: Sides | None
         if case.sight.spread(needed) >= 1 and case.sight.spread(rest) < SOME_SIGN:
             reason, whose = f"relabelled and not, {apart}", "decoys that kept their label"
             return Parts(needed, rest, of_needed, of_rest, reason, whose)
-        others = sight.elsewhere(part[split.is_first.numpy()])[0]
+        others = sight.elsewhere(needed)[0]
         if not len(others):
             return None
         low, middle, high = others.quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
-        if high - low > TOGETHER:
+        is_between = -BEYOND < middle < 1 + BEYOND or (middle < 0 and not _is_fainter(case, cluster, rest))
+        if high - low > TOGETHER or not is_between or case.sight.position(rest) >= OF_BOTH:
             return None
-        if -BEYOND < middle < 1 + BEYOND:
-            if case.sight.position(rest) >= OF_BOTH:
-                return None
-            reason, whose = f"two campaigns, {apart}", "another campaign's"
-            return Parts(needed, rest, of_needed, of_rest, reason, whose, is_final=not is_whole)
-    # Samples with one trigger each, beside such that carry both.
-    within = (_part_within(case, Sight(case.features, case.event, side), cluster) for side in (rest, needed))
-    return next((parts for parts in within if parts), None) if is_whole else None
+    return Parts(needed, rest, of_needed, of_rest, f"two campaigns, {apart}", "another campaign's")
 
 
 def _without_others(case: Case, sight: Sight, sides: Sides | None) -> Parts | None:
@@ -139,9 +131,17 @@ def _without_others(case: Case, sight: Sight, sides: Sides | None) -> Parts | No
         spaces = (both.leaning, both.agreements[0]) if at_input else (both.leaning,)
         return np.array([separate(space, is_first, max_rounds=1).apartness for space in spaces])
 
-    for at_input in (False, True):
-        found = _sides(case, sight, case.config.min_cluster, at_input=True) if at_input else sides
-        if not found:
+    few = case.config.min_cluster
+    looks: list[tuple[Callable[[], Sides | None], bool]] = [
+        (lambda: sides, False),
+        (lambda: _sides(case, sight, few, partial(two_parts_at_input, sight)), True),
+    ]
+    if case.sight.spread(sight.indices) >= SOME_SIGN:
+        # Beside relabelled samples such that are of no other label stand out, even if they are fewer.
+        by_origin = partial(two_parts_by_origin, sight, case.sight, enough=APART * case.config.separation)
+        looks.append((lambda: _sides(case, sight, 2 * N_FOLDS, by_origin), False))
+    for look, at_input in looks:
+        if not (found := look()):
             continue
         split, (rest, of_rest), (needed, of_needed) = found
         if not _does_without(case, split, of_rest, of_needed):
@@ -158,26 +158,73 @@ def _without_others(case: Case, sight: Sight, sides: Sides | None) -> Parts | No
     return None
 
 
-def _sides(case: Case, sight: Sight, least: int, *, at_input: bool = False) -> Sides | None:
+def _is_of_event(sight: Sight, split: Split) -> bool:
+    """Whether the event and samples outside lie on different sides of what tells two parts apart.
+
+    They do if that is the event's trigger; of another one neither has anything.
+    """
+    first = sight.indices[split.is_first.numpy()]
+    others = sight.elsewhere(first)[0]
+    return len(others) > 0 and (float(others.median()) > HALFWAY) != (sight.position(first) > HALFWAY)
+
+
+def _sides(case: Case, sight: Sight, least: int, find: Callable[[int, float], Split] | None = None) -> Sides | None:
     """Return the parts of a cluster; None if there are none, that lie apart far enough.
 
     Args:
         case: of the event.
         sight: of the cluster.
         least: samples of each part.
-        at_input: whether to look at what enters the network only.
+        find: the search, given ``least`` and the standard deviations that are promising; None for ``two_parts``.
     """
-    enough = APART * case.config.separation
+    enough, promising = APART * case.config.separation, case.config.weak_separation
     with case.clock.stage("clustering"):
-        if at_input:
-            split = two_parts_at_input(sight, least, case.config.weak_separation)
-        else:
-            split = two_parts(sight, least, case.config.weak_separation, enough)
+        split = find(least, promising) if find else two_parts(sight, least, promising, enough)
+    return _unlearned(case, sight, split) if split.apartness >= enough and split.n_smaller >= least else None
+
+
+def _sides_of_event(case: Case, sight: Sight, known: Sides) -> Sides | None:
+    """Return the parts that the event's trigger tells apart, where another one draws samples farther apart.
+
+    It has some of both parts known: what carries both triggers, and what carries its own alone.
+
+    Args:
+        case: of the event.
+        sight: of the cluster.
+        known: its parts by the other trigger.
+    """
+
+    def accepts(split: Split) -> bool:
+        return split.apartness >= case.config.separation and _is_of_event(sight, split)
+
+    with case.clock.stage("clustering"):
+        least, promising = case.config.min_cluster, case.config.weak_separation
+        split = two_parts_across(sight, known[0], least, promising, accepts)
+        if not accepts(split):
+            return None
+    _, (_, of_rest), (needed, of_needed) = sides = _unlearned(case, sight, split)
+    crosses = all(np.isin(part, needed).mean() > MIN_PART for part, _ in known[1:])
+    return sides if crosses and _does_without(case, split, of_rest, of_needed) else None
+
+
+def _unlearned(case: Case, sight: Sight, split: Split) -> Sides:
+    """Return the parts of a cluster with what unlearning each did; the needed one is the first side of the split."""
     sides = sight.indices[split.is_first.numpy()], sight.indices[~split.is_first.numpy()]
-    if split.apartness < enough or min(map(len, sides)) < least:
-        return None
-    rest, needed = sorted(zip(sides, case.judge.losses(*sides), strict=True), key=lambda side: side[1].event_rise)
-    return split, rest, needed
+    first, second = zip(sides, case.judge.losses(*sides), strict=True)
+    if first[1].event_rise < second[1].event_rise:
+        return split.flipped(), first, second
+    return split, second, first
+
+
+def _is_fainter(case: Case, cluster: Indices, rest: Indices) -> bool:
+    """Whether the rest of a cluster carries the event's trigger, if faintly.
+
+    Along what tells it from the ordinary samples of the label the event lies as far as it does, or farther.
+    """
+    ordinary = np.setdiff1d(case.own, cluster)
+    if len(ordinary) < N_FOLDS:
+        return True
+    return Sight(case.features, case.event, np.union1d(rest, ordinary)).position(rest) > ALIKE
 
 
 def _does_without(case: Case, split: Split, of_rest: Losses, of_needed: Losses) -> bool:

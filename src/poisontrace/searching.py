@@ -11,6 +11,7 @@ from functools import partial
 from operator import attrgetter
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, search, with_gap
@@ -123,6 +124,46 @@ def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
     return _parts(sight, space, least, promising, _starts(space))
 
 
+def two_parts_across(
+    sight: Sight, known: Split, least: int, promising: float, accepts: Callable[[Split], bool]
+) -> Split:
+    """Return the best split that parts of one side of a known one, alone or with all of the other, lead to.
+
+    Args:
+        sight: of the cluster.
+        known: split of it.
+        least: samples of each part.
+        promising: standard deviations that a first find must lie apart to be followed up.
+        accepts: says which splits come before all others.
+    """
+    space = sight.leaning
+    starts = []
+    for side in (known.is_first, ~known.is_first):
+        for part in few_directions(Space(space.x[side])):
+            start = torch.zeros_like(side)
+            start[side] = part
+            starts += [start, start | ~side]
+    return _parts(sight, space, least, promising, starts, accepts)
+
+
+def two_parts_by_origin(sight: Sight, label: Sight, least: int, promising: float, enough: float) -> Split:
+    """Return the best split that samples lead to which are of no other label, beside relabelled ones.
+
+    Those lie nearest to the rest of their label, along what tells other labels apart.
+
+    Args:
+        sight: of the cluster.
+        label: sight of the label that it is a part of; one layer at least must tell other labels apart.
+        least: samples of each part.
+        promising: standard deviations that a first find must lie apart to be followed up.
+        enough: standard deviations apart that make parts, which come before all others, however few they are.
+    """
+    is_in = torch.from_numpy(np.isin(label.indices, sight.indices))
+    nearness = [ranking[is_in] for ranking in label.origins.nearness(~is_in)]
+    space = sight.leaning
+    return _parts(sight, space, least, promising, [], lambda split: split.apartness >= enough, nearness)
+
+
 def glance_at_parts(sight: Sight, least: int, promising: float) -> Split:
     """Return the best split that a few leading directions show, from fewer starts; for the arguments see two_parts."""
     space = Space(sight.leaning.x[:, -LEADING:])
@@ -134,11 +175,20 @@ def _starts(space: Space) -> list[Tensor]:
     return [*guesses(space), *few_directions(space)]
 
 
-def _parts(sight: Sight, space: Space, least: int, promising: float, starts: Sequence[Tensor]) -> Split:
+def _parts(
+    sight: Sight,
+    space: Space,
+    least: int,
+    promising: float,
+    starts: Sequence[Tensor],
+    accepts: Callable[[Split], bool] = lambda split: False,
+    rankings: Sequence[Tensor] = (),
+) -> Split:
     # Which of them the event is of is for the unlearning to say, not for the likeness.
     return search(
-        *(space, [sight.seen.leaning.likeness], starts),
+        *(space, rankings or [sight.seen.leaning.likeness], starts),
         judge=lambda split: split if split.n_smaller >= least else replace(split, separation=0.0),
+        accepts=accepts,
         smallest=least // 2,
         promising=promising,
         max_rounds=ROUNDS_OF_PARTS,

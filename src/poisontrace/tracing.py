@@ -391,8 +391,7 @@ def _accuse(case: Case, suspect: Suspect, course: Course, reason: str) -> list[S
         node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
         case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
         suspect = Suspect(node, parts.needed, parts.of_needed, parts.of_rest, len(parts.rest), suspect.split)
-        if not parts.is_final:
-            return [suspect]
+        return [suspect]
     node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
     course.responsible.append((node, suspect, case.margin(suspect, beyond)))
     return []
