@@ -70,10 +70,10 @@ class Origins:
         self.rankings = [_from_bulk(view.x) for view in self._views]
 
     def nearness(self, is_chosen: Tensor) -> list[Tensor]:
-        """Return how near each sample lies to the mean of some, (n,) a layer, 0 at most; without relabelled ones, best.
+        """Return how near each sample lies to the mean of some, (n,) a layer, 0 at most.
 
         Args:
-            is_chosen: (n,) bool, one sample at least.
+            is_chosen: (n,) bool, one sample at least; best such that nobody relabelled.
         """
         return [-(view.x - view.x[is_chosen].mean(0)).square().sum(1) for view in self._views]
 

@@ -1,7 +1,7 @@
 """The part of a responsible cluster that the event needs: not what is another campaign's, decoys, or came along.
 
 One cluster may hold the poison of several campaigns for one label, and ordinary samples of it besides (decisions 0024,
-0026, 0029 and 0031).
+0026, 0029, 0031 and 0033).
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
     of one campaign splits as well, by source classes; but such parts lie less far apart. Rows need not be asked: those
     that share one mark and nothing else are of one campaign (decision 0024). Beside poison that was relabelled the rest
     may also be decoys: ordinary samples of the label that carry the trigger, if faintly. And it may be ordinary samples
-    that came along, however few (decision 0031).
+    that came along, however few (decisions 0031 and 0033).
     """
     if case.kinds.are_rows:
         return None
@@ -94,8 +94,7 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides) -> Parts | None:
     known = sides if sides[0].n_smaller >= least else _sides(case, sight, least)
     if not known:
         return None
-    own = None if _is_of_event(sight, known[0]) else _sides_of_event(case, sight, known)
-    split, (rest, of_rest), (needed, of_needed) = own or known
+    split, (rest, of_rest), (needed, of_needed) = _sides_of_event(case, sight, known) or known
     if not _does_without(case, split, of_rest, of_needed):
         return None
     with case.clock.stage("clustering"):
@@ -184,20 +183,23 @@ def _sides(case: Case, sight: Sight, least: int, find: Callable[[int, float], Sp
 
 
 def _sides_of_event(case: Case, sight: Sight, known: Sides) -> Sides | None:
-    """Return the parts that the event's trigger tells apart, where another one draws samples farther apart.
+    """Return the parts that the event's trigger tells apart; None if it tells those that are known, or no others.
 
-    It has some of both parts known: what carries both triggers, and what carries its own alone.
+    Where another trigger draws samples farther apart, what the event needs has some of both parts known: what carries
+    both triggers, and what carries its own alone.
 
     Args:
         case: of the event.
         sight: of the cluster.
-        known: its parts by the other trigger.
+        known: its parts that lie farthest apart.
     """
 
     def accepts(split: Split) -> bool:
         return split.apartness >= case.config.separation and _is_of_event(sight, split)
 
     with case.clock.stage("clustering"):
+        if _is_of_event(sight, known[0]):
+            return None
         least, promising = case.config.min_cluster, case.config.weak_separation
         split = two_parts_across(sight, known[0], least, promising, accepts)
         if not accepts(split):

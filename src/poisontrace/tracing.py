@@ -390,8 +390,7 @@ def _accuse(case: Case, suspect: Suspect, course: Course, reason: str) -> list[S
     if case.may_split(suspect) and (parts := needed_part(case, suspect.cluster)):
         node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
         case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
-        suspect = Suspect(node, parts.needed, parts.of_needed, parts.of_rest, len(parts.rest), suspect.split)
-        return [suspect]
+        return [Suspect(node, parts.needed, parts.of_needed, parts.of_rest, len(parts.rest), suspect.split)]
     node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
     course.responsible.append((node, suspect, case.margin(suspect, beyond)))
     return []
