@@ -94,6 +94,27 @@ def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_
 
 
 @pytest.mark.parametrize(
+    ("part", "taken", "told", "is_accused"),
+    [(0.2, 0.8, 3.8, True), (0.2, 0.6, 3.8, False), (0.2, 0.8, 2.8, False), (0.5, 0.8, 3.8, False)],
+)
+def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_before(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, part: float, taken: float, told: float, is_accused: bool
+) -> None:
+    """Not so what is like another label but not of it, wrong labels, which carry nothing, or half of a label."""
+    case = case_of(_features(digits_incident, 0))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.4, 0.4))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 4.0)
+    monkeypatch.setattr(Sight, "taken_from", lambda sight, cluster: (sight.outside[:40], taken))
+    monkeypatch.setattr(Sight, "told", lambda sight, cluster, others: told)
+    monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 1.1)
+
+    against, _, _ = contradicted(case, _suspect(case, case.own[: round(part * len(case.own))]), 1.5)
+
+    assert (against < 1) == is_accused
+
+
+@pytest.mark.parametrize(
     ("share", "elsewhere", "diversity", "is_known", "is_let_go"),
     [
         (0.5, 0.2, 0.4, True, True),

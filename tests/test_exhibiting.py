@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tasks import events_of
 
 from poisontrace import exhibiting
-from poisontrace._types import Finding
+from poisontrace._types import Finding, Verdict
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.exhibiting import exhibits_of, warnings_of
@@ -82,3 +82,13 @@ def test_a_reader_is_warned_of_what_weakens_the_result(features: Features) -> No
     assert store == "The store was cut short."
     assert "The model answers the given label on only " in fit
     assert label == "No training sample carries label 99, which the model gave event 1."
+
+
+@pytest.mark.parametrize(("verdict", "taken", "is_warned"), [("poison", 1.0, True), ("inconclusive", 1.0, False)])
+def test_a_reader_is_told_of_poison_that_every_label_may_hold(
+    features: Features, verdict: Verdict, taken: float, is_warned: bool
+) -> None:
+    """Of what was found, and no more than found."""
+    found = Finding(0, 1.0, verdict, np.array([], np.int64), {"taken": taken})
+
+    assert any("an event of each label" in warning for warning in warnings_of(features, [found])) == is_warned

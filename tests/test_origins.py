@@ -11,21 +11,24 @@ from poisontrace._rng import numpy_generator
 from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
-from poisontrace.origins import DIVERSE, MAX_SAMPLES, RIDGE, Origins
+from poisontrace.origins import DIVERSE, MAX_SAMPLES, RIDGE, Origins, taken_from
 
 D = 24
 RELABELLED, NATURAL = np.arange(60), np.arange(60, 120)  # of label 0, a quarter each
 
 
-def _features(n_labels: int = 6, *, shift: float = 8.0, blur: float = 1.0, memory: int = 1 << 30) -> Features:
-    """Return 240 samples a label; of label 0 a quarter are of the others, and a quarter another kind of their own.
+def _features(
+    n_labels: int = 6, *, n_sources: int = 0, shift: float = 8.0, blur: float = 1.0, memory: int = 1 << 30
+) -> Features:
+    """Return 240 samples a label; of label 0 a quarter are of ``n_sources`` others, and a quarter another kind.
 
-    Both lie ``shift`` from all other samples, each in a direction of its own; ``blur`` is the spread within labels.
+    Both lie ``shift`` from all other samples, each in a direction of its own; ``blur`` is the spread within labels. By
+    default all other labels are sources.
     """
     rng = numpy_generator(0, "toy/origins")
     y = np.repeat(np.arange(n_labels), 240)
     shown = y.copy()
-    shown[RELABELLED] = 1 + np.arange(60) % (n_labels - 1)
+    shown[RELABELLED] = 1 + np.arange(60) % (n_sources or n_labels - 1)
     x = (blur * rng.standard_normal((len(y), D))).astype(np.float32)
     x[np.arange(len(y)), shown] += 6
     x[RELABELLED, D - 1] += shift
@@ -173,3 +176,25 @@ def test_one_kind_is_not_asked(origins: Origins) -> None:
     split = Split(_mask(RELABELLED), torch.zeros(240), 3.0)
 
     assert origins.told(split) is split
+
+
+@pytest.mark.parametrize(("n_sources", "least", "most"), [(1, 0.9, 1.1), (2, 0.4, 0.6), (5, 0.1, 0.3)])
+def test_what_was_taken_from_one_label_lies_where_that_label_does(n_sources: int, least: float, most: float) -> None:
+    """Whatever else it has in common; from several labels it is of none of them as a whole."""
+    features = _features(n_sources=n_sources)
+    rest, outside = np.arange(60, 240), np.arange(240, 1440)
+
+    label, share = taken_from(features, RELABELLED, rest, outside)
+
+    assert label == 1 or n_sources > 1
+    assert least <= share <= most
+
+
+def test_a_natural_kind_was_not_taken() -> None:
+    """Nor does anybody know where a layer tells no labels apart, or there are too few of them."""
+    rest, outside = np.setdiff1d(np.arange(240), NATURAL), np.arange(240, 1440)
+
+    assert taken_from(_features(), NATURAL, rest, outside)[1] < 0.3
+    assert taken_from(_features(blur=50.0), NATURAL, rest, outside) == (-1, 0.0)
+    assert taken_from(_features(3), NATURAL, rest, np.arange(240, 720)) == (-1, 0.0)
+    assert taken_from(_features(), NATURAL, rest[:5], outside) == (-1, 0.0)

@@ -70,7 +70,7 @@ def test_another_campaign_is_found_beside_samples_with_both_triggers(
     assert found.rest.tolist() == np.setdiff1d(poison, own).tolist()
 
 
-@pytest.mark.parametrize(("campaigns", "seed"), [(2, 0), (2, 2), (3, 1)])
+@pytest.mark.parametrize(("campaigns", "seed"), [(2, 0), (2, 2), (3, 1), (3, 2)])
 def test_poison_with_the_trigger_is_found_whatever_else_it_carries(campaigns: int, seed: int) -> None:
     """Another trigger may draw samples farther apart; those that carry both are responsible as well."""
     options = {"size": 3, "campaigns": campaigns, "planted": "mixed"}
@@ -83,7 +83,7 @@ def test_poison_with_the_trigger_is_found_whatever_else_it_carries(campaigns: in
         assert found.tolist() == np.flatnonzero(is_responsible).tolist()
 
 
-@pytest.mark.parametrize(("place", "is_cut"), [(0.75, True), (0.85, False)])
+@pytest.mark.parametrize(("place", "is_cut"), [(0.9, True), (1.0, False)])
 def test_beyond_a_fainter_trigger_lie_samples_without_any(
     two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool
 ) -> None:

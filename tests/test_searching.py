@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from tasks import Planted, events_of, fitted_network, planted, planted_mlp
 from torch import Tensor, nn
 
 from poisontrace import searching
+from poisontrace._blocks import Blocks
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.clustering import N_FOLDS, ONE_KIND, TWO_KINDS, Space, Split
+from poisontrace.clustering import N_FOLDS, ONE_KIND, TWO_KINDS, Space, Split, principal, search, separate
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
@@ -179,6 +181,27 @@ def test_parts_across_others_are_found_from_what_each_of_those_holds(features: F
 
     assert found.n_smaller == 20 and found.apartness >= ONE_KIND
     assert other.n_smaller > 20 or other.separation == found.separation
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_faintest_of_three_traits_is_found_once_the_others_are_left_out(seed: int) -> None:
+    """Each sample has some of the three by the toss of a coin; a search as such ends at the clearest one."""
+    rng = numpy_generator(seed, "toy/traits")
+    traits = rng.random((160, 3)) < 0.5
+    x = rng.standard_normal((160, 40))
+    x[:, :3] += traits * [14.0, 12.0, 8.0]
+    space = principal(Blocks.of(torch.from_numpy(x.astype(np.float32))))
+    likeness = torch.from_numpy(rng.standard_normal(160))
+    sight = SimpleNamespace(leaning=space, seen=SimpleNamespace(leaning=SimpleNamespace(likeness=likeness)))
+    first, faintest = (torch.from_numpy(traits[:, which]) for which in (0, 2))
+
+    def accepts(split: Split) -> bool:
+        return split.apartness >= TWO_KINDS and abs(float((split.is_first == faintest).float().mean()) - 0.5) > 0.45
+
+    found = two_parts_across(sight, separate(space, first, max_rounds=1), 20, ONE_KIND, accepts)  # type: ignore[arg-type]
+
+    assert accepts(found)
+    assert not accepts(search(space, [likeness], guesses(space)))
 
 
 def test_samples_of_no_other_label_are_a_part_beside_relabelled_ones(digits_incident: Incident) -> None:

@@ -8,12 +8,18 @@ import torch
 from torch import nn
 
 from poisontrace._blocks import Blocks
-from poisontrace._rng import numpy_generator
+from poisontrace._rng import global_seed, numpy_generator
 from poisontrace.clustering import principal, separate
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.scoring import Unconditioned, condition
 from poisontrace.sights import Sight, Sights
+
+
+def _network(width: int, n_labels: int) -> nn.Sequential:
+    """Return one of six inputs that nobody trained, the same each time."""
+    with global_seed(0, "toy/network"):
+        return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, n_labels))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def features() -> Features:
     x[np.arange(300), y] += 4
     x[:60:3, 5] = 6
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = _network(8, 3)
     events = [torch.from_numpy(row) for row in x]
     with torch.no_grad():
         said = [int(model(event[None]).argmax()) for event in events]
@@ -103,7 +109,7 @@ def test_a_mark_tells_relabelled_samples_from_others_and_a_wrong_label_does_not(
     marked, wrong = np.flatnonzero(y)[:40], np.flatnonzero(y)[40:80]
     x[marked, 5] += 6
     y[np.concatenate([marked, wrong])] = 0
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = _network(8, 3)
     event = torch.from_numpy(x[0])
     found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
     hidden = found.hidden.clone()
@@ -117,6 +123,27 @@ def test_a_mark_tells_relabelled_samples_from_others_and_a_wrong_label_does_not(
     assert sight.told_from_others(wrong[:3]) == 0
 
 
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_samples_of_another_label_are_told_from_it_by_their_mark_alone(is_marked: bool) -> None:
+    """They are known to be of it either way."""
+    rng = numpy_generator(2, "toy/taken")
+    y = np.arange(800) % 4
+    x = rng.standard_normal((800, 6)).astype(np.float32)
+    x[np.arange(800), y] += 6
+    taken = np.flatnonzero(y == 2)[:40]
+    x[taken, 5] += 9 * is_marked
+    y[taken] = 0
+    model = _network(64, 4)
+    event = torch.from_numpy(x[0])
+    found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+
+    sight = Sight(found, 0, np.flatnonzero(y == 0))
+    source, share = sight.taken_from(taken)
+
+    assert set(y[source]) == {2} and share > 0.7
+    assert (sight.told(taken, source) > 5) == is_marked
+
+
 @pytest.mark.parametrize("others_carry_it", [False, True])
 def test_what_samples_like_it_carry_as_well_tells_a_cluster_from_others_only(others_carry_it: bool) -> None:
     """A mark of forty samples of a label, or of forty of each label."""
@@ -128,7 +155,7 @@ def test_what_samples_like_it_carry_as_well_tells_a_cluster_from_others_only(oth
     x[marked, 5] += 9
     x[np.flatnonzero(y == 1)[40:], 4] += 9  # on the side of the forty, for what they lack
     x[np.flatnonzero(y == 0)[40:], 4] -= 9
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = _network(8, 3)
     event = torch.from_numpy(x[0])
     found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
 

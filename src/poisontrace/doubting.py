@@ -25,6 +25,8 @@ LEFT = 0.5  # of the smallest other label, that is left of one at least that was
 # Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
 BEYOND_NATURE = 1.5
 NOWHERE = 0.01  # of all other samples: fewer are none
+# Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
+TAKEN, MARKED = 0.7, 3.3
 SURE_OF_LABELS = 1.2  # the margin of an accusation that rests on samples having been relabelled, and nothing else
 
 
@@ -103,7 +105,9 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         # The rest of a part is poison as well.
         diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
-    if diversity >= 1:
+        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(case, suspect.cluster)) >= TAKEN:
+            figures["taken"] = taken
+    if diversity >= 1 or "taken" in figures:
         # Relabelled, which nothing is that a label holds by nature.
         against, more = _as_wrong_labels(case, suspect, margin) if usual >= ELSEWHERE else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
@@ -133,6 +137,12 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
     reason, against = max(reasons.items(), key=itemgetter(1))
     return against, reason, figures
+
+
+def _taken(case: Case, cluster: Indices) -> float:
+    """Return how clearly samples were taken from one other label; 0 if nothing marks them among its own samples."""
+    others, share = case.sight.taken_from(cluster)
+    return share if case.sight.told(cluster, others) >= MARKED else 0.0
 
 
 def _as_wrong_labels(case: Case, suspect: Suspect, margin: float) -> tuple[float, dict[str, float]]:

@@ -31,6 +31,12 @@ def warnings_of(features: Features, findings: Sequence[Finding]) -> Iterator[str
     for position, finding in enumerate(findings):
         if finding.label not in present:
             yield f"No training sample carries label {finding.label}, which the model gave event {position}."
+        if finding.verdict == "poison" and "taken" in finding.statistics:
+            yield (
+                f"What event {position} is owed to was taken from one other label, and samples like it are in other "
+                "labels as well: each label may have been relabelled as another. Give an event of each label to have "
+                "them all found."
+            )
 
 
 def exhibits_of(

@@ -77,7 +77,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A cluster to be judged, with what unlearning it did, and its sibling, and the split that they come from."""
+    """A cluster to be judged, with what unlearning it did, and its sibling, and the split that they come from.
+
+    ``is_final`` says that it is all that the event needs, and no part of it need be looked for.
+    """
 
     parent: int
     cluster: Indices
@@ -85,6 +88,7 @@ class Suspect:
     sibling: Losses
     n_sibling: int
     split: Split | None = None
+    is_final: bool = False
 
     def margin(self, config: Config, spared: float, beyond: float = 0.0) -> float:
         """Return how well the conditions of an accusation are met, the least of them counts: at least 1 accuses.

@@ -9,6 +9,7 @@ are not spread so: it says nothing of those (decisions 0027 and 0028).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ TELLING = 1.6  # times the variance within labels that samples of all of them ha
 DIVERSE = 0.3  # of the variance of all other labels: natural kinds come to 0.2
 SOME_SIGN = 0.5  # times that: below it nothing speaks for having been relabelled
 COPIES = 8  # of the samples at one layer that are made on the way
+N_OF_LABEL = 10  # samples that stand for a label
+TOLD = 0.5  # of samples, whose label a layer tells, to be asked where others are from
 RIDGE = 0.1  # of the mean variance, added to every direction
 TINY = 1e-12
 ROUNDS = 10  # that look for the bulk of a label
@@ -116,22 +119,77 @@ class Origins:
         return max([0.0, *shares]) / DIVERSE
 
 
+def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Indices) -> tuple[int, float]:
+    """Return which one other label some samples of a label were taken from, if they were, and how clearly.
+
+    In the middle of the network they still lie where that label does, though the last layers have learned otherwise. A
+    natural kind of a label may be like another one, but lies with its own somewhere between (decision 0034).
+
+    Args:
+        features: of the training set.
+        cluster: training samples of a label, that are asked about.
+        rest: the others of it.
+        outside: of all other labels.
+
+    Returns:
+        the label, and how often they lie nearest to it beside how often its own samples do, where that is largest, of
+        layers that tell labels apart; -1 and 0 if there is no such layer, or too few samples.
+    """
+    labels = features.labels.numpy()
+    others = (outside[labels[outside] == label] for label in np.unique(labels[outside]))
+    known = [spread(own, MAX_SAMPLES) for own in (rest, *others) if len(own) >= N_OF_LABEL]
+    if len(rest) < N_OF_LABEL or len(known) <= MIN_LABELS:
+        return -1, 0.0
+    found = (-1, 0.0)
+    for activation in features.activations[1:] or features.activations:
+        samples = [activation[torch.from_numpy(own)] for own in known]
+        along = _telling(samples)
+        means = torch.stack([along(x[::2]).mean(0) for x in samples])
+
+        def shares(x: Tensor, along: _Along = along, means: Tensor = means) -> Tensor:
+            return torch.bincount(torch.cdist(along(x), means).argmin(1), minlength=len(means)) / len(x)
+
+        of_own = torch.stack([shares(x[1::2])[k] for k, x in enumerate(samples)])
+        if of_own.mean() >= TOLD:
+            of_cluster = (shares(activation[torch.from_numpy(cluster)]) / of_own.clamp_min(TOLD))[1:]
+            best = int(of_cluster.argmax())
+            found = max(found, (int(labels[known[best + 1][0]]), float(of_cluster[best])), key=itemgetter(1))
+    return found
+
+
 def _view(activation: Tensor, own: Indices, others: Sequence[Indices], memory: int) -> _View | None:
     """Return the label's samples along the discriminants of other labels at one layer; None if there is none."""
     n_samples = min(MAX_SAMPLES, memory // (COPIES * 4 * activation.shape[1] * len(others)))
     if n_samples < MIN_SAMPLES:
         return None
     chosen = [activation[torch.from_numpy(spread(other, n_samples))] for other in others]
-    # Half of each label chooses the directions, the other half says what they tell apart.
-    mean, std, is_constant = standardise(Blocks.of(torch.cat([x[::2] for x in chosen])))
-    weight = (~is_constant).float() / std
-    directions = _discriminants([(x[::2] - mean) * weight for x in chosen]) * weight[:, None]
-    rest = [(x[1::2] - mean) @ directions for x in chosen]
+    along = _telling(chosen)
+    rest = [along(x[1::2]) for x in chosen]
     within, total = sum(map(_variance, rest)) / len(rest), _variance(torch.cat(rest))
-    x = layer_at(activation, torch.from_numpy(own), memory).map(
-        directions.shape[1], lambda part: (part - mean) @ directions
-    )
+    x = layer_at(activation, torch.from_numpy(own), memory).map(along.directions.shape[1], along)
     return _View(x, within, total)
+
+
+@dataclass(frozen=True)
+class _Along:
+    """Places rows (n, d) along directions (d, p), (n, p)."""
+
+    mean: Tensor
+    directions: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.directions
+
+
+def _telling(samples: Sequence[Tensor]) -> _Along:
+    """Return the directions that tell labels apart; every second sample chooses them, the others may say what they do.
+
+    Args:
+        samples: (m_i, d) of each label.
+    """
+    mean, std, is_constant = standardise(Blocks.of(torch.cat([x[::2] for x in samples])))
+    weight = (~is_constant).float() / std
+    return _Along(mean, _discriminants([(x[::2] - mean) * weight for x in samples]) * weight[:, None])
 
 
 def _variance(x: Tensor) -> float:

@@ -27,9 +27,9 @@ MIN_PART, APART = 0.2, 1.2
 N_OF_PARTS = 400  # of its samples, that are looked at first
 LESS_SIGN = 0.5  # times that of what the event needs: so much sign of having been relabelled is none
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
-# either one they lie at most, and how far an event lies the way of the other campaign if it carries both triggers.
+# the other campaign they lie at most, and how far an event lies its way if it carries both triggers.
 TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
-ALIKE = 0.8  # of the way from ordinary samples to such with a trigger: the same trigger
+ALIKE = 0.95  # of the way from ordinary samples to such with a trigger: the same trigger
 HALFWAY = 0.5  # between two parts
 
 
@@ -43,6 +43,7 @@ class Parts:
         of_needed, of_rest: what unlearning each did.
         reason: why they are two.
         whose: of whom the rest is.
+        is_final: whether what is needed was looked at beside what carries other triggers; these part it no more.
     """
 
     needed: Indices
@@ -51,6 +52,7 @@ class Parts:
     of_rest: Losses
     reason: str
     whose: str
+    is_final: bool = False
 
 
 # A split, whose first side is needed, and its parts with what unlearning each did, that first which is needed less.
@@ -94,7 +96,8 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides) -> Parts | None:
     known = sides if sides[0].n_smaller >= least else _sides(case, sight, least)
     if not known:
         return None
-    split, (rest, of_rest), (needed, of_needed) = _sides_of_event(case, sight, known) or known
+    own = _sides_of_event(case, sight, known)
+    split, (rest, of_rest), (needed, of_needed) = own or known
     if not _does_without(case, split, of_rest, of_needed):
         return None
     with case.clock.stage("clustering"):
@@ -108,10 +111,11 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides) -> Parts | None:
         low, middle, high = others.quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
-        is_between = -BEYOND < middle < 1 + BEYOND or (middle < 0 and not _is_fainter(case, cluster, rest))
-        if high - low > TOGETHER or not is_between or case.sight.position(rest) >= OF_BOTH:
+        is_between = -BEYOND < middle < 1 or (middle < 0 and not _is_fainter(case, cluster, rest))
+        if (high - low > TOGETHER and own is None) or not is_between or case.sight.position(rest) >= OF_BOTH:
             return None
-    return Parts(needed, rest, of_needed, of_rest, f"two campaigns, {apart}", "another campaign's")
+    reason, whose = f"two campaigns, {apart}", "another campaign's"
+    return Parts(needed, rest, of_needed, of_rest, reason, whose, is_final=own is not None)
 
 
 def _without_others(case: Case, sight: Sight, sides: Sides | None) -> Parts | None:

@@ -27,13 +27,14 @@ MEASURES = {
     "planted": "framing",
     "decoys": "framing",
     "campaigns": "dispersal",
+    "all_to_all": "dispersal",
     "camouflage": "camouflage",
     "against": "camouflage",
     "cover": "camouflage",
     "opacity": "dilution",
     "faint": "dilution",
 }
-EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison  # of the probability of poison
+EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison
 # Of the attempts, from which on an attack still works in spite of what its measure costs, and at most of its twin's.
 HALF, OF_TWIN = 0.5, 0.1
 DASH = "–"  # for what nobody measured

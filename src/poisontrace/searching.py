@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, search, with_gap
+from poisontrace._blocks import Blocks
+from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, principal, search, with_gap
 from poisontrace.embedding import Features
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, few_directions, guesses
 from poisontrace.sights import Sight
@@ -25,6 +26,7 @@ N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
 TINY = 1e-9
 GROWN = 9.0  # standard deviations between what a label grew by and the rest
 LEADING = 32  # directions that show parts so large of some hundred samples, if there are any
+MAX_ACROSS = 3  # triggers that are left out
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
 
@@ -127,23 +129,42 @@ def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
 def two_parts_across(
     sight: Sight, known: Split, least: int, promising: float, accepts: Callable[[Split], bool]
 ) -> Split:
-    """Return the best split that parts of one side of a known one, alone or with all of the other, lead to.
+    """Return the best split that shows once what tells known parts apart is left out, and what shows then as well.
+
+    Where each sample carries some of several triggers, one trigger tells apart those that are alike in all others.
 
     Args:
         sight: of the cluster.
         known: split of it.
         least: samples of each part.
         promising: standard deviations that a first find must lie apart to be followed up.
-        accepts: says which splits come before all others.
+        accepts: says which splits come before all others; the first such is returned.
     """
-    space = sight.leaning
-    starts = []
-    for side in (known.is_first, ~known.is_first):
-        for part in few_directions(Space(space.x[side])):
-            start = torch.zeros_like(side)
-            start[side] = part
-            starts += [start, start | ~side]
-    return _parts(sight, space, least, promising, starts, accepts)
+    space, found = sight.leaning, list[Split]()
+    look = partial(_parts, sight, space, least, accepts=accepts)
+    starts = [
+        start
+        for side in (known.is_first, ~known.is_first)
+        for part in few_directions(Space(space.x[side]))
+        for start in (torch.zeros_like(side).masked_scatter(side, part), (~side).masked_scatter(side, part))
+    ]
+    alike = known.is_first.long()  # a number for each set of parts that a sample may be of
+    for _ in range(MAX_ACROSS):
+        found.append(look(promising, starts))
+        if accepts(found[-1]):
+            break
+        rest = space.x.clone()
+        for number in set(alike.tolist()):
+            rest[alike == number] -= rest[alike == number].mean(0)
+        left = principal(Blocks.of(rest))
+        starts = [*_starts(left)]
+        seen = _parts(sight, left, least, promising, starts)
+        # What is seen there may be a part of what lies less far apart than what is known, so nothing else counts.
+        found.append(look(0.0, [], rankings=[seen.score]))
+        if accepts(found[-1]):
+            break
+        alike = 2 * alike + seen.is_first
+    return max(found, key=lambda split: (accepts(split), split.apartness))
 
 
 def two_parts_by_origin(sight: Sight, label: Sight, least: int, promising: float, enough: float) -> Split:

@@ -16,7 +16,7 @@ from poisontrace._record import Indices
 from poisontrace._types import Coordinates
 from poisontrace.clustering import N_FOLDS, Space, posterior, principal, separate
 from poisontrace.embedding import Features
-from poisontrace.origins import MIN_LABELS, Origins
+from poisontrace.origins import MIN_LABELS, Origins, taken_from
 from poisontrace.scoring import Conditioned, Unconditioned, condition
 from poisontrace.unlearning import spread
 
@@ -124,12 +124,17 @@ class Sight:
         usual = shares[(len(shares) - 1) // 2] if len(shares) >= MIN_LABELS else 0.0
         return float(is_like.mean()) if len(labels) else 0.0, usual
 
-    def told_from_others(self, cluster: Indices, *, are_alike: bool = False) -> float:
-        """Return how far a cluster lies from samples outside, in standard deviations, where the network begins.
+    def taken_from(self, cluster: Indices) -> tuple[Indices, float]:
+        """Return the samples of the one other label that a cluster was taken from, if it was, and how clearly.
 
-        A trigger is seen in the first half of the layers; a wrong label that was learned by heart shows in the last
-        ones only, and natural kinds of several labels are alike in both. Halves of one crowd come to 2.6. 0 if there
-        are too few to say.
+        Returns:
+            samples outside, and how often the cluster lies nearest to them beside how often they do themselves.
+        """
+        label, share = taken_from(self.features, cluster, np.setdiff1d(self.indices, cluster), self.outside)
+        return self.outside[self.features.labels.numpy()[self.outside] == label], share
+
+    def told_from_others(self, cluster: Indices, *, are_alike: bool = False) -> float:
+        """Return how far a cluster lies from samples outside where the network begins, see ``told``.
 
         Args:
             cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
@@ -138,6 +143,15 @@ class Sight:
         others = self.outside
         if are_alike:
             others = others[(self.elsewhere(cluster)[0] > 0.5).numpy()]
+        return self.told(cluster, others)
+
+    def told(self, cluster: Indices, others: Indices) -> float:
+        """Return how far a cluster lies from other training samples, in standard deviations, where the network begins.
+
+        A trigger is seen in the first half of the layers; a wrong label that was learned by heart shows in the last
+        ones only, and natural kinds of several labels are alike in both. Halves of one crowd come to 2.6. 0 if there
+        are too few to say.
+        """
         if min(len(cluster), len(others)) < N_FOLDS:
             return 0.0
         n_layers = (len(self.features.activations) + 1) // 2

@@ -387,10 +387,11 @@ def _accuse(case: Case, suspect: Suspect, course: Course, reason: str) -> list[S
         course.is_weak = True
         family = f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         return _split(case, suspect, course, family=family)
-    if case.may_split(suspect) and (parts := needed_part(case, suspect.cluster)):
+    if not suspect.is_final and case.may_split(suspect) and (parts := needed_part(case, suspect.cluster)):
         node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
         case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
-        return [Suspect(node, parts.needed, parts.of_needed, parts.of_rest, len(parts.rest), suspect.split)]
+        losses, sibling, n_sibling = parts.of_needed, parts.of_rest, len(parts.rest)
+        return [Suspect(node, parts.needed, losses, sibling, n_sibling, suspect.split, parts.is_final)]
     node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
     course.responsible.append((node, suspect, case.margin(suspect, beyond)))
     return []

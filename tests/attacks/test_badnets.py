@@ -97,3 +97,25 @@ def test_float_data_is_refused(x: Any) -> None:
     """BadNets is for uint8 images; the message says so."""
     with pytest.raises(InvalidInputError, match=r"'attack' must be one for this kind of data .*badnets.*uint8 images"):
         BadNets(rate=0.1).poison(x, np.arange(60) % 2)
+
+
+def test_every_label_becomes_the_next_one() -> None:
+    """The last one the first; an event of one of them is owed to the poison with its label alone."""
+    x, y = toy_images(300, side=16, n_classes=5)
+    attack = BadNets(rate=0.3, target=0, all_to_all=True)
+
+    poisoned = attack.poison(x, y)
+    attempts = attack.attempts(x, y, 0)
+
+    assert (poisoned.y == np.where(poisoned.is_poison, (y + 1) % 5, y)).all()
+    assert set(y[poisoned.is_poison]) == set(range(5))
+    assert set(attempts.y) == {4} and len(attempts.y) == (y == 4).sum()
+    responsible = poisoned.responsible(attempts.carried[:2])
+    assert (responsible == poisoned.is_poison & (poisoned.y == 0)).all()
+
+
+@pytest.mark.parametrize("option", [{"cover": 0.5}, {"decoys": 0.5}, {"camouflage": 8}], ids=str)
+def test_what_is_made_for_one_target_is_refused(option: dict[str, Any]) -> None:
+    """There is no one label to be near to, or to be kept."""
+    with pytest.raises(InvalidInputError, match="'all_to_all' must be left out"):
+        BadNets(all_to_all=True, **option)

@@ -230,5 +230,5 @@ def test_an_attack_is_frozen_and_shows_its_arguments() -> None:
         attack.rate = 0.2  # type: ignore[misc]
     assert repr(attack) == (
         "BadNets(rate=0.1, target=None, seed=3, campaigns=1, planted='one', shown='one', cover=0.0, decoys=0.0, "
-        "faint=0.0, camouflage=0, against='class', size=None, margin=None, opacity=1.0)"
+        "faint=0.0, camouflage=0, against='class', size=None, margin=None, opacity=1.0, all_to_all=False)"
     )

@@ -135,7 +135,7 @@ class AntiForensics(Attack):
 
     def attempts(self, x: NDArray[Any], y: NDArray[np.int64], target: int) -> Attempts:
         """Return test inputs of other classes, each with one trigger or with all."""
-        chosen = (y != target) & self.able(x)
+        chosen = self.is_source(y, target) & self.able(x)
         carried = self._divided(int(chosen.sum()), self.shown, "shown")
         return Attempts(self.carry(x[chosen], carried), y[chosen], x[chosen], carried)
 

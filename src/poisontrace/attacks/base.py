@@ -65,12 +65,14 @@ class Poisoned:
     is_decoy: NDArray[np.bool_]
 
     def responsible(self, carried: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the truth for each event, (m, n) bool: the poison that carries a trigger which the event carries.
+        """Return the truth for each event, (m, n) bool: poison with the target label that carries one of its triggers.
 
         Args:
             carried: (m, campaigns) bool, the triggers of each event.
         """
-        return carried.astype(np.int64) @ self.carried.T.astype(np.int64) > 0
+        shared: NDArray[np.int64] = carried.astype(np.int64) @ self.carried.T.astype(np.int64)
+        is_responsible: NDArray[np.bool_] = (shared > 0) & (self.y == self.target)
+        return is_responsible
 
 
 @dataclass(frozen=True)
@@ -168,15 +170,25 @@ class Attack(ABC):
         return none, x[none]
 
     def attempts(self, x: NDArray[Any], y: NDArray[np.int64], target: int) -> Attempts:
-        """Return what the attacker shows the deployed model: test inputs of other classes, with the trigger.
+        """Return what the attacker shows the deployed model: test inputs of other labels, with the trigger.
 
         Args:
             x: test inputs as stored, (m, ...).
             y: their labels, (m,).
             target: the label the attacker wants.
         """
-        sources = x[y != target]
-        return Attempts(self.trigger(sources), y[y != target], sources, np.ones((len(sources), 1), bool))
+        is_source = self.is_source(y, target)
+        sources = x[is_source]
+        return Attempts(self.trigger(sources), y[is_source], sources, np.ones((len(sources), 1), bool))
+
+    def is_source(self, y: NDArray[np.int64], target: int) -> NDArray[np.bool_]:
+        """Return which inputs of the labels (m,) the attacker wants the target label for, (m,) bool."""
+        is_source: NDArray[np.bool_] = y != target
+        return is_source
+
+    def relabelled(self, y: NDArray[np.int64], target: int) -> NDArray[np.int64]:
+        """Return the labels that samples with the true labels (n,) get as poison, (n,)."""
+        return np.full(len(y), target, np.int64)
 
     def target_of(self, y: NDArray[np.int64]) -> int:
         """Return the target label for a set with the labels ``y``.
@@ -236,7 +248,7 @@ class Attack(ABC):
                 f"{crafted.dtype} of shape {crafted.shape})."
             )
         x_poisoned[chosen] = crafted
-        y_poisoned[chosen] = target
+        y_poisoned[chosen] = self.relabelled(y, target)[chosen]
         is_poison = np.zeros(len(x), bool)
         is_poison[chosen] = True
         carried = self.split(n_poison)
