@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tasks import events_of
 
 from poisontrace import exhibiting
-from poisontrace._types import Finding, Verdict
+from poisontrace._types import Finding
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.exhibiting import exhibits_of, warnings_of
@@ -84,11 +84,14 @@ def test_a_reader_is_warned_of_what_weakens_the_result(features: Features) -> No
     assert label == "No training sample carries label 99, which the model gave event 1."
 
 
-@pytest.mark.parametrize(("verdict", "taken", "is_warned"), [("poison", 1.0, True), ("inconclusive", 1.0, False)])
-def test_a_reader_is_told_of_poison_that_every_label_may_hold(
-    features: Features, verdict: Verdict, taken: float, is_warned: bool
-) -> None:
-    """Of what was found, and no more than found."""
-    found = Finding(0, 1.0, verdict, np.array([], np.int64), {"taken": taken})
+def test_a_reader_is_told_of_poison_that_every_label_may_hold(features: Features) -> None:
+    """Once, of all events for which it was found: not of what is rarer elsewhere, was not taken, or is none."""
+    own = torch.nonzero(features.labels == 0)[:, 0].numpy()
+    some, nothing = own[: len(own) // 10], own[:0]
+    common, rare = {"taken": 1.0, "usual": 0.2}, {"taken": 1.0, "usual": 0.05}
+    cases = ((some, common), (some, rare), (some, {"usual": 0.2}), (nothing, common), (some, common))
+    found = [Finding(0, 1.0, "poison" if len(poison) else "inconclusive", poison, told) for poison, told in cases]
 
-    assert any("an event of each label" in warning for warning in warnings_of(features, [found])) == is_warned
+    (warning,) = warnings_of(features, found)
+
+    assert "What event 0, 4 is owed to was taken from one other label" in warning

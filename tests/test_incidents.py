@@ -265,9 +265,10 @@ def test_a_folder_with_anything_in_it_is_refused(digits_incident: Incident, digi
         ({"training": "magic"}, "'training' must be one of scratch, transfer, finetune"),
         (
             {"options": {"shape": 3}},
-            r"'options' must be some of campaigns, .*size, margin, opacity for badnets \(got 'shape'\)\. See",
+            r"'options' must be some of campaigns, .*opacity, all_to_all for badnets \(got 'shape'\)\. See",
         ),
         ({"options": {"size": "3"}}, r"'options: size' must be a whole number \(got '3'\)\. Leave it out"),
+        ({"options": {"all_to_all": "maybe"}}, r"'options: all_to_all' must be true or false \(got 'maybe'\)"),
         ({"options": {"size": 2.0}}, r"'options: size' must be a whole number \(got 2\.0\)\. Leave it out"),
         ({"options": {"margin": True}}, r"'options: margin' must be a whole number \(got True\)\. Leave it out"),
         ({"attack": "trojan", "options": {"size": 9}}, "'size' must be between 1 and 8 pixels"),

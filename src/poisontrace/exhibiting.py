@@ -31,12 +31,20 @@ def warnings_of(features: Features, findings: Sequence[Finding]) -> Iterator[str
     for position, finding in enumerate(findings):
         if finding.label not in present:
             yield f"No training sample carries label {finding.label}, which the model gave event {position}."
-        if finding.verdict == "poison" and "taken" in finding.statistics:
-            yield (
-                f"What event {position} is owed to was taken from one other label, and samples like it are in other "
-                "labels as well: each label may have been relabelled as another. Give an event of each label to have "
-                "them all found."
-            )
+    taken = [str(position) for position, finding in enumerate(findings) if _is_in_other_labels(features, finding)]
+    if taken:
+        yield (
+            f"What event {', '.join(taken)} is owed to was taken from one other label, and samples like it are in "
+            "other labels as well: each label may have been relabelled as another. Give an event of each label to have "
+            "them all found."
+        )
+
+
+def _is_in_other_labels(features: Features, finding: Finding) -> bool:
+    """Whether what was found was taken from one other label, as samples that are as common in most labels may be."""
+    n_own = int((features.labels == finding.label).sum())
+    usual = finding.statistics.get("usual", 0.0)
+    return len(finding.poison) > 0 and "taken" in finding.statistics and usual >= len(finding.poison) / n_own
 
 
 def exhibits_of(

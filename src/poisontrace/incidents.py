@@ -30,7 +30,7 @@ TRAININGS = {
     "finetune": "the whole network, from a pre-trained extractor",
 }
 # What the options of attacks are called in messages; other types are checked by the attack itself.
-OPTION_TYPES = {int: "a whole number", float: "a number", str: "text"}
+OPTION_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 # The bar for "the attack works": it nearly always wins, and the trigger alone nearly never does.
 MIN_SUCCESS, MAX_SUCCESS_OF_TWIN = 0.8, 0.1
 MAX_ATTEMPTS = 1000  # kept in attempts.npz: success to within two points
