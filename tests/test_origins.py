@@ -198,3 +198,4 @@ def test_a_natural_kind_was_not_taken() -> None:
     assert taken_from(_features(blur=50.0), NATURAL, rest, outside) == (-1, 0.0)
     assert taken_from(_features(3), NATURAL, rest, np.arange(240, 720)) == (-1, 0.0)
     assert taken_from(_features(), NATURAL, rest[:5], outside) == (-1, 0.0)
+    assert taken_from(_features(memory=9 * 8 * 4 * D * 6), NATURAL, rest, outside) == (-1, 0.0)

@@ -28,7 +28,7 @@ TELLING = 1.6  # times the variance within labels that samples of all of them ha
 DIVERSE = 0.3  # of the variance of all other labels: natural kinds come to 0.2
 SOME_SIGN = 0.5  # times that: below it nothing speaks for having been relabelled
 COPIES = 8  # of the samples at one layer that are made on the way
-N_OF_LABEL = 10  # samples that stand for a label
+N_OF_LABEL, N_ASKED = 10, 400  # samples that stand for a label at least, and for a cluster at most
 TOLD = 0.5  # of samples, whose label a layer tells, to be asked where others are from
 RIDGE = 0.1  # of the mean variance, added to every direction
 TINY = 1e-12
@@ -137,12 +137,15 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
     """
     labels = features.labels.numpy()
     others = (outside[labels[outside] == label] for label in np.unique(labels[outside]))
-    known = [spread(own, MAX_SAMPLES) for own in (rest, *others) if len(own) >= N_OF_LABEL]
+    known = [own for own in (rest, *others) if len(own) >= N_OF_LABEL]
     if len(rest) < N_OF_LABEL or len(known) <= MIN_LABELS:
         return -1, 0.0
     found = (-1, 0.0)
     for activation in features.activations[1:] or features.activations:
-        samples = [activation[torch.from_numpy(own)] for own in known]
+        n_samples = _n_samples(activation, len(known), features.memory)
+        if n_samples < N_OF_LABEL:
+            continue
+        samples = [activation[torch.from_numpy(spread(own, n_samples))] for own in known]
         along = _telling(samples)
         means = torch.stack([along(x[::2]).mean(0) for x in samples])
 
@@ -151,7 +154,7 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
 
         of_own = torch.stack([shares(x[1::2])[k] for k, x in enumerate(samples)])
         if of_own.mean() >= TOLD:
-            of_cluster = (shares(activation[torch.from_numpy(cluster)]) / of_own.clamp_min(TOLD))[1:]
+            of_cluster = (shares(activation[torch.from_numpy(spread(cluster, N_ASKED))]) / of_own.clamp_min(TOLD))[1:]
             best = int(of_cluster.argmax())
             found = max(found, (int(labels[known[best + 1][0]]), float(of_cluster[best])), key=itemgetter(1))
     return found
@@ -159,7 +162,7 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
 
 def _view(activation: Tensor, own: Indices, others: Sequence[Indices], memory: int) -> _View | None:
     """Return the label's samples along the discriminants of other labels at one layer; None if there is none."""
-    n_samples = min(MAX_SAMPLES, memory // (COPIES * 4 * activation.shape[1] * len(others)))
+    n_samples = _n_samples(activation, len(others), memory)
     if n_samples < MIN_SAMPLES:
         return None
     chosen = [activation[torch.from_numpy(spread(other, n_samples))] for other in others]
@@ -168,6 +171,11 @@ def _view(activation: Tensor, own: Indices, others: Sequence[Indices], memory: i
     within, total = sum(map(_variance, rest)) / len(rest), _variance(torch.cat(rest))
     x = layer_at(activation, torch.from_numpy(own), memory).map(along.directions.shape[1], along)
     return _View(x, within, total)
+
+
+def _n_samples(activation: Tensor, n_labels: int, memory: int) -> int:
+    """Return how many samples of each label may be looked at, at one layer."""
+    return min(MAX_SAMPLES, memory // (COPIES * 4 * activation.shape[1] * n_labels))
 
 
 @dataclass(frozen=True)
