@@ -38,6 +38,7 @@ def _suspect(case: Case, cluster: NDArray[np.int64]) -> Suspect:
         (0.5, 0.95, 0.0, 0.6, "most samples of other labels"),
         (0.5, 0.8, 0.0, 0.6, None),
         (0.7, 0.8, 0.0, 0.6, "most samples of other labels"),
+        (0.7, 0.8, 0.0, 0.9, None),
     ],
 )
 def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(

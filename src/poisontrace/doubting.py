@@ -18,8 +18,8 @@ from poisontrace.origins import SOME_SIGN
 from poisontrace.searching import natural, relabelled_elsewhere
 from poisontrace.sights import Sight, Sights
 
-# What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of the
-# others the shares that let go what is more than that, or nearly half of the label.
+# What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of others
+# the shares that let go most of a label if nothing shows that it was relabelled, and half of a label or what does.
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 # Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
@@ -114,7 +114,8 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
     shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
     if share > NEARLY_HALF:
-        limit = ELSEWHERE if share > MOST else EVERYWHERE
+        # Samples that were relabelled are like those of the labels they are from.
+        limit = EVERYWHERE if share <= MOST else ELSEWHERE + (EVERYWHERE - ELSEWHERE) * max(0.0, diversity)
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
