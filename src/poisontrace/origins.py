@@ -29,7 +29,7 @@ DIVERSE = 0.3  # of the variance of all other labels: natural kinds come to 0.2
 SOME_SIGN = 0.5  # times that: below it nothing speaks for having been relabelled
 COPIES = 8  # of the samples at one layer that are made on the way
 N_OF_LABEL, N_ASKED = 10, 400  # samples that stand for a label at least, and for a cluster at most
-TOLD = 0.5  # of samples, whose label a layer tells, to be asked where others are from
+TOLD, MOSTLY = 0.5, 2 / 3  # of samples, whose label a layer tells, to be asked where others are from; and of a label's
 RIDGE = 0.1  # of the mean variance, added to every direction
 TINY = 1e-12
 ROUNDS = 10  # that look for the bulk of a label
@@ -132,8 +132,9 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
         outside: of all other labels.
 
     Returns:
-        the label, and how often they lie nearest to it beside how often its own samples do, where that is largest, of
-        layers that tell labels apart; -1 and 0 if there is no such layer, or too few samples.
+        the label, and how much more often they lie nearest to it than to the rest of their own, beside how often its own
+        samples do, where that is largest, of layers that tell labels apart; -1 and 0 if there is no such layer, or too
+        few samples.
     """
     labels = features.labels.numpy()
     others = (outside[labels[outside] == label] for label in np.unique(labels[outside]))
@@ -154,7 +155,8 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
 
         of_own = torch.stack([shares(x[1::2])[k] for k, x in enumerate(samples)])
         if of_own.mean() >= TOLD:
-            of_cluster = (shares(activation[torch.from_numpy(spread(cluster, N_ASKED))]) / of_own.clamp_min(TOLD))[1:]
+            at_home, *elsewhere = shares(activation[torch.from_numpy(spread(cluster, N_ASKED))])
+            of_cluster = (torch.stack(elsewhere) - at_home) / of_own[1:].clamp_min(MOSTLY)
             best = int(of_cluster.argmax())
             found = max(found, (int(labels[known[best + 1][0]]), float(of_cluster[best])), key=itemgetter(1))
     return found

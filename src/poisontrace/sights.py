@@ -128,7 +128,8 @@ class Sight:
         """Return the samples of the one other label that a cluster was taken from, if it was, and how clearly.
 
         Returns:
-            samples outside, and how often the cluster lies nearest to them beside how often they do themselves.
+            samples outside, and how much more often the cluster lies nearest to them than to the rest of its label,
+            beside how often they do themselves.
         """
         label, share = taken_from(self.features, cluster, np.setdiff1d(self.indices, cluster), self.outside)
         return self.outside[self.features.labels.numpy()[self.outside] == label], share
