@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 # What ``fit`` gives on the committed rows; a test fits again.
-INTERCEPT, SLOPE = -0.566, 6.351
+INTERCEPT, SLOPE = -0.731, 6.546
 RANGE = (0.1, 10.0)  # a margin beyond says no more
 
 

@@ -29,7 +29,8 @@ DIVERSE = 0.3  # of the variance of all other labels: natural kinds come to 0.2
 SOME_SIGN = 0.5  # times that: below it nothing speaks for having been relabelled
 COPIES = 8  # of the samples at one layer that are made on the way
 N_OF_LABEL, N_ASKED = 10, 400  # samples that stand for a label at least, and for a cluster at most
-TOLD, MOSTLY = 0.5, 2 / 3  # of samples, whose label a layer tells, to be asked where others are from; and of a label's
+# Shares of samples whose label a layer tells: of all, to be asked where others are from; and of a label, at least.
+TOLD, MOSTLY = 0.5, 2 / 3
 RIDGE = 0.1  # of the mean variance, added to every direction
 TINY = 1e-12
 ROUNDS = 10  # that look for the bulk of a label
@@ -132,9 +133,9 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
         outside: of all other labels.
 
     Returns:
-        the label, and how much more often they lie nearest to it than to the rest of their own, beside how often its own
-        samples do, where that is largest, of layers that tell labels apart; -1 and 0 if there is no such layer, or too
-        few samples.
+        the label, and how much more often they lie nearest to it than to the rest of their own, beside how often its
+        own samples do, where that is largest, of layers that tell labels apart; -1 and 0 if there is no such layer, or
+        too few samples.
     """
     labels = features.labels.numpy()
     others = (outside[labels[outside] == label] for label in np.unique(labels[outside]))
