@@ -19,7 +19,7 @@ def test_rows_that_are_damaged_are_not_passed_over(tmp_path: Path) -> None:
 
 
 def test_every_option_that_misleads_is_known_to_the_tables() -> None:
-    """Else its rows would pass for those of an attack as published; so is a strength of the trigger, and having no one target."""
+    """Else its rows would pass for those of an attack as published; so would a weak trigger, or no one target."""
     options = {*AntiForensics.options(), *Camouflage.options(), "opacity", "all_to_all"}
 
     assert set(rows.MEASURES) == options
