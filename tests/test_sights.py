@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from poisontrace._blocks import Blocks
@@ -22,6 +23,12 @@ def _network(width: int, n_labels: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, n_labels))
 
 
+def _collected(x: NDArray[np.float32], y: NDArray[np.int64], model: nn.Sequential) -> Features:
+    """Return what a network makes of samples (n, 6) and labels (n,), the first one as the event."""
+    event = torch.from_numpy(x[0])
+    return collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+
+
 @pytest.fixture(scope="module")
 def features() -> Features:
     """Return 300 rows of three labels, some of label 0 with a mark in the last column, and an event of each label."""
@@ -30,7 +37,6 @@ def features() -> Features:
     x = rng.standard_normal((300, 6)).astype(np.float32)
     x[np.arange(300), y] += 4
     x[:60:3, 5] = 6
-    torch.manual_seed(0)
     model = _network(8, 3)
     events = [torch.from_numpy(row) for row in x]
     with torch.no_grad():
@@ -109,9 +115,7 @@ def test_a_mark_tells_relabelled_samples_from_others_and_a_wrong_label_does_not(
     marked, wrong = np.flatnonzero(y)[:40], np.flatnonzero(y)[40:80]
     x[marked, 5] += 6
     y[np.concatenate([marked, wrong])] = 0
-    model = _network(8, 3)
-    event = torch.from_numpy(x[0])
-    found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+    found = _collected(x, y, _network(8, 3))
     hidden = found.hidden.clone()
     hidden[wrong] += 20
     found = replace(found, activations=(*found.activations[:-1], hidden))
@@ -133,9 +137,7 @@ def test_samples_of_another_label_are_told_from_it_by_their_mark_alone(is_marked
     taken = np.flatnonzero(y == 2)[:40]
     x[taken, 5] += 9 * is_marked
     y[taken] = 0
-    model = _network(64, 4)
-    event = torch.from_numpy(x[0])
-    found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+    found = _collected(x, y, _network(64, 4))
 
     sight = Sight(found, 0, np.flatnonzero(y == 0))
     source, share = sight.taken_from(taken)
@@ -155,9 +157,7 @@ def test_what_samples_like_it_carry_as_well_tells_a_cluster_from_others_only(oth
     x[marked, 5] += 9
     x[np.flatnonzero(y == 1)[40:], 4] += 9  # on the side of the forty, for what they lack
     x[np.flatnonzero(y == 0)[40:], 4] -= 9
-    model = _network(8, 3)
-    event = torch.from_numpy(x[0])
-    found = collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))])
+    found = _collected(x, y, _network(8, 3))
 
     sight = Sight(found, 0, np.flatnonzero(y == 0))
 

@@ -105,7 +105,7 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         # The rest of a part is poison as well.
         diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
-        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(case, suspect.cluster)) >= TAKEN:
+        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(case, suspect.cluster)):
             figures["taken"] = taken
     if diversity >= 1 or "taken" in figures:
         # Relabelled, which nothing is that a label holds by nature.
@@ -141,9 +141,9 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
 
 
 def _taken(case: Case, cluster: Indices) -> float:
-    """Return how clearly samples were taken from one other label; 0 if nothing marks them among its own samples."""
+    """Return how clearly samples were taken from one other label; 0 if not so, or nothing marks them among its own."""
     others, share = case.sight.taken_from(cluster)
-    return share if case.sight.told(cluster, others) >= MARKED else 0.0
+    return share if share >= TAKEN and case.sight.told(cluster, others) >= MARKED else 0.0
 
 
 def _as_wrong_labels(case: Case, suspect: Suspect, margin: float) -> tuple[float, dict[str, float]]:
