@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from poisontrace._errors import InvalidInputError
-from poisontrace.placing import one_thread, placed, resolve
+from poisontrace.placing import in_bfloat16, one_thread, placed, resolve
 
 
 def test_threads_come_back_after_an_error() -> None:
@@ -45,3 +45,17 @@ def test_a_device_that_cannot_be_used_is_refused(device: str) -> None:
     """Unknown ones, and the one from which nothing comes back."""
     with pytest.raises(InvalidInputError, match=rf"'device' must be usable here \(got '{device}'\)"):
         resolve(device)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_processor_that_would_imitate_bfloat16_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    """Which is faster there, and better."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_fast)
+    layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+
+    with in_bfloat16():
+        assert layer(x).dtype == (torch.bfloat16 if is_fast else torch.float32)
+    with in_bfloat16(enabled=False):
+        assert layer(x).dtype == torch.float32

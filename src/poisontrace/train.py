@@ -15,6 +15,7 @@ from poisontrace._errors import InvalidInputError
 from poisontrace._rng import torch_generator
 from poisontrace.data import crop_and_flip, to_inputs
 from poisontrace.models import Normalise
+from poisontrace.placing import in_bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def fit(
             if is_image:
                 x_batch = crop_and_flip(x_batch, recipe.shift, 0.5 * recipe.flip, augmentation)
                 x_batch = x_batch.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=is_image):
+            with in_bfloat16(device, enabled=is_image):
                 logits = model(x_batch.to(device))
             loss = functional.cross_entropy(logits.float(), labels[batch].to(device), label_smoothing=recipe.smoothing)
             optimiser.zero_grad(set_to_none=True)

@@ -23,6 +23,7 @@ from poisontrace._rng import torch_generator
 from poisontrace._validate import check_at_least, check_positive
 from poisontrace.attacks.targeted import Aim, Targeted, in_batches, to_images
 from poisontrace.data import crop_and_flip, to_inputs
+from poisontrace.placing import in_bfloat16
 
 # Images whose mean gradient is matched at once. What they have in common is then hidden in none of them.
 BATCH = 100
@@ -44,7 +45,7 @@ class _Match:
 
     def _gradient(self, x: Tensor, y: Tensor, *, is_fixed: bool = False) -> Tensor:
         # bfloat16 is what victims are trained in, and three times as fast where the processor has it.
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with in_bfloat16():
             logits = self.network(x)
         loss = functional.cross_entropy(logits.float(), y)
         gradients = torch.autograd.grad(loss, self.weights, create_graph=not is_fixed)
