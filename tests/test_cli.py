@@ -211,7 +211,7 @@ def test_attack_prints_facts_as_json(practice: Run) -> None:
 
 
 def test_training_and_options_reach_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values are whole numbers, numbers or text, whichever they are first."""
+    """Values are true or false, whole numbers, numbers or text, whichever they are first."""
     plans: list[incidents.Plan] = []
 
     def make(plan: incidents.Plan, **_: object) -> None:
@@ -219,7 +219,7 @@ def test_training_and_options_reach_the_plan(tmp_path: Path, monkeypatch: pytest
         raise PoisontraceError("Enough.")
 
     monkeypatch.setattr(incidents, "make", make)
-    pairs = ["size=3", "margin=-1", "lr=0.5", "scale=1e3", "shape=square", "text=a=b"]
+    pairs = ["size=3", "margin=-1", "lr=0.5", "scale=1e3", "shape=square", "text=a=b", "is_so=true"]
 
     done = run(app, [*attack(tmp_path, training="finetune"), *(part for pair in pairs for part in ("--option", pair))])
 
@@ -228,9 +228,9 @@ def test_training_and_options_reach_the_plan(tmp_path: Path, monkeypatch: pytest
     assert plan.training == "finetune"
     assert plan.options == {
         **{"size": 3, "margin": -1, "lr": 0.5, "scale": 1000.0},
-        **{"shape": "square", "text": "a=b"},
+        **{"shape": "square", "text": "a=b", "is_so": True},
     }
-    assert [type(value) for value in plan.options.values()] == [int, int, float, float, str, str]
+    assert [type(value) for value in plan.options.values()] == [int, int, float, float, str, str, bool]
 
 
 def test_an_incident_is_made_with_them(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -535,25 +535,25 @@ def _print_added(case: Path, name: str, as_json: bool, rows: dict[str, str]) -> 
     _print_rows(screen, {**rows, "report": str(case / "report.html")})
 
 
-def _options(pairs: list[str]) -> dict[str, int | float | str]:
-    """Return options given as name=value, each value as a number if it is one."""
-    options: dict[str, int | float | str] = {}
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """Return options given as name=value, each value as true, false or a number if it is one."""
+    options: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not (name and separator and value):
             raise InvalidInputError(f"'option' must be name=value (got {pair!r}). Write --option size=4, for example.")
         if name in options:
             raise InvalidInputError(f"'option' must name each option once (got {name!r} again). Remove one.")
-        options[name] = _number_or_text(value)
+        options[name] = _value(value)
     return options
 
 
-def _number_or_text(text: str) -> int | float | str:
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
