@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import Planted, case_of, fitted_network, planted_marks
+from tasks import Planted, case_of, events_of, fitted_network, planted_marks
 from torch import nn
 
 from poisontrace import hearing
@@ -16,7 +16,8 @@ from poisontrace.clustering import Split
 from poisontrace.data import ArraySet
 from poisontrace.doubting import Case
 from poisontrace.embedding import collect
-from poisontrace.hearing import Course, challenge, follow_marks, hear_whispers
+from poisontrace.hearing import Course, challenge, follow_marks, hear_noise, hear_whispers
+from poisontrace.incidents import Incident
 from poisontrace.judging import Judge, Suspect
 from poisontrace.kinds import Kinds
 
@@ -56,6 +57,22 @@ def _marks_followed(case: Case, first: NDArray[np.int64], *, accuses: bool) -> N
     }
     assert sorted(np.concatenate([leaf.indices for leaf in case.tree.leaves(case.own)])) == case.own.tolist()
     return np.sort(np.concatenate([case.own[:0], *(suspect.cluster for _, suspect, _ in course.responsible)]))
+
+
+def test_noisy_images_are_owed_to_the_event_s_own_campaign_alone(two_campaigns: Incident) -> None:
+    """Triggers that are noise make the poison of both stand out as noisy images."""
+    samples, event = ArraySet(two_campaigns.x, two_campaigns.y), events_of(two_campaigns)[0]
+    case = case_of(collect(two_campaigns.model, samples, [event]))
+    poison = np.flatnonzero(two_campaigns.is_poison)
+    case.judge.take_controls(np.setdiff1d(case.own, poison))
+    case, course = _begun(case, poison, accuses=False)
+    course.noisy = course.pruned.popitem()[1]
+
+    hear_noise(case, course)
+
+    ((node, suspect, _),) = course.responsible
+    assert suspect.cluster.tolist() == np.flatnonzero(two_campaigns.is_responsible[0]).tolist()
+    assert case.tree.clusters[node].decision == "responsible"
 
 
 @pytest.mark.parametrize("accuses", [False, True])

@@ -104,6 +104,38 @@ def test_beyond_a_fainter_trigger_lie_samples_without_any(
     assert (needed_part(case, poison) is not None) == is_cut
 
 
+@pytest.mark.parametrize(("place", "is_cut"), [(0.5, True), (1.1, True), (1.2, False)])
+def test_other_samples_lie_between_two_campaigns(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool
+) -> None:
+    """Or a little beyond either; farther out, what one part lacks is a trigger that the event has no part in."""
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), place), torch.zeros(10)))
+    own = np.flatnonzero(two_campaigns.is_responsible[0])
+
+    needed = _part_needed(two_campaigns, 0)
+
+    assert (needed is not None and needed.tolist() == own.tolist()) == is_cut
+
+
+def test_what_the_event_s_trigger_told_is_parted_by_campaigns_alone(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two may be left that share no sample; the search across parts, and what came along, are not asked again."""
+    own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
+    case = case_of(_features(two_campaigns, 0))
+    case.judge.take_controls(np.setdiff1d(case.own, poison))
+
+    def never(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(parting, "_sides_of_event", never)
+    monkeypatch.setattr(parting, "_without_others", never)
+    parts = needed_part(case, poison, is_across=True)
+
+    assert parts is not None
+    assert (parts.needed.tolist(), parts.is_across) == (own.tolist(), True)
+
+
 @pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)
 def test_poison_with_one_trigger_is_of_one_campaign(options: dict[str, float]) -> None:
     """Though half of it carries a fainter one, beyond which other samples lie, or comes from other source classes."""

@@ -28,12 +28,14 @@ from poisontrace import Trace, doubting, incidents, metrics, models, trace, trac
 from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Finding
+from poisontrace.clustering import Split
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
 from poisontrace.doubting import Case
 from poisontrace.embedding import Features
 from poisontrace.incidents import Incident
-from poisontrace.judging import Suspect
+from poisontrace.judging import Judge, Suspect
+from poisontrace.searching import two_kinds
 from poisontrace.sights import Sight
 from poisontrace.tracing import Config, _follow
 
@@ -414,6 +416,34 @@ def test_what_is_as_common_elsewhere_is_not_accused(
         result = trace(digits_incident.model, data, event)
         is_let_go = any("as common in labels" in cluster.reason for cluster in result.clusters)
         assert (result.verdict, is_let_go) == (verdict, verdict != "poison")
+
+
+def test_relabelled_samples_are_never_the_ordinary_ones(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where they are most of their label: which of two kinds is ordinary is not asked then."""
+    ordinary = np.flatnonzero((digits_incident.y == digits_incident.event_y[0]) & ~digits_incident.is_poison)
+    kept = np.ones(len(digits_incident.y), bool)
+    kept[ordinary[60:]] = False
+    controls: list[NDArray[np.int64]] = []
+    take_controls = Judge.take_controls
+
+    def noted(judge: Judge, cluster: NDArray[np.int64]) -> None:
+        controls.append(cluster)
+        take_controls(judge, cluster)
+
+    def of_many_labels(*asked: Any, **by: Any) -> Split:
+        return dataclasses.replace(two_kinds(*asked, **by), diversity=2.0)
+
+    monkeypatch.setattr(tracing, "two_kinds", of_many_labels)
+    monkeypatch.setattr(Judge, "take_controls", noted)
+    monkeypatch.setattr(Judge, "compare", lambda *_: pytest.fail("asked which kind is ordinary"))
+    result = trace(
+        digits_incident.model, (digits_incident.x[kept], digits_incident.y[kept]), events_of(digits_incident)[:1]
+    )
+
+    assert result.poison.tolist() == np.flatnonzero(digits_incident.is_poison[kept]).tolist()
+    assert not digits_incident.is_poison[kept][controls[-1]].any()
 
 
 def test_a_natural_kind_within_a_label_is_not_accused() -> None:

@@ -14,6 +14,7 @@ from poisontrace._record import Indices
 from poisontrace.clustering import separate
 from poisontrace.doubting import Case, contradicted
 from poisontrace.judging import FAMILY, TINY, Suspect
+from poisontrace.parting import parted
 from poisontrace.scoring import sharing
 
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
@@ -52,6 +53,8 @@ def hear_noise(case: Case, course: Course) -> None:
         reason = "noisy images, but the event leans on others"
         case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
         return
+    while part := parted(case, noisy):
+        noisy = part
     # The last layer alone may not tell: it can be the weights below that such poison moves.
     reason = "no other label holds noisy images so far from the rest"
     node = case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "responsible", reason)

@@ -79,7 +79,7 @@ class Config:
 class Suspect:
     """A cluster to be judged, with what unlearning it did, and its sibling, and the split that they come from.
 
-    ``is_final`` says that it is all that the event needs, and no part of it need be looked for.
+    ``is_across`` says that the event's own trigger told it from others, across the parts that further triggers make.
     """
 
     parent: int
@@ -88,7 +88,7 @@ class Suspect:
     sibling: Losses
     n_sibling: int
     split: Split | None = None
-    is_final: bool = False
+    is_across: bool = False
 
     def margin(self, config: Config, spared: float, beyond: float = 0.0) -> float:
         """Return how well the conditions of an accusation are met, the least of them counts: at least 1 accuses.

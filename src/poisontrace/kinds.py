@@ -141,10 +141,8 @@ class Kinds:
     def standing(self, cluster: Indices, split: Split) -> float:
         """Return how far two kinds of one label lie apart, over the farthest that other labels hold.
 
-        1 if there are hardly any other labels. Beyond all of them if the first kind was relabelled.
+        1 if there are hardly any other labels.
         """
-        if split.diversity >= 1:
-            return inf
         natural = [kinds.apartness for kinds in self.natural(int(self._labels[cluster[0]]))]
         if len(natural) < MIN_OTHERS:
             return 1.0

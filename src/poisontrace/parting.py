@@ -16,7 +16,7 @@ from poisontrace._record import Indices
 from poisontrace._types import Losses
 from poisontrace.clustering import N_FOLDS, Split, separate
 from poisontrace.doubting import Case
-from poisontrace.judging import CLEARLY
+from poisontrace.judging import CLEARLY, Suspect
 from poisontrace.origins import SOME_SIGN
 from poisontrace.searching import glance_at_parts, two_parts, two_parts_across, two_parts_at_input, two_parts_by_origin
 from poisontrace.sights import Sight
@@ -27,8 +27,8 @@ MIN_PART, APART = 0.2, 1.2
 N_OF_PARTS = 400  # of its samples, that are looked at first
 LESS_SIGN = 0.5  # times that of what the event needs: so much sign of having been relabelled is none
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
-# the other campaign they lie at most, and how far an event lies its way if it carries both triggers.
-TOGETHER, BEYOND, OF_BOTH = 0.6, 0.2, 1 / 3
+# the event's own they lie at most, and how far an event lies the other's way if it carries both triggers.
+TOGETHER, BEYOND, OF_BOTH = 0.6, 0.15, 1 / 3
 ALIKE = 0.95  # of the way from ordinary samples to such with a trigger: the same trigger
 HALFWAY = 0.5  # between two parts
 
@@ -43,7 +43,7 @@ class Parts:
         of_needed, of_rest: what unlearning each did.
         reason: why they are two.
         whose: of whom the rest is.
-        is_final: whether what is needed was looked at beside what carries other triggers; these part it no more.
+        is_across: whether the event's own trigger told them apart, across the parts that further triggers make.
     """
 
     needed: Indices
@@ -52,14 +52,27 @@ class Parts:
     of_rest: Losses
     reason: str
     whose: str
-    is_final: bool = False
+    is_across: bool = False
 
 
 # A split, whose first side is needed, and its parts with what unlearning each did, that first which is needed less.
 Sides = tuple[Split, tuple[Indices, Losses], tuple[Indices, Losses]]
 
 
-def needed_part(case: Case, cluster: Indices) -> Parts | None:
+def parted(case: Case, suspect: Suspect) -> Suspect | None:
+    """Return the part of a responsible cluster that the event needs, with both noted in the tree; None if it is all."""
+    if not case.may_split(suspect):
+        return None
+    parts = needed_part(case, suspect.cluster, is_across=suspect.is_across)
+    if parts is None:
+        return None
+    node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
+    case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
+    of_needed, of_rest = parts.of_needed, parts.of_rest
+    return Suspect(node, parts.needed, of_needed, of_rest, len(parts.rest), suspect.split, parts.is_across)
+
+
+def needed_part(case: Case, cluster: Indices, *, is_across: bool = False) -> Parts | None:
     """Return the part of a responsible cluster that the event needs and the rest, if that is of another campaign.
 
     Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
@@ -67,6 +80,12 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
     that share one mark and nothing else are of one campaign (decision 0024). Beside poison that was relabelled the rest
     may also be decoys: ordinary samples of the label that carry the trigger, if faintly. And it may be ordinary samples
     that came along, however few (decisions 0031 and 0033).
+
+    Args:
+        case: of the event.
+        cluster: training samples.
+        is_across: whether the event's own trigger told them from others already; further ones part them no more, but
+            campaigns that share no sample do (decision 0037).
     """
     if case.kinds.are_rows:
         return None
@@ -80,23 +99,25 @@ def needed_part(case: Case, cluster: Indices) -> Parts | None:
                 return None
     sight = Sight(case.features, case.event, cluster)
     sides = _sides(case, sight, case.config.min_cluster)
-    return _without_others(case, sight, sides) or (_without_campaigns(case, sight, sides) if sides else None)
+    parts = None if is_across else _without_others(case, sight, sides)
+    return parts or (_without_campaigns(case, sight, sides, is_across=is_across) if sides else None)
 
 
-def _without_campaigns(case: Case, sight: Sight, sides: Sides) -> Parts | None:
+def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: bool) -> Parts | None:
     """Return the side of a responsible cluster that the event needs, if it does without the other one.
 
     Args:
         case: of the event.
         sight: of the cluster.
         sides: of it that are known; too small a one is of no campaign.
+        is_across: see :func:`needed_part`.
     """
     cluster = sight.indices
     least = max(case.config.min_cluster, round(MIN_PART * len(cluster)))
     known = sides if sides[0].n_smaller >= least else _sides(case, sight, least)
     if not known:
         return None
-    own = _sides_of_event(case, sight, known)
+    own = None if is_across else _sides_of_event(case, sight, known)
     split, (rest, of_rest), (needed, of_needed) = own or known
     if not _does_without(case, split, of_rest, of_needed):
         return None
@@ -111,11 +132,11 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides) -> Parts | None:
         low, middle, high = others.quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
-        is_between = -BEYOND < middle < 1 or (middle < 0 and not _is_fainter(case, cluster, rest))
+        is_between = middle < 1 + BEYOND and (middle >= 0 or not _is_fainter(case, cluster, rest))
         if (high - low > TOGETHER and own is None) or not is_between or case.sight.position(rest) >= OF_BOTH:
             return None
     reason, whose = f"two campaigns, {apart}", "another campaign's"
-    return Parts(needed, rest, of_needed, of_rest, reason, whose, is_final=own is not None)
+    return Parts(needed, rest, of_needed, of_rest, reason, whose, is_across=is_across or own is not None)
 
 
 def _without_others(case: Case, sight: Sight, sides: Sides | None) -> Parts | None:

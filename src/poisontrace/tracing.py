@@ -34,7 +34,7 @@ from poisontrace.judging import Config as Config  # part of what tracing offers
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
-from poisontrace.parting import needed_part
+from poisontrace.parting import parted
 from poisontrace.placing import one_thread, placed, resolve
 from poisontrace.ranks import ALONE, Ranks
 from poisontrace.searching import two_kinds
@@ -361,7 +361,8 @@ def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = Fals
     node = case.tree.add(
         suspect.parent, cluster, suspect.losses, "split", f"{what}, {apart:.1f} standard deviations apart"
     )
-    if hidden:
+    if hidden or split.diversity >= 1:
+        # Noisy images and relabelled samples are not ordinary ones, however many they are.
         case.judge.take_controls(second)
         of_first, of_second = case.judge.losses(first, second)
     else:
@@ -387,11 +388,8 @@ def _accuse(case: Case, suspect: Suspect, course: Course, reason: str) -> list[S
         course.is_weak = True
         family = f"a family, {beyond:.1f} standard deviations from others in more than a mark"
         return _split(case, suspect, course, family=family)
-    if not suspect.is_final and case.may_split(suspect) and (parts := needed_part(case, suspect.cluster)):
-        node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
-        case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
-        losses, sibling, n_sibling = parts.of_needed, parts.of_rest, len(parts.rest)
-        return [Suspect(node, parts.needed, losses, sibling, n_sibling, suspect.split, parts.is_final)]
+    if part := parted(case, suspect):
+        return [part]
     node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
     course.responsible.append((node, suspect, case.margin(suspect, beyond)))
     return []
