@@ -1,7 +1,7 @@
 """The part of a responsible cluster that the event needs: not what is another campaign's, decoys, or came along.
 
 One cluster may hold the poison of several campaigns for one label, and ordinary samples of it besides (decisions 0024,
-0026, 0029, 0031 and 0033).
+0026, 0029, 0031, 0033, 0035 and 0037).
 """
 
 from collections.abc import Callable
@@ -29,7 +29,8 @@ LESS_SIGN = 0.5  # times that of what the event needs: so much sign of having be
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
 # the event's own they lie at most, and how far an event lies the other's way if it carries both triggers.
 TOGETHER, BEYOND, OF_BOTH = 0.6, 0.15, 1 / 3
-ALIKE = 0.95  # of the way from ordinary samples to such with a trigger: the same trigger
+# How far others lie beyond a part, and the event from ordinary samples beside it, together: it has the same trigger.
+FAINTER = 1.2
 HALFWAY = 0.5  # between two parts
 
 
@@ -132,7 +133,7 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: boo
         low, middle, high = others.quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
-        is_between = middle < 1 + BEYOND and (middle >= 0 or not _is_fainter(case, cluster, rest))
+        is_between = middle < 1 + BEYOND and (middle >= 0 or not _is_fainter(case, cluster, rest, float(-middle)))
         if (high - low > TOGETHER and own is None) or not is_between or case.sight.position(rest) >= OF_BOTH:
             return None
     reason, whose = f"two campaigns, {apart}", "another campaign's"
@@ -243,15 +244,16 @@ def _unlearned(case: Case, sight: Sight, split: Split) -> Sides:
     return split, second, first
 
 
-def _is_fainter(case: Case, cluster: Indices, rest: Indices) -> bool:
+def _is_fainter(case: Case, cluster: Indices, rest: Indices, beyond: float) -> bool:
     """Whether the rest of a cluster carries the event's trigger, if faintly.
 
-    Along what tells it from the ordinary samples of the label the event lies as far as it does, or farther.
+    Other samples lie beyond it, and along what tells it from the ordinary samples of the label the event does: the more
+    of the one, the less it takes of the other.
     """
     ordinary = np.setdiff1d(case.own, cluster)
     if len(ordinary) < N_FOLDS:
         return True
-    return Sight(case.features, case.event, np.union1d(rest, ordinary)).position(rest) > ALIKE
+    return Sight(case.features, case.event, np.union1d(rest, ordinary)).position(rest) + beyond > FAINTER
 
 
 def _does_without(case: Case, split: Split, of_rest: Losses, of_needed: Losses) -> bool:
