@@ -25,14 +25,14 @@ def test_a_fit_finds_the_odds_that_made_the_data() -> None:
     """Of 4,000 margins on both sides of 1; three times as many natural mistakes change nothing."""
     rng = numpy_generator(0, "toy/margins")
     margins = np.exp(rng.normal(0, 0.7, 4000))
-    is_poison = rng.random(4000) < 1 / (1 + np.exp(-4 * np.log(margins)))
+    is_poison = rng.random(4000) < 1 / (1 + np.exp(1 - 4 * np.log(margins) - 2 * (margins >= 1)))
     few = np.flatnonzero(is_poison | (np.arange(4000) % 3 == 0))
 
     for chosen in (np.arange(4000), few):
-        intercept, slope = calibration.fit(margins[chosen].tolist(), is_poison[chosen].tolist())
+        intercept, slope, step = calibration.fit(margins[chosen].tolist(), is_poison[chosen].tolist())
 
-        assert intercept == pytest.approx(0, abs=0.2)
-        assert slope == pytest.approx(4, rel=0.1)
+        assert (intercept, step) == pytest.approx((-1, 2), abs=0.3)
+        assert slope == pytest.approx(4, rel=0.15)
 
 
 def test_the_constants_are_those_of_the_committed_rows() -> None:
@@ -41,4 +41,5 @@ def test_the_constants_are_those_of_the_committed_rows() -> None:
     margins, is_poison = rows.judged(measured)
 
     assert min(sum(is_poison), len(is_poison) - sum(is_poison)) >= 40
-    assert calibration.fit(margins, is_poison) == pytest.approx((calibration.INTERCEPT, calibration.SLOPE), abs=0.01)
+    constants = calibration.INTERCEPT, calibration.SLOPE, calibration.STEP
+    assert calibration.fit(margins, is_poison) == pytest.approx(constants, abs=0.01)

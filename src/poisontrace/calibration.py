@@ -1,4 +1,4 @@
-"""How likely poison is, given how well the conditions of an accusation are met (decision 0014).
+"""How likely poison is, given how well the conditions of an accusation are met (decisions 0014, 0038).
 
 The null are natural mistakes of networks trained without poison; against them stand events of attacks that worked. Both
 are rows of the benchmarks, and ``fit`` is all that was done to them.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 # What ``fit`` gives on the committed rows; a test fits again.
-INTERCEPT, SLOPE = -0.731, 6.546
+INTERCEPT, SLOPE, STEP = -2.426, 3.786, 3.825
 RANGE = (0.1, 10.0)  # a margin beyond says no more
 
 
@@ -18,20 +18,23 @@ def p_poison(margin: float) -> float:
     Args:
         margin: of the accusation, or of the one that came nearest to it; 1 is what it takes to accuse.
     """
-    return 1 / (1 + math.exp(-(INTERCEPT + SLOPE * _log(margin))))
+    log, accuses = _terms(margin)
+    return 1 / (1 + math.exp(-(INTERCEPT + SLOPE * log + STEP * accuses)))
 
 
-def fit(margins: Sequence[float], is_poison: Sequence[bool]) -> tuple[float, float]:
-    """Return intercept and slope of a logistic regression on the logarithm of the margin.
+def fit(margins: Sequence[float], is_poison: Sequence[bool]) -> tuple[float, float, float]:
+    """Return intercept, slope and step of a logistic regression on the logarithm of the margin and whether it accuses.
 
-    Natural mistakes weigh as much as poison, however many there are of each. The usual penalty of scikit-learn keeps
-    the slope finite where hardly a margin is on the wrong side.
+    What accuses has stood up to everything that is asked of an accusation, which its margin alone does not say. Natural
+    mistakes weigh as much as poison, however many there are of each. The usual penalty of scikit-learn keeps the slope
+    finite where hardly a margin is on the wrong side.
     """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(class_weight="balanced").fit([[_log(margin)] for margin in margins], is_poison)
-    return float(model.intercept_[0]), float(model.coef_[0, 0])
+    model = LogisticRegression(class_weight="balanced").fit([*map(_terms, margins)], is_poison)
+    slope, step = model.coef_[0].tolist()
+    return float(model.intercept_[0]), slope, step
 
 
-def _log(margin: float) -> float:
-    return math.log(min(max(margin, RANGE[0]), RANGE[1]))
+def _terms(margin: float) -> tuple[float, bool]:
+    return math.log(min(max(margin, RANGE[0]), RANGE[1])), margin >= 1
