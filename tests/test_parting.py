@@ -83,7 +83,7 @@ def test_poison_with_the_trigger_is_found_whatever_else_it_carries(campaigns: in
         assert found.tolist() == np.flatnonzero(is_responsible).tolist()
 
 
-@pytest.mark.parametrize(("place", "is_cut"), [(0.85, True), (0.95, False)])
+@pytest.mark.parametrize(("place", "is_cut"), [(0.9, True), (1.0, False)])
 def test_beyond_a_fainter_trigger_lie_samples_without_any(
     two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool
 ) -> None:

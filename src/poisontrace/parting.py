@@ -29,8 +29,9 @@ LESS_SIGN = 0.5  # times that of what the event needs: so much sign of having be
 # Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
 # the event's own they lie at most, and how far an event lies the other's way if it carries both triggers.
 TOGETHER, BEYOND, OF_BOTH = 0.6, 0.15, 1 / 3
-# How far others lie beyond a part, and the event from ordinary samples beside it, together: it has the same trigger.
-FAINTER = 1.2
+# How far the event lies from ordinary samples, on the way to a part, at least, and together with how far others lie
+# beyond that part: it has the same trigger.
+ALIKE, FAINTER = 0.95, 1.2
 HALFWAY = 0.5  # between two parts
 
 
@@ -247,13 +248,14 @@ def _unlearned(case: Case, sight: Sight, split: Split) -> Sides:
 def _is_fainter(case: Case, cluster: Indices, rest: Indices, beyond: float) -> bool:
     """Whether the rest of a cluster carries the event's trigger, if faintly.
 
-    Other samples lie beyond it, and along what tells it from the ordinary samples of the label the event does: the more
-    of the one, the less it takes of the other.
+    Along what tells it from the ordinary samples of the label the event lies as far as it does, or farther, the more so
+    the less far other samples lie beyond it.
     """
     ordinary = np.setdiff1d(case.own, cluster)
     if len(ordinary) < N_FOLDS:
         return True
-    return Sight(case.features, case.event, np.union1d(rest, ordinary)).position(rest) + beyond > FAINTER
+    place = Sight(case.features, case.event, np.union1d(rest, ordinary)).position(rest)
+    return place > ALIKE and place + beyond > FAINTER
 
 
 def _does_without(case: Case, split: Split, of_rest: Losses, of_needed: Losses) -> bool:
