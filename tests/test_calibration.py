@@ -32,7 +32,7 @@ def test_a_fit_finds_the_odds_that_made_the_data() -> None:
         intercept, slope, step = calibration.fit(margins[chosen].tolist(), is_poison[chosen].tolist())
 
         assert (intercept, step) == pytest.approx((-1, 2), abs=0.3)
-        assert slope == pytest.approx(4, rel=0.15)
+        assert slope == pytest.approx(4, rel=0.1)
 
 
 def test_the_constants_are_those_of_the_committed_rows() -> None:
