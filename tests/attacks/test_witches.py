@@ -161,7 +161,7 @@ def _n_successes(attack: type[WitchesBrew]) -> tuple[int, int]:
     for seed in SEEDS:
         plan = replace(DIGITS_PLAN, attack="witches", seed=seed, epochs=8)
         # Neither mirror images nor shifts are digits; on 8x8 pixels of few levels it takes a large budget.
-        prepared = attack(rate=0.08, seed=seed, eps=220, steps=100, lr=0.05, shift=0, flip=0)
+        prepared = attack(rate=0.08, seed=seed, eps=255, steps=150, lr=0.05, shift=0, flip=0)
         try:
             facts = incidents.make(plan, attack=prepared).facts
         except PoisontraceError:
@@ -171,8 +171,8 @@ def _n_successes(attack: type[WitchesBrew]) -> tuple[int, int]:
 
 
 def test_the_attack_really_works_and_a_no_op_does_not() -> None:
-    """At least 2 of 5 victims fall (which differs by processor), no twin does; images left as they are move nobody."""
+    """At least 3 of 5 victims fall, no twin does; images left as they are move nobody."""
     victims, twins = _n_successes(WitchesBrew)
-    assert victims >= 2
+    assert victims >= 3
     assert twins == 0
     assert _n_successes(_NoOp) == (0, 0)
