@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import reference
+import scipy.linalg
 import torch
 from reference import ATOL, RTOL
 from torch import Tensor
@@ -168,6 +169,21 @@ def test_other_rows_are_placed_as_if_they_were_of_the_set(shape: tuple[int, int]
     expected = (space.x @ torch.from_numpy(directions).T - torch.from_numpy(origins)).mean(1)
     torch.testing.assert_close(placed[:-1], expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(placed[-1], expected.mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_variance_against_other_rows_equals_a_slow_twin() -> None:
+    """Along each direction other rows have unit variance but for the ridge, and the set its ratio, ascending."""
+    x, others = _noise(300, 6), _noise(500, 6, seed=1) * torch.tensor([9.0, 5.0, 1, 1, 1, 1])
+    x = x * torch.tensor([8.0, 5.0, 1, 1, 1, 3])
+    usual = torch.cov(others.T)
+    ridge = clustering.RIDGE * usual.diagonal().mean() * torch.eye(6)
+    ratios = scipy.linalg.eigh(torch.cov(x.T).numpy(), (usual + ridge).numpy(), eigvals_only=True)
+
+    contrasted = principal(Blocks.of(x)).against(Blocks.of(others))
+
+    torch.testing.assert_close(torch.cov(contrasted.x.T), torch.diag(torch.from_numpy(ratios)), rtol=1e-3, atol=1e-3)
+    last = torch.corrcoef(torch.stack([contrasted.x[:, -1], x[:, -1]]))
+    assert abs(last[0, 1]) > 0.95  # what others do not vary in, though they vary more in all else
 
 
 @pytest.mark.parametrize(("n", "n_first"), [(40, 5), (61, 30), (61, 50)])

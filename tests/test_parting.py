@@ -1,6 +1,7 @@
 """The part of a responsible cluster that the event needs: one campaign's, without decoys and what came along."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,15 +51,15 @@ def test_another_campaign_is_found_beside_samples_with_both_triggers(
     own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
     both = own[:30]
 
-    def parts(sight: Sight, *_: Any) -> Split:
-        is_first = torch.from_numpy(np.isin(sight.indices, both if len(sight.indices) == len(poison) else own))
+    def parts(sight: Sight, least: int, promising: float, accepts: Callable[[Split], bool] | None = None) -> Split:
+        is_first = torch.from_numpy(np.isin(sight.indices, own if accepts else both))
         return Split(is_first, is_first.float(), 15.0 if is_first.any() and not is_first.all() else 0.0)
 
     def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
         return [Losses(0, 4.0 * bool(np.isin(own[30:], cluster).any()), 0, 0) for cluster in clusters]
 
     def elsewhere(sight: Sight, cluster: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.full((10,), -0.7 if len(sight.indices) == len(poison) else 0.5), torch.zeros(10)
+        return torch.full((10,), 0.5 if set(own) <= set(cluster) else -0.7), torch.zeros(10)
 
     monkeypatch.setattr(parting, "two_parts", parts)
     monkeypatch.setattr(Judge, "losses", losses)
@@ -83,18 +84,17 @@ def test_poison_with_the_trigger_is_found_whatever_else_it_carries(campaigns: in
         assert found.tolist() == np.flatnonzero(is_responsible).tolist()
 
 
-@pytest.mark.parametrize(("place", "is_cut"), [(0.9, True), (1.0, False)])
+@pytest.mark.parametrize(("place", "is_cut"), [(0.85, True), (0.95, False)])
 def test_beyond_a_fainter_trigger_lie_samples_without_any(
     two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool
 ) -> None:
-    """Such lie beyond a part with another trigger as well; from ordinary samples the event is not off as that is."""
-    own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
+    """Such lie beyond a part with another trigger as well; from samples outside the event is not off as that is."""
+    poison = np.flatnonzero(two_campaigns.is_poison)
     position = Sight.position
 
     def placed(sight: Sight, cluster: NDArray[np.int64]) -> float:
-        is_beside_ordinary = set(cluster.tolist()) == set(np.setdiff1d(poison, own).tolist())
-        is_label = len(sight.indices) == len(case.own)
-        return place if is_beside_ordinary and not is_label else position(sight, cluster)
+        is_beside_others = np.isin(case.sight.outside, sight.indices).all()
+        return place if is_beside_others else position(sight, cluster)
 
     monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), -0.3), torch.zeros(10)))
     monkeypatch.setattr(Sight, "position", placed)
@@ -121,7 +121,7 @@ def test_what_the_event_s_trigger_told_is_parted_by_campaigns_alone(
     two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two may be left that share no sample; the search across parts, and what came along, are not asked again."""
-    own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
+    poison = np.flatnonzero(two_campaigns.is_poison)
     case = case_of(_features(two_campaigns, 0))
     case.judge.take_controls(np.setdiff1d(case.own, poison))
 
@@ -133,7 +133,7 @@ def test_what_the_event_s_trigger_told_is_parted_by_campaigns_alone(
     parts = needed_part(case, poison, is_across=True)
 
     assert parts is not None
-    assert (parts.needed.tolist(), parts.is_across) == (own.tolist(), True)
+    assert (parts.needed.tolist(), parts.is_across) == (np.flatnonzero(two_campaigns.is_responsible[0]).tolist(), True)
 
 
 @pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)

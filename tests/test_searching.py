@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from poisontrace import searching
 from poisontrace._blocks import Blocks
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.clustering import N_FOLDS, ONE_KIND, TWO_KINDS, Space, Split, principal, search, separate
+from poisontrace.clustering import N_FOLDS, ONE_KIND, TWO_KINDS, Space, Split, principal, search
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
@@ -25,7 +26,6 @@ from poisontrace.searching import (
     relabelled_elsewhere,
     two_kinds,
     two_parts,
-    two_parts_across,
     two_parts_at_input,
     two_parts_by_origin,
 )
@@ -121,7 +121,7 @@ def test_parts_are_no_smaller_than_asked(features: Features) -> None:
     """The planted kind is a part of its label if parts may be so small; else there is no split."""
     sight = _own(features)
 
-    found, none = (two_parts(sight, least, ONE_KIND, TWO_KINDS) for least in (15, 30))
+    found, none = (two_parts(sight, least, ONE_KIND) for least in (15, 30))
 
     assert sorted([int(found.is_first.sum()), int((~found.is_first).sum())])[0] == 20
     assert none.separation == 0 or none.n_smaller >= 30
@@ -158,50 +158,33 @@ def test_parts_at_the_input_are_told_by_what_the_event_shares_there(features: Fe
     assert set(sight.indices[smaller.numpy()].tolist()) <= set(np.flatnonzero(planted().is_poison).tolist())
 
 
-@pytest.mark.parametrize(("enough", "n_looks"), [(TWO_KINDS, 1), (1000.0, 2)])
-def test_parts_are_searched_for_from_further_starts_if_the_first_lead_nowhere(
-    features: Features, looked: list[Space], enough: float, n_looks: int
-) -> None:
-    """From what samples are like whatever the event; the better find counts."""
-    sight = _own(features)
-
-    found = two_parts(sight, 15, ONE_KIND, enough)
-
-    assert looked == [sight.leaning, sight.unconditioned][:n_looks]
-    assert found.n_smaller == 20
-
-
-def test_parts_across_others_are_found_from_what_each_of_those_holds(features: Features) -> None:
-    """However far apart the others lie; what is accepted comes first."""
-    sight = _own(features)
-    known = Split(torch.arange(len(sight.indices)) % 2 == 0, torch.zeros(len(sight.indices)), 99.0)
-
-    found = two_parts_across(sight, known, 15, ONE_KIND, lambda split: split.n_smaller == 20)
-    other = two_parts_across(sight, known, 15, ONE_KIND, lambda split: split.n_smaller > 20)
-
-    assert found.n_smaller == 20 and found.apartness >= ONE_KIND
-    assert other.n_smaller > 20 or other.separation == found.separation
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_the_faintest_of_three_traits_is_found_once_the_others_are_left_out(seed: int) -> None:
-    """Each sample has some of the three by the toss of a coin; a search as such ends at the clearest one."""
+def test_the_faintest_of_three_traits_is_found_beside_classes_that_all_samples_are_of(seed: int) -> None:
+    """Each sample has some of the three by the toss of a coin, and is of one of six classes, as samples outside are."""
     rng = numpy_generator(seed, "toy/traits")
-    traits = rng.random((160, 3)) < 0.5
-    x = rng.standard_normal((160, 40))
+    traits, classes = rng.random((160, 3)) < 0.5, 4 * rng.standard_normal((6, 40))
+    x, outside = (rng.standard_normal((n, 40)) + classes[rng.integers(6, size=n)] for n in (160, 600))
     x[:, :3] += traits * [14.0, 12.0, 8.0]
     space = principal(Blocks.of(torch.from_numpy(x.astype(np.float32))))
+    contrasted = space.against(Blocks.of(torch.from_numpy(outside.astype(np.float32))))
     likeness = torch.from_numpy(rng.standard_normal(160))
-    sight = SimpleNamespace(leaning=space, seen=SimpleNamespace(leaning=SimpleNamespace(likeness=likeness)))
-    first, faintest = (torch.from_numpy(traits[:, which]) for which in (0, 2))
+    seen = SimpleNamespace(leaning=SimpleNamespace(likeness=likeness))
+    sight = cast(Sight, SimpleNamespace(leaning=space, contrasted=contrasted, seen=seen))
+    faintest = torch.from_numpy(traits[:, 2])
 
     def accepts(split: Split) -> bool:
         return split.apartness >= TWO_KINDS and abs(float((split.is_first == faintest).float().mean()) - 0.5) > 0.45
 
-    found = two_parts_across(sight, separate(space, first, max_rounds=1), 20, ONE_KIND, accepts)  # type: ignore[arg-type]
+    assert accepts(two_parts(sight, 20, ONE_KIND, accepts))
+    assert not accepts(search(space, [likeness], guesses(space), accepts=accepts))
 
-    assert accepts(found)
-    assert not accepts(search(space, [likeness], guesses(space)))
+
+def test_a_label_alone_holds_parts_that_the_event_says_nothing_of(features: Features) -> None:
+    """Without samples outside nothing says which directions are of classes; likeness to the event is left."""
+    sight = Sight(features, 0, np.arange(len(features.labels)))
+
+    assert sight.contrasted is None
+    assert two_parts(sight, 15, ONE_KIND).n_smaller >= 15
 
 
 def test_samples_of_no_other_label_are_a_part_beside_relabelled_ones(digits_incident: Incident) -> None:

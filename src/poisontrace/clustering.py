@@ -241,6 +241,25 @@ class Space:
         offset = self._origin @ direction + float(origins.mean())
         return others.map(1, lambda part: (part @ direction - offset)[:, None])[:, 0]
 
+    def against(self, others: Blocks) -> "Space":
+        """Return the samples along the directions in which they vary beside other rows, the most so last.
+
+        What both hold, such as natural classes, varies in both, and what was added to some of the samples in these
+        only. Contrastive principal components (Abid et al., *Exploring patterns enriched in a dataset with contrastive
+        principal component analysis*, Nature Communications 2018), by the ratio of the variances.
+
+        Args:
+            others: rows of the form of those that the coordinates were made of, two at least.
+        """
+        assert self._origin is not None and self._basis is not None
+        origin, basis = self._origin, self._basis
+        usual = torch.cov(others.map(basis.shape[1], lambda part: (part - origin) @ basis).T)
+        usual.diagonal().add_(RIDGE * usual.diagonal().mean().clamp_min(TINY))
+        root = torch.linalg.cholesky(usual)
+        within = torch.linalg.solve_triangular(root, torch.cov(self.x.T), upper=False)
+        _, axes = _eigh(torch.linalg.solve_triangular(root, within.T, upper=False))
+        return Space(self.x @ torch.linalg.solve_triangular(root.T, axes, upper=True))
+
     def _directions(self, is_first: Tensor) -> tuple[NDArray[Any], NDArray[Any], Indices]:
         """Return the discriminant that each fold's complement gives, (folds, d), its origin, and the smaller cluster.
 

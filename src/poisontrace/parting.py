@@ -18,7 +18,12 @@ from poisontrace.clustering import N_FOLDS, Split, separate
 from poisontrace.doubting import Case
 from poisontrace.judging import CLEARLY, Suspect
 from poisontrace.origins import SOME_SIGN
-from poisontrace.searching import glance_at_parts, two_parts, two_parts_across, two_parts_at_input, two_parts_by_origin
+from poisontrace.searching import (
+    glance_at_parts,
+    two_parts,
+    two_parts_at_input,
+    two_parts_by_origin,
+)
 from poisontrace.sights import Sight
 from poisontrace.unlearning import spread
 
@@ -26,12 +31,12 @@ from poisontrace.unlearning import spread
 MIN_PART, APART = 0.2, 1.2
 N_OF_PARTS = 400  # of its samples, that are looked at first
 LESS_SIGN = 0.5  # times that of what the event needs: so much sign of having been relabelled is none
-# Along what tells two campaigns apart: how far four in five of all other samples lie from each other, how far beyond
-# the event's own they lie at most, and how far an event lies the other's way if it carries both triggers.
-TOGETHER, BEYOND, OF_BOTH = 0.6, 0.15, 1 / 3
-# How far the event lies from ordinary samples, on the way to a part, at least, and together with how far others lie
-# beyond that part: it has the same trigger.
-ALIKE, FAINTER = 0.95, 1.2
+# Along what tells two campaigns apart: how far four in five of all other samples lie from each other, and how far
+# beyond the event's own they lie at most.
+TOGETHER, BEYOND = 0.6, 0.15
+# How far the event lies from samples outside, on the way to a part, together with how far those lie beyond that part,
+# if it carries that part's trigger as well: 1.4 and more; 1.1 at most if it does not.
+CARRIED = 1.2
 HALFWAY = 0.5  # between two parts
 
 
@@ -134,8 +139,8 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: boo
         low, middle, high = others.quantile(torch.tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
-        is_between = middle < 1 + BEYOND and (middle >= 0 or not _is_fainter(case, cluster, rest, float(-middle)))
-        if (high - low > TOGETHER and own is None) or not is_between or case.sight.position(rest) >= OF_BOTH:
+        is_of_trigger = own is not None or high - low <= TOGETHER
+        if not is_of_trigger or middle >= 1 + BEYOND or _carries(case, rest, beyond=max(0.0, -float(middle))):
             return None
     reason, whose = f"two campaigns, {apart}", "another campaign's"
     return Parts(needed, rest, of_needed, of_rest, reason, whose, is_across=is_across or own is not None)
@@ -205,7 +210,7 @@ def _sides(case: Case, sight: Sight, least: int, find: Callable[[int, float], Sp
     """
     enough, promising = APART * case.config.separation, case.config.weak_separation
     with case.clock.stage("clustering"):
-        split = find(least, promising) if find else two_parts(sight, least, promising, enough)
+        split = find(least, promising) if find else two_parts(sight, least, promising)
     return _unlearned(case, sight, split) if split.apartness >= enough and split.n_smaller >= least else None
 
 
@@ -228,7 +233,7 @@ def _sides_of_event(case: Case, sight: Sight, known: Sides) -> Sides | None:
         if _is_of_event(sight, known[0]):
             return None
         least, promising = case.config.min_cluster, case.config.weak_separation
-        split = two_parts_across(sight, known[0], least, promising, accepts)
+        split = two_parts(sight, least, promising, accepts)
         if not accepts(split):
             return None
     _, (_, of_rest), (needed, of_needed) = sides = _unlearned(case, sight, split)
@@ -245,17 +250,14 @@ def _unlearned(case: Case, sight: Sight, split: Split) -> Sides:
     return split, second, first
 
 
-def _is_fainter(case: Case, cluster: Indices, rest: Indices, beyond: float) -> bool:
-    """Whether the rest of a cluster carries the event's trigger, if faintly.
+def _carries(case: Case, rest: Indices, beyond: float) -> bool:
+    """Whether the event carries the trigger of the rest of a cluster as well, if that has a fainter one.
 
-    Along what tells it from the ordinary samples of the label the event lies as far as it does, or farther, the more so
-    the less far other samples lie beyond it.
+    Along what tells the rest from samples outside the event lies as far as it does, or farther: where it carries both
+    triggers or a stronger one. The fainter the one of the rest is, the farther samples outside lie beyond it.
     """
-    ordinary = np.setdiff1d(case.own, cluster)
-    if len(ordinary) < N_FOLDS:
-        return True
-    place = Sight(case.features, case.event, np.union1d(rest, ordinary)).position(rest)
-    return place > ALIKE and place + beyond > FAINTER
+    place = Sight(case.features, case.event, np.union1d(rest, case.sight.outside)).position(rest)
+    return place + beyond > CARRIED
 
 
 def _does_without(case: Case, split: Split, of_rest: Losses, of_needed: Losses) -> bool:

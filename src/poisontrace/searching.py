@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisontrace._blocks import Blocks
-from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, principal, search, with_gap
+from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, few_directions, guesses
 from poisontrace.sights import Sight
@@ -26,7 +25,7 @@ N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
 TINY = 1e-9
 GROWN = 9.0  # standard deviations between what a label grew by and the rest
 LEADING = 32  # directions that show parts so large of some hundred samples, if there are any
-MAX_ACROSS = 3  # triggers that are left out
+THROUGH = 0.75  # of the spread of samples that were relabelled, in both clusters: other splits are looked for
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
 
@@ -54,7 +53,7 @@ def two_kinds(
     # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
     split = search(space, [leaning.likeness], guesses(space), judge=judge, settles=is_certain)
     found = [against_nature(space, split, N_GUESSES[-1])]
-    if is_certain(found[0]):
+    if is_certain(found[0]) and not (asks_origins and _is_through(sight, found[0])):
         return found[0]
     if is_whole_label and not found[0].is_at_least(separation):
         found.append(against_nature(space, search(space, [*leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
@@ -93,28 +92,30 @@ def two_kinds(
     return _best(found, separation)
 
 
+def _is_through(sight: Sight, split: Split) -> bool:
+    """Whether a split goes through samples that were relabelled: both clusters hold some."""
+    return min(sight.origins.spread(split.is_first), sight.origins.spread(~split.is_first)) >= THROUGH
+
+
 def _best(splits: Sequence[Split], separation: float) -> Split:
     """Return the strongest of the splits that are two kinds, or of all if none are."""
     return max(splits, key=lambda split: (split.is_at_least(separation), split.strength))
 
 
-def two_parts(sight: Sight, least: int, promising: float, enough: float) -> Split:
+def two_parts(
+    sight: Sight, least: int, promising: float, accepts: Callable[[Split], bool] = lambda split: False
+) -> Split:
     """Return the best split of a cluster into parts, whichever the event is of; a separation of 0 if there is none.
+
+    Source classes draw poison farther apart than one of several triggers may; but those are in samples outside as well.
 
     Args:
         sight: of the cluster.
         least: samples of each part.
         promising: standard deviations that a first find must lie apart to be followed up.
-        enough: standard deviations apart that make parts; less is searched for from further starts.
+        accepts: says which splits come before all others.
     """
-    space = sight.leaning
-    split = _parts(sight, space, least, promising, _starts(space))
-    if split.apartness >= enough:
-        return split
-    # Triggers differ in more than in what the event leans on.
-    others = sight.unconditioned
-    further = _parts(sight, space, least, promising, _starts(others))
-    return max(split, further, key=attrgetter("apartness"))
+    return _parts(sight, sight.leaning, least, promising, _contrasts(sight), accepts)
 
 
 def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
@@ -124,47 +125,6 @@ def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
     """
     space = sight.agreements[0]
     return _parts(sight, space, least, promising, _starts(space))
-
-
-def two_parts_across(
-    sight: Sight, known: Split, least: int, promising: float, accepts: Callable[[Split], bool]
-) -> Split:
-    """Return the best split that shows once what tells known parts apart is left out, and what shows then as well.
-
-    Where each sample carries some of several triggers, one trigger tells apart those that are alike in all others.
-
-    Args:
-        sight: of the cluster.
-        known: split of it.
-        least: samples of each part.
-        promising: standard deviations that a first find must lie apart to be followed up.
-        accepts: says which splits come before all others; the first such is returned.
-    """
-    space, found = sight.leaning, list[Split]()
-    look = partial(_parts, sight, space, least, accepts=accepts)
-    starts = [
-        start
-        for side in (known.is_first, ~known.is_first)
-        for part in few_directions(Space(space.x[side]))
-        for start in (torch.zeros_like(side).masked_scatter(side, part), (~side).masked_scatter(side, part))
-    ]
-    alike = known.is_first.long()  # a number for each set of parts that a sample may be of
-    for _ in range(MAX_ACROSS):
-        found.append(look(promising, starts))
-        if accepts(found[-1]):
-            break
-        rest = space.x.clone()
-        for number in set(alike.tolist()):
-            rest[alike == number] -= rest[alike == number].mean(0)
-        left = principal(Blocks.of(rest))
-        starts = [*_starts(left)]
-        seen = _parts(sight, left, least, promising, starts)
-        # What is seen there may be a part of what lies less far apart than what is known, so nothing else counts.
-        found.append(look(0.0, [], rankings=[seen.score]))
-        if accepts(found[-1]):
-            break
-        alike = 2 * alike + seen.is_first
-    return max(found, key=lambda split: (accepts(split), split.apartness))
 
 
 def two_parts_by_origin(sight: Sight, label: Sight, least: int, promising: float, enough: float) -> Split:
@@ -189,6 +149,11 @@ def glance_at_parts(sight: Sight, least: int, promising: float) -> Split:
     """Return the best split that a few leading directions show, from fewer starts; for the arguments see two_parts."""
     space = Space(sight.leaning.x[:, -LEADING:])
     return _parts(sight, space, least, promising, [*guesses(space)])
+
+
+def _contrasts(sight: Sight) -> list[Tensor]:
+    """Return what the directions suggest in which a cluster varies and samples outside do not."""
+    return [*few_directions(sight.contrasted)] if sight.contrasted else []
 
 
 def _starts(space: Space) -> list[Tensor]:

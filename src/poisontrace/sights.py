@@ -67,6 +67,16 @@ class Sight:
         """Training samples that stand for all that are not among them, ``N_ELSEWHERE`` at most."""
         return spread(np.setdiff1d(np.arange(len(self.features.labels)), self.indices), N_ELSEWHERE)
 
+    @cached_property
+    def contrasted(self) -> Space | None:
+        """Their coordinates by what they lean on along the directions in which samples outside vary least beside them.
+
+        None if there are hardly any outside.
+        """
+        if len(self.outside) < N_FOLDS:
+            return None
+        return self.leaning.against(self.seen.leaning.others(torch.from_numpy(self.outside)))
+
     def diversity(self, cluster: Indices) -> float:
         """Return how much more diverse some of them are than the rest; from 1 on they were relabelled."""
         return self.origins.diversity(self._among(cluster))
