@@ -1,5 +1,6 @@
 """What speaks against an accusation: what is ordinary."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,28 @@ def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_
 
 
 @pytest.mark.parametrize(
+    ("elsewhere", "told", "margin", "is_let_go"),
+    [(0.3, 2.8, 1.1, True), (0.3, 2.8, 1.3, False), (0.3, 5.5, 1.1, False), (0.05, 2.8, 1.1, False)],
+)
+def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: float,
+    told: float,
+    margin: float,
+    is_let_go: bool,
+) -> None:
+    """If in fewer than half of them: without a trigger, where the network begins, the accusation must be clear."""
+    case = case_of(_features(digits_incident, 0))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.2))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
+    monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: 0.0)
+
+    assert (contradicted(case, _suspect(case, case.own[:60]), margin)[0] >= 1) == is_let_go
+
+
+@pytest.mark.parametrize(
     ("part", "taken", "told", "is_accused"),
     [(0.2, 0.8, 3.8, True), (0.2, 0.6, 3.8, False), (0.2, 0.8, 2.8, False), (0.5, 0.8, 3.8, False)],
 )
@@ -153,6 +176,39 @@ def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
 
 
 @pytest.mark.parametrize(
+    ("share", "elsewhere", "told", "is_let_go"),
+    [
+        (0.5, 0.05, 6.0, False),
+        (0.5, 0.05, 4.9, True),
+        (0.5, 0.11, 6.0, True),
+        (0.3, 0.05, 6.0, False),
+        (0.1, 0.05, 6.0, True),
+    ],
+)
+def test_what_hardly_another_sample_has_and_is_seen_early_is_a_trigger(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    elsewhere: float,
+    told: float,
+    is_let_go: bool,
+) -> None:
+    """Though nobody relabelled its samples, ordinary ones suffer, and other labels hold as much; a film is smaller."""
+    case = case_of(_features(digits_incident, 0))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.0))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
+    monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 1.1)
+    suspect = dataclasses.replace(
+        _suspect(case, case.own[: round(share * len(case.own))]), losses=Losses(0, 5.0, 0, 1.0)
+    )
+
+    against, _, _ = contradicted(case, suspect, 1.5)
+
+    assert (against >= 1) == is_let_go
+
+
+@pytest.mark.parametrize(
     ("diversity", "is_surplus", "standard"),
     [(0.0, False, 1 / 1.5), (0.0, True, 1.0), (0.5, False, 1.0), (1.0, False, None)],
 )
@@ -172,6 +228,7 @@ def test_the_more_samples_were_relabelled_the_less_others_are_asked(
 
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 2.6)
     monkeypatch.setattr(doubting, "natural", reached)
     monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: is_surplus)
     suspect = _suspect(case, np.flatnonzero(digits_incident.is_poison))

@@ -24,7 +24,8 @@ MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 # Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
 BEYOND_NATURE = 1.5
-NOWHERE = 0.01  # of all other samples: fewer are none
+NOWHERE, HARDLY = 0.01, 0.1  # of all other samples: fewer are none, or hardly any
+A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
 SURE_OF_LABELS = 1.2  # the margin of an accusation that rests on samples having been relabelled, and nothing else
@@ -108,8 +109,9 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         if diversity < 1 and share < NEARLY_HALF and (taken := _taken(case, suspect.cluster)):
             figures["taken"] = taken
     if diversity >= 1 or "taken" in figures:
-        # Relabelled, which nothing is that a label holds by nature.
-        against, more = _as_wrong_labels(case, suspect, margin) if usual >= ELSEWHERE else (0.0, {})
+        # Relabelled, which hardly anything is that a label holds by nature.
+        is_alike = usual >= ELSEWHERE or (margin < SURE_OF_LABELS and elsewhere > HARDLY)
+        against, more = _as_wrong_labels(case, suspect, margin) if is_alike else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
     shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
@@ -117,10 +119,15 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         # Samples that were relabelled are like those of the labels they are from.
         limit = EVERYWHERE if share <= MOST else ELSEWHERE + (EVERYWHERE - ELSEWHERE) * max(0.0, diversity)
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
+    if is_doubtful and is_rarer and elsewhere <= HARDLY and share >= A_PART and not case.kinds.are_rows:
+        with case.clock.stage("clustering"):
+            figures["told"] = case.sight.told_from_others(suspect.cluster)
+    # What hardly another sample has, and is seen where the network begins, is a trigger, on samples of whatever label.
+    is_doubtful &= figures.get("told", 0.0) < ONE_KIND
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
     would_show_sign = case.sight.origins.rankings and elsewhere >= NOWHERE
-    if margin < DOUBTFUL and share > NEARLY_HALF and would_show_sign and not shows_sign:
+    if is_doubtful and margin < DOUBTFUL and share > NEARLY_HALF and would_show_sign and not shows_sign:
         # Who plants as much as that takes it from other labels, or it is in none of them.
         reasons["it is half of its label, and nobody relabelled it"] = DOUBTFUL / margin
     if share > MOST:
@@ -136,7 +143,7 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
                 apartness=suspect.apartness * share_of_it,
             )
         reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
-    reason, against = max(reasons.items(), key=itemgetter(1))
+    reason, against = max(reasons.items(), key=itemgetter(1), default=("", 0.0))
     return against, reason, figures
 
 

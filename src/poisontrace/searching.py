@@ -93,8 +93,9 @@ def two_kinds(
 
 
 def _is_through(sight: Sight, split: Split) -> bool:
-    """Whether a split goes through samples that were relabelled: both clusters hold some."""
-    return min(sight.origins.spread(split.is_first), sight.origins.spread(~split.is_first)) >= THROUGH
+    """Whether a split goes through samples that were relabelled: both clusters hold some, neither holds them all."""
+    less, more = sorted(sight.origins.spread(side) for side in (split.is_first, ~split.is_first))
+    return less >= THROUGH and more - less < 1
 
 
 def _best(splits: Sequence[Split], separation: float) -> Split:
