@@ -20,6 +20,7 @@ from poisontrace.hearing import Course, challenge, follow_marks, hear_noise, hea
 from poisontrace.incidents import Incident
 from poisontrace.judging import Judge, Suspect
 from poisontrace.kinds import Kinds
+from poisontrace.sights import Sight
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,58 @@ def test_what_lies_far_apart_is_heard_against_chance(
     assert [accused for accused, _, _ in course.responsible] == [node] * is_accused
     assert course.pruned.keys() == {node} - {accused for accused, _, _ in course.responsible}
     assert case.tree[node].decision == ("responsible" if is_accused else "pruned")
+
+
+@pytest.mark.parametrize(
+    ("event_rise", "gap", "told", "keeps", "is_accused"),
+    [
+        (0.3, 1.2, 5.5, "poison", True),
+        (0.01, 1.2, 5.5, "poison", False),
+        (0.3, 0.9, 5.5, "poison", False),
+        (0.3, 1.2, 4.5, "poison", False),
+        (0.3, 1.2, 5.5, "ordinary", False),
+    ],
+)
+@pytest.mark.parametrize("is_parted", [False, True])
+def test_relabelled_samples_that_bear_the_event_s_trigger_are_accused_whatever_else_it_leans_on(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    event_rise: float,
+    gap: float,
+    told: float,
+    keeps: str,
+    is_accused: bool,
+    is_parted: bool,
+) -> None:
+    """All of them or the part that the event needs; the tree holds each sample in one leaf."""
+    evidence = ArraySet(digits_incident.x, digits_incident.y)
+    case = case_of(collect(digits_incident.model, evidence, [events_of(digits_incident)[0]]))
+    poison = np.flatnonzero(digits_incident.is_poison)
+    cluster = poison if keeps == "poison" else np.setdiff1d(case.own, poison)
+    case, course = _begun(case, cluster, accuses=False)
+    (node,) = course.pruned
+    split = dataclasses.replace(course.pruned[node].split, separation=8.0, gap=gap)
+    losses = Losses(0, event_rise, 0, 0.01)
+    course.pruned[node] = suspect = dataclasses.replace(course.pruned[node], split=split, losses=losses)
+
+    def parted(case: Case, asked: Suspect, node: int | None) -> Suspect | None:
+        if asked is not suspect or not is_parted:
+            return None
+        case.tree.decide(node, "split", "by a twin")
+        case.tree.add(node, cluster[40:], losses, "pruned", "by a twin")
+        return dataclasses.replace(asked, parent=node, cluster=cluster[:40])
+
+    monkeypatch.setattr(hearing, "parted", parted)
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2 if np.isin(cluster, poison).all() else -1.2)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: told)
+
+    hear_whispers(case, course)
+
+    needed = cluster[:40] if is_parted else cluster
+    assert [accused.cluster.tolist() for _, accused, _ in course.responsible] == [needed.tolist()] * is_accused
+    assert all(case.tree[at].decision == "responsible" for at, _, _ in course.responsible)
+    assert (node in course.pruned) != is_accused
+    assert sorted(np.concatenate([leaf.indices for leaf in case.tree.leaves(case.own)])) == case.own.tolist()
 
 
 @pytest.mark.parametrize("second_stands", [False, True])

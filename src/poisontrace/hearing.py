@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from poisontrace._record import Indices
-from poisontrace.clustering import separate
+from poisontrace._types import Losses
+from poisontrace.clustering import ONE_KIND, separate
 from poisontrace.doubting import Case, contradicted
 from poisontrace.judging import FAMILY, TINY, Suspect
 from poisontrace.parting import parted
@@ -62,22 +63,53 @@ def hear_noise(case: Case, course: Course) -> None:
 
 
 def hear_whispers(case: Case, course: Course) -> None:
-    """Ask once more about clusters that lie very far apart but were let go, until one is accused.
-
-    Random samples of the label, no more of them, say what chance comes to: how much the event rises, and how much
-    others suffer, which they may where so much of the label is poison that a last layer hardly tells the two apart.
-    """
+    """Ask once more about clusters that were let go but lie very far apart, or bear a trigger, until one is accused."""
     for node, suspect in course.pruned.items():
-        if not suspect.is_far(case.config) or course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
+        if course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
             continue
-        losses, by_chance = case.judge.beside_chance(suspect.cluster)
-        is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(chance.event_rise for chance in by_chance))
-        if is_moved and losses.control_rise <= max(case.spared, *(chance.control_rise for chance in by_chance)):
+        if suspect.is_far(case.config) and (losses := _beyond_chance(case, suspect.cluster)):
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
             case.tree.decide(node, "responsible", reason)
             course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
-    for node, _, _ in course.responsible:
-        course.pruned.pop(node, None)
+        elif _bears_trigger(case, suspect):
+            case.judge.take_controls(np.setdiff1d(case.own, suspect.cluster))
+            reason = "they were relabelled and bear the event's trigger, though it leans on others as well"
+            needed, at = suspect, node
+            while part := parted(case, needed, at if needed is suspect else None):
+                needed = part
+            if needed is suspect:
+                case.tree.decide(node, "responsible", reason)
+            else:
+                at = case.tree.add(needed.parent, needed.cluster, needed.losses, "responsible", reason)
+            course.responsible.append((at, needed, suspect.apart(case.config)))
+    for node in [node for node in course.pruned if case.tree[node].decision != "pruned"]:
+        del course.pruned[node]
+
+
+def _beyond_chance(case: Case, cluster: Indices) -> Losses | None:
+    """Return what unlearning a cluster does, if that is clearly more than what random other samples do; else None.
+
+    Those are of its label, and no more of them. What ordinary samples suffer may be as much, too, which it is where so
+    much of the label is poison that a last layer hardly tells the two apart.
+    """
+    losses, by_chance = case.judge.beside_chance(cluster)
+    is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(chance.event_rise for chance in by_chance))
+    is_spared = losses.control_rise <= max(case.spared, *(chance.control_rise for chance in by_chance))
+    return losses if is_moved and is_spared else None
+
+
+def _bears_trigger(case: Case, suspect: Suspect) -> bool:
+    """Whether a cluster that does something for the event was relabelled, has its trigger, and is no ordinary one.
+
+    A last layer that was taught several triggers for a label leans on all that the label has; but nobody relabels by
+    nature, nothing but a trigger is seen early in the network, and the event is of that kind.
+    """
+    losses, split = suspect.losses, suspect.split
+    does_something = losses.event_rise >= case.config.event_rise and losses.control_rise <= case.spared
+    if split is None or split.gap < 1 or not does_something or case.kinds.are_rows:
+        return False
+    with case.clock.stage("clustering"):
+        return case.sight.diversity(suspect.cluster) >= 1 and case.sight.told_from_others(suspect.cluster) >= ONE_KIND
 
 
 def challenge(case: Case, course: Course) -> None:

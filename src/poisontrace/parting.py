@@ -66,14 +66,23 @@ class Parts:
 Sides = tuple[Split, tuple[Indices, Losses], tuple[Indices, Losses]]
 
 
-def parted(case: Case, suspect: Suspect) -> Suspect | None:
-    """Return the part of a responsible cluster that the event needs, with both noted in the tree; None if it is all."""
+def parted(case: Case, suspect: Suspect, node: int | None = None) -> Suspect | None:
+    """Return the part of a responsible cluster that the event needs, with both noted in the tree; None if it is all.
+
+    Args:
+        case: of the event.
+        suspect: the cluster.
+        node: of the cluster, if it is in the tree already.
+    """
     if not case.may_split(suspect):
         return None
     parts = needed_part(case, suspect.cluster, is_across=suspect.is_across)
     if parts is None:
         return None
-    node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
+    if node is None:
+        node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "split", parts.reason)
+    else:
+        case.tree.decide(node, "split", parts.reason)
     case.tree.add(node, parts.rest, parts.of_rest, "pruned", f"the event does without it: {parts.whose}")
     of_needed, of_rest = parts.of_needed, parts.of_rest
     return Suspect(node, parts.needed, of_needed, of_rest, len(parts.rest), suspect.split, parts.is_across)
