@@ -1,7 +1,7 @@
 """The part of a responsible cluster that the event needs: not what is another campaign's, decoys, or came along.
 
 One cluster may hold the poison of several campaigns for one label, and ordinary samples of it besides (decisions 0024,
-0026, 0029, 0031, 0033, 0035 and 0037).
+0026, 0029, 0031, 0033, 0037 and 0039).
 """
 
 from collections.abc import Callable
