@@ -54,12 +54,20 @@ def hear_noise(case: Case, course: Course) -> None:
         reason = "noisy images, but the event leans on others"
         case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
         return
-    while part := parted(case, noisy):
-        noisy = part
     # The last layer alone may not tell: it can be the weights below that such poison moves.
-    reason = "no other label holds noisy images so far from the rest"
-    node = case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "responsible", reason)
-    course.responsible.append((node, noisy, noisy.apart(case.config)))
+    _hold(case, course, noisy, "no other label holds noisy images so far from the rest")
+
+
+def _hold(case: Case, course: Course, suspect: Suspect, reason: str, node: int | None = None) -> None:
+    """Hold a cluster responsible, or the part of it that the event needs; ``node`` is its own, if it has one."""
+    needed = suspect
+    while part := parted(case, needed, node):
+        needed, node = part, None
+    if node is None:
+        node = case.tree.add(needed.parent, needed.cluster, needed.losses, "responsible", reason)
+    else:
+        case.tree.decide(node, "responsible", reason)
+    course.responsible.append((node, needed, needed.apart(case.config)))
 
 
 def hear_whispers(case: Case, course: Course) -> None:
@@ -74,14 +82,7 @@ def hear_whispers(case: Case, course: Course) -> None:
         elif _bears_trigger(case, suspect):
             case.judge.take_controls(np.setdiff1d(case.own, suspect.cluster))
             reason = "they were relabelled and bear the event's trigger, though it leans on others as well"
-            needed, at = suspect, node
-            while part := parted(case, needed, at if needed is suspect else None):
-                needed = part
-            if needed is suspect:
-                case.tree.decide(node, "responsible", reason)
-            else:
-                at = case.tree.add(needed.parent, needed.cluster, needed.losses, "responsible", reason)
-            course.responsible.append((at, needed, suspect.apart(case.config)))
+            _hold(case, course, suspect, reason, node)
     for node in [node for node in course.pruned if case.tree[node].decision != "pruned"]:
         del course.pruned[node]
 

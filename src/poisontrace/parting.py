@@ -18,12 +18,7 @@ from poisontrace.clustering import N_FOLDS, Split, separate
 from poisontrace.doubting import Case
 from poisontrace.judging import CLEARLY, Suspect
 from poisontrace.origins import SOME_SIGN
-from poisontrace.searching import (
-    glance_at_parts,
-    two_parts,
-    two_parts_at_input,
-    two_parts_by_origin,
-)
+from poisontrace.searching import glance_at_parts, two_parts, two_parts_at_input, two_parts_by_origin
 from poisontrace.sights import Sight
 from poisontrace.unlearning import spread
 
@@ -128,8 +123,7 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: boo
         sides: of it that are known; too small a one is of no campaign.
         is_across: see :func:`needed_part`.
     """
-    cluster = sight.indices
-    least = max(case.config.min_cluster, round(MIN_PART * len(cluster)))
+    least = max(case.config.min_cluster, round(MIN_PART * len(sight.indices)))
     known = sides if sides[0].n_smaller >= least else _sides(case, sight, least)
     if not known:
         return None
