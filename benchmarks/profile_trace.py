@@ -27,8 +27,8 @@ PARTS = {
     ("clustering.py", "against_nature"): "natural kinds beside a split",
     ("searching.py", "two_kinds"): "the search for two kinds",
     ("searching.py", "two_parts"): "the search for other campaigns",
-    ("clustering.py", "principal"): "principal directions",
-    ("clustering.py", "discriminate"): "discriminants, in all of these",
+    ("spaces.py", "principal"): "principal directions",
+    ("spaces.py", "discriminate"): "discriminants, in all of these",
     ("scoring.py", "condition"): "conditioning on the event",
     ("sights.py", "certainty"): "scores of single samples",
 }

@@ -4,57 +4,32 @@ from dataclasses import replace
 
 import pytest
 import reference
-import scipy.linalg
 import torch
-from reference import ATOL, RTOL
-from torch import Tensor
+from clouds import first, noise, planted
 
 from poisontrace import clustering
-from poisontrace._blocks import Blocks
 from poisontrace._rng import torch_generator
 from poisontrace.clustering import (
     FOR_SURE,
-    MAX_DIRECTIONS,
-    N_FOLDS,
     TWO_KINDS,
-    Space,
     Split,
     against_nature,
     k_means,
     posterior,
-    principal,
     search,
     separate,
     two_means,
     with_gap,
 )
 from poisontrace.embedding import Embedding, embed, residual
-
-
-def _noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch_generator(seed, "test/noise"), dtype=dtype)
+from poisontrace.spaces import N_FOLDS, Space
 
 
 def _gradients(n: int = 60, *, seed: int = 0) -> Embedding:
     """Two classes that a toy model tells apart, in float64."""
-    hidden = _noise(n, 5, seed=seed, dtype=torch.float64)
+    hidden = noise(n, 5, seed=seed, dtype=torch.float64)
     hidden[::3, 0] += 3
-    return embed([hidden], residual(hidden @ _noise(5, 4, seed=seed + 100, dtype=torch.float64)))
-
-
-def _planted(n: int = 400, n_planted: int = 12, *, seed: int = 0, gap: float = 14.0) -> tuple[Tensor, Tensor]:
-    """A cloud of rows and the mask of a second, small one in it."""
-    x = _noise(n, 10, seed=seed)
-    is_planted = torch.zeros(n, dtype=torch.bool)
-    is_planted[torch.randperm(n, generator=torch_generator(seed, "test/planted"))[:n_planted]] = True
-    x[is_planted, 3] += gap
-    return x, is_planted
-
-
-def _first(mask: Tensor, size: int) -> Tensor:
-    start = torch.zeros_like(mask)
-    start[mask.nonzero()[:size, 0]] = True
-    return start
+    return embed([hidden], residual(hidden @ noise(5, 4, seed=seed + 100, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,121 +65,12 @@ def test_two_means_stops_at_its_limit() -> None:
     assert torch.equal(two_means(embedding, max_rounds=1), rows @ rows[first] > rows @ rows[second])
 
 
-def test_few_coordinates_are_only_centred() -> None:
-    """Up to ``MAX_DIRECTIONS`` there is nothing to leave out."""
-    x = _noise(20, MAX_DIRECTIONS) + 5
-
-    torch.testing.assert_close(principal(Blocks.of(x)).x, x - x.mean(0))
-
-
-@pytest.mark.parametrize("shape", [(60, 200), (300, 200)], ids=["fewer rows", "fewer coordinates"])
-def test_principal_keeps_inner_products_of_rows_of_low_rank(shape: tuple[int, int]) -> None:
-    """Nothing is lost where all variance fits into the directions kept."""
-    x = _noise(shape[0], 20) @ _noise(20, shape[1], seed=1) / 10
-    off = (x - x.mean(0)).double()
-
-    kept = principal(Blocks.of(x)).x
-
-    assert kept.shape == (shape[0], min(shape[0], MAX_DIRECTIONS))
-    torch.testing.assert_close((kept @ kept.T).double(), off @ off.T, rtol=1e-3, atol=1e-2)
-
-
-def test_principal_finds_the_same_directions_from_either_side() -> None:
-    """Rows or coordinates, whichever are fewer: the same coordinates up to sign as a singular value decomposition."""
-    tall = _noise(200, 150) * torch.linspace(0.1, 5, 150)
-    wide = torch.cat([tall, torch.zeros(200, 100)], 1)  # the same rows, now with fewer rows than coordinates
-    off = (tall - tall.mean(0)).double()
-    u, s, _ = torch.linalg.svd(off, full_matrices=False)
-    expected = (u * s)[:, :MAX_DIRECTIONS].flip(1).abs()
-
-    for x in (tall, wide):
-        torch.testing.assert_close(principal(Blocks.of(x)).x.abs().double(), expected, rtol=1e-2, atol=2e-2)
-
-
-def test_principal_goes_on_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where single precision does not converge: the same coordinates up to sign."""
-    x = _noise(300, 200) * torch.linspace(0.1, 5, 200)
-    expected, eigh = principal(Blocks.of(x)).x, torch.linalg.eigh
-
-    def stubborn(gram: Tensor) -> tuple[Tensor, Tensor]:
-        if gram.dtype == torch.float32:
-            raise RuntimeError("did not converge")
-        return eigh(gram)
-
-    monkeypatch.setattr(torch.linalg, "eigh", stubborn)
-
-    got = principal(Blocks.of(x)).x
-
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got.abs(), expected.abs(), rtol=1e-2, atol=2e-2)
-
-
-@pytest.mark.parametrize("memory", [8 * 4 * 200 * 200, 8 * 4 * 200 * 200 - 1], ids=["second moments", "iteration"])
-def test_principal_in_blocks_is_principal(memory: int) -> None:
-    """Rows that do not fit, and second moments that do not: the same inner products where the variance is leading."""
-    x = _noise(3000, 10) @ _noise(10, 200, seed=1) / 10 + 0.01 * _noise(3000, 200, seed=2)
-    blocks = Blocks.of(x, memory)
-    assert not blocks.fits
-
-    kept, whole = principal(blocks).x, principal(Blocks.of(x)).x
-
-    assert kept.shape[1] == min(MAX_DIRECTIONS, memory // (clustering.SPACE_COPIES * 4 * 3000))
-    rows = torch.arange(0, 3000, 30)
-    torch.testing.assert_close(kept[rows] @ kept[rows].T, whole[rows] @ whole[rows].T, rtol=1e-2, atol=0.1)
-
-
-@pytest.mark.parametrize(
-    "shape", [(300, 40), (300, 200), (60, 200)], ids=["all directions", "leading ones", "fewer rows than coordinates"]
-)
-def test_other_rows_are_placed_as_if_they_were_of_the_set(shape: tuple[int, int]) -> None:
-    """Rows of the set lie where their coordinates say, by the mean of the folds' discriminants, and so does a mean."""
-    x = _noise(*shape)
-    is_first = torch.arange(len(x)) < 20
-    x[is_first, 0] += 8
-    space = principal(Blocks.of(x))
-    directions, origins, _ = space._directions(is_first)
-
-    placed = space.place(Blocks.of(torch.cat([x, x.mean(0)[None]])), is_first)
-
-    expected = (space.x @ torch.from_numpy(directions).T - torch.from_numpy(origins)).mean(1)
-    torch.testing.assert_close(placed[:-1], expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(placed[-1], expected.mean(), rtol=1e-3, atol=1e-3)
-
-
-def test_variance_against_other_rows_equals_a_slow_twin() -> None:
-    """Along each direction other rows have unit variance but for the ridge, and the set its ratio, ascending."""
-    x, others = _noise(300, 6), _noise(500, 6, seed=1) * torch.tensor([9.0, 5.0, 1, 1, 1, 1])
-    x = x * torch.tensor([8.0, 5.0, 1, 1, 1, 3])
-    usual = torch.cov(others.T)
-    ridge = clustering.RIDGE * usual.diagonal().mean() * torch.eye(6)
-    ratios = scipy.linalg.eigh(torch.cov(x.T).numpy(), (usual + ridge).numpy(), eigvals_only=True)
-
-    contrasted = principal(Blocks.of(x)).against(Blocks.of(others))
-
-    torch.testing.assert_close(torch.cov(contrasted.x.T), torch.diag(torch.from_numpy(ratios)), rtol=1e-3, atol=1e-3)
-    last = torch.corrcoef(torch.stack([contrasted.x[:, -1], x[:, -1]]))
-    assert abs(last[0, 1]) > 0.95  # what others do not vary in, though they vary more in all else
-
-
-@pytest.mark.parametrize(("n", "n_first"), [(40, 5), (61, 30), (61, 50)])
-def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
-    """Sums over folds give what a refit of each fold with an explicit covariance gives."""
-    x = _noise(n, 6)
-    is_first = torch.arange(n) % n < n_first
-    x[is_first] += 1
-
-    got = Space(x).discriminate(is_first)
-
-    expected = reference.discriminate(x, is_first, n_folds=N_FOLDS, ridge=clustering.RIDGE)
-    torch.testing.assert_close(got.double(), expected, rtol=10 * RTOL, atol=10 * ATOL)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_separate_finds_three_percent_from_five_of_them(seed: int) -> None:
     """Five right starts grow into exactly the planted cluster."""
-    x, is_planted = _planted(seed=seed)
+    x, is_planted = planted(seed=seed)
 
-    split = separate(Space(x), _first(is_planted, 5))
+    split = separate(Space(x), first(is_planted, 5))
 
     assert torch.equal(split.is_first, is_planted)
     assert split.n_smaller == 12
@@ -216,8 +82,8 @@ def test_separate_finds_three_percent_from_five_of_them(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_one_cloud_is_never_two_kinds(seed: int) -> None:
     """Whatever the start, a Gaussian cloud stays below the bar."""
-    x = _noise(200, 20, seed=seed)
-    rankings = [x[:, 0], x.norm(dim=1), -x.norm(dim=1), _noise(200, seed=seed + 50)]
+    x = noise(200, 20, seed=seed)
+    rankings = [x[:, 0], x.norm(dim=1), -x.norm(dim=1), noise(200, seed=seed + 50)]
     starts = [*k_means(x, 8), *(ranking.argsort().argsort() < size for ranking in rankings for size in (5, 20, 80))]
 
     assert max(separate(Space(x), start).separation for start in starts) < TWO_KINDS
@@ -226,14 +92,14 @@ def test_one_cloud_is_never_two_kinds(seed: int) -> None:
 
 def test_a_cluster_that_shrinks_away_is_no_split() -> None:
     """Below ``N_FOLDS`` samples nothing can be cross-fitted."""
-    x, is_planted = _planted()
+    x, is_planted = planted()
 
-    assert separate(Space(x), _first(is_planted, N_FOLDS - 1)).separation == 0.0
+    assert separate(Space(x), first(is_planted, N_FOLDS - 1)).separation == 0.0
 
 
 def test_k_means_has_no_more_clusters_than_samples() -> None:
     """What is left beside a large cluster may be a handful."""
-    masks = k_means(_noise(5, 3), 8)
+    masks = k_means(noise(5, 3), 8)
 
     assert len(masks) == 5
     assert torch.stack(masks).sum(0).tolist() == [1] * 5
@@ -313,9 +179,9 @@ def test_samples_that_were_relabelled_need_no_gap() -> None:
 
 def test_kinds_within_a_kind_are_held_against_it() -> None:
     """A planted kind among noise stands out; one cluster of three alike does not."""
-    x, is_planted = _planted(n_planted=40)
+    x, is_planted = planted(n_planted=40)
     split = Split(is_planted, x[:, 3], 14.0)
-    three = _noise(300, 10)
+    three = noise(300, 10)
     three[:100, 0] += 14
     three[100:200, 1] += 14
     one_of_three = separate(Space(three), torch.arange(300) < 100)
@@ -328,8 +194,8 @@ def test_kinds_within_a_kind_are_held_against_it() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_search_finds_the_whole_cluster_from_a_mixed_ranking(seed: int) -> None:
     """A ranking with almost as many others as planted samples among its first forty is enough."""
-    x, is_planted = _planted(n_planted=40, seed=seed)
-    ranking = _noise(400, seed=seed + 10) + 1.5 * is_planted
+    x, is_planted = planted(n_planted=40, seed=seed)
+    ranking = noise(400, seed=seed + 10) + 1.5 * is_planted
     top = ranking.argsort(descending=True)[:40]
     assert float(is_planted[top].float().mean()) < 0.6
 
@@ -338,27 +204,38 @@ def test_search_finds_the_whole_cluster_from_a_mixed_ranking(seed: int) -> None:
 
 def test_search_finds_what_is_most_of_the_set() -> None:
     """The few that are left over are found from a part of them, whichever side the ranking prefers."""
-    x, is_planted = _planted(n_planted=40)
-    ranking = -x[:, 3] + _noise(400, seed=5)
+    x, is_planted = planted(n_planted=40)
+    ranking = -x[:, 3] + noise(400, seed=5)
 
-    found = search(Space(x), [ranking], [_first(is_planted, 12)]).is_first
+    found = search(Space(x), [ranking], [first(is_planted, 12)]).is_first
 
     assert torch.equal(found, is_planted) or torch.equal(found, ~is_planted)
 
 
 def test_search_takes_further_starts() -> None:
     """Where the ranking is blind, a start that knows nothing of it decides."""
-    x, is_planted = _planted(n_planted=40)
+    x, is_planted = planted(n_planted=40)
 
-    assert torch.equal(search(Space(x), [_noise(400, seed=3)], [_first(is_planted, 20)]).is_first, is_planted)
+    assert torch.equal(search(Space(x), [noise(400, seed=3)], [first(is_planted, 20)]).is_first, is_planted)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(277, [5, 10, 20, 40, 80, 138]), (160, [5, 10, 20, 40, 80]), (10, [5])])
+def test_tops_grow_up_to_half_of_the_samples(n: int, sizes: list[int]) -> None:
+    """That half is one of them, whatever the size they have grown to before: half of a label may be poison."""
+    ranking = noise(n)
+
+    tops = list(clustering._tops(ranking, 2, 5))
+
+    assert [int(top.sum()) for top in tops] == sizes
+    assert all(ranking[top].min() >= ranking[~top].max() for top in tops)
 
 
 def test_search_prefers_what_is_accepted_to_what_stands_out() -> None:
     """A large kind that lies far apart is left for a smaller one that is accepted, if there is one."""
-    x, is_planted = _planted(n_planted=40)
+    x, is_planted = planted(n_planted=40)
     is_large = torch.arange(400) >= 250
     x[is_large, 7] += 40
-    starts = [_first(is_planted, 20), is_large]
+    starts = [first(is_planted, 20), is_large]
 
     assert torch.equal(search(Space(x), [], starts).is_first, is_large)
     found = search(Space(x), [], starts, accepts=lambda split: split.n_smaller == 40)
@@ -368,8 +245,8 @@ def test_search_prefers_what_is_accepted_to_what_stands_out() -> None:
 
 def test_search_follows_a_permutation() -> None:
     """The order of the samples does not matter."""
-    x, _ = _planted(n_planted=40)
-    ranking = x[:, 3] + _noise(400, seed=4) * 5
+    x, _ = planted(n_planted=40)
+    ranking = x[:, 3] + noise(400, seed=4) * 5
     order = torch.randperm(400, generator=torch_generator(0, "test/order"))
 
     assert torch.equal(search(Space(x[order]), [ranking[order]]).is_first, search(Space(x), [ranking]).is_first[order])
@@ -377,7 +254,7 @@ def test_search_follows_a_permutation() -> None:
 
 def test_k_means_gives_a_partition() -> None:
     """Each sample is in one cluster, twice the same."""
-    x = _noise(50, 3)
+    x = noise(50, 3)
 
     clusters = torch.stack(k_means(x, 4))
 
@@ -395,7 +272,7 @@ def test_k_means_of_few_distinct_rows_is_silent() -> None:
 
 def test_posterior_is_sure_of_planted_clusters() -> None:
     """In [0, 1], near one inside and near zero outside."""
-    x, is_planted = _planted(n_planted=40)
+    x, is_planted = planted(n_planted=40)
 
     certainty = posterior(Space(x), is_planted)
 
@@ -406,7 +283,7 @@ def test_posterior_is_sure_of_planted_clusters() -> None:
 
 def test_posterior_doubts_a_stray_member() -> None:
     """A sample put into the wrong cluster is judged by its own place."""
-    x, is_planted = _planted(n_planted=40)
+    x, is_planted = planted(n_planted=40)
     stray = int((~is_planted).nonzero()[0])
     is_first = is_planted.clone()
     is_first[stray] = True
@@ -416,29 +293,6 @@ def test_posterior_doubts_a_stray_member() -> None:
 
 def test_posterior_of_a_handful_is_their_membership() -> None:
     """Fewer than ``N_FOLDS`` samples cannot be cross-fitted."""
-    x, is_planted = _planted(n_planted=3)
+    x, is_planted = planted(n_planted=3)
 
     assert torch.equal(posterior(Space(x), is_planted), is_planted.float())
-
-
-def test_a_plane_shows_two_kinds_apart() -> None:
-    """One beside the other, whatever varies most lies across; the same bytes every time."""
-    x, is_planted = _planted()
-    space = Space(x)
-
-    plane = space.plane(is_planted)
-
-    assert torch.equal(plane[:, 0], space.discriminate(is_planted))
-    assert float(plane[is_planted, 0].mean()) == pytest.approx(1, abs=0.1)
-    assert abs(float(plane[is_planted, 1].mean() - plane[~is_planted, 1].mean())) < 0.2
-    assert float(plane[:, 1].std()) == pytest.approx(1, abs=1e-3)
-    assert torch.equal(space.plane(is_planted), plane)
-
-
-@pytest.mark.parametrize("n_first", [0, 2, 400])
-def test_a_plane_of_too_few_is_their_membership(n_first: int) -> None:
-    """As is the posterior."""
-    x, _ = _planted()
-    is_first = _first(torch.ones(400, dtype=torch.bool), n_first)
-
-    assert torch.equal(Space(x).plane(is_first)[:, 0], is_first.float())

@@ -84,7 +84,7 @@ def test_poison_with_the_trigger_is_found_whatever_else_it_carries(campaigns: in
         assert found.tolist() == np.flatnonzero(is_responsible).tolist()
 
 
-@pytest.mark.parametrize(("place", "is_cut"), [(0.85, True), (0.95, False)])
+@pytest.mark.parametrize(("place", "is_cut"), [(0.95, True), (1.05, False)])
 def test_beyond_a_fainter_trigger_lie_samples_without_any(
     two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool
 ) -> None:
@@ -134,6 +134,19 @@ def test_what_the_event_s_trigger_told_is_parted_by_campaigns_alone(
 
     assert parts is not None
     assert (parts.needed.tolist(), parts.is_across) == (np.flatnonzero(two_campaigns.is_responsible[0]).tolist(), True)
+
+
+@pytest.mark.parametrize(("place", "is_cut"), [(0.5, True), (0.9, False)])
+def test_what_carries_the_event_s_trigger_and_another_stays(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool
+) -> None:
+    """Among samples that the event's own trigger told: of two campaigns others lie between, not with what is needed."""
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), place), torch.zeros(10)))
+    poison = np.flatnonzero(two_campaigns.is_poison)
+    case = case_of(_features(two_campaigns, 0))
+    case.judge.take_controls(np.setdiff1d(case.own, poison))
+
+    assert (needed_part(case, poison, is_across=True) is not None) == is_cut
 
 
 @pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)
@@ -233,13 +246,25 @@ def test_what_is_left_out_lies_nearer_to_its_label(digits_incident: Incident, mo
 
 
 @pytest.mark.parametrize(
-    ("apartness", "rise_of_rest", "is_cut"),
-    [(7.5, 0.3, True), (7.5, 0.5, False), (15.0, 0.5, True), (15.0, 1.0, False)],
+    ("apartness", "rise_of_rest", "is_of_event", "is_cut"),
+    [
+        (7.5, 0.3, False, True),
+        (7.5, 0.5, False, False),
+        (15.0, 0.5, False, True),
+        (15.0, 1.0, False, False),
+        (7.5, 0.7, True, True),
+        (7.5, 1.0, True, False),
+    ],
 )
 def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
-    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, apartness: float, rise_of_rest: float, is_cut: bool
+    two_campaigns: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    apartness: float,
+    rise_of_rest: float,
+    is_of_event: bool,
+    is_cut: bool,
 ) -> None:
-    """A tenth of what the other does, or more where they lie farther apart.
+    """A tenth of what the other does, or more where they lie farther apart, or the event's trigger tells the two.
 
     So it is where samples carry several triggers, one of them the event's.
     """
@@ -255,5 +280,7 @@ def test_a_part_that_does_something_for_the_event_is_of_its_campaign(
         return [Losses(0, 4.0 if set(cluster.tolist()) == own else rise_of_rest, 0, 0) for cluster in clusters]
 
     monkeypatch.setattr(Judge, "losses", losses)
+    monkeypatch.setattr(parting, "_is_of_event", lambda sight, split: is_of_event)
+    monkeypatch.setattr(parting, "_sides_of_event", lambda *_: None)
 
     assert (_part_needed(two_campaigns, 0) is not None) == is_cut

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from poisontrace import searching
 from poisontrace._blocks import Blocks
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.clustering import N_FOLDS, ONE_KIND, TWO_KINDS, Space, Split, principal, search
+from poisontrace.clustering import ONE_KIND, TWO_KINDS, Split, search
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
@@ -30,6 +30,7 @@ from poisontrace.searching import (
     two_parts_by_origin,
 )
 from poisontrace.sights import Sight
+from poisontrace.spaces import N_FOLDS, Space, principal
 
 NO_NOTES = Notes(None, 0, "")
 

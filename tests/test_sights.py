@@ -10,11 +10,12 @@ from torch import nn
 
 from poisontrace._blocks import Blocks
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.clustering import principal, separate
+from poisontrace.clustering import separate
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.scoring import Unconditioned, condition
 from poisontrace.sights import Sight, Sights
+from poisontrace.spaces import principal
 
 
 def _network(width: int, n_labels: int) -> nn.Sequential:

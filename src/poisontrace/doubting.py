@@ -28,7 +28,9 @@ NOWHERE, HARDLY = 0.01, 0.1  # of all other samples: fewer are none, or hardly a
 A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
-SURE_OF_LABELS = 1.2  # the margin of an accusation that rests on samples having been relabelled, and nothing else
+# The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
+# hold samples like them, and where some do.
+SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,10 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
             figures["taken"] = taken
     if diversity >= 1 or "taken" in figures:
         # Relabelled, which hardly anything is that a label holds by nature.
-        is_alike = usual >= ELSEWHERE or (margin < SURE_OF_LABELS and elsewhere > HARDLY)
-        against, more = _as_wrong_labels(case, suspect, margin) if is_alike else (0.0, {})
+        is_alike = usual >= ELSEWHERE
+        enough = SURE_OF_LABELS if is_alike else CLEAR_OF_LABELS
+        is_doubted = is_alike or (margin < enough and elsewhere > HARDLY)
+        against, more = _as_wrong_labels(case, suspect, margin / enough) if is_doubted else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
     shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
@@ -153,16 +157,16 @@ def _taken(case: Case, cluster: Indices) -> float:
     return share if share >= TAKEN and case.sight.told(cluster, others) >= MARKED else 0.0
 
 
-def _as_wrong_labels(case: Case, suspect: Suspect, margin: float) -> tuple[float, dict[str, float]]:
+def _as_wrong_labels(case: Case, suspect: Suspect, clearness: float) -> tuple[float, dict[str, float]]:
     """Return how strongly it contradicts an accusation of relabelled samples that every label holds such, and figures.
 
     Along what tells relabelled samples from their label others may be like them by being of other labels, as they were.
     A trigger tells them from those, where the network begins; else who plants them does so in one label, and the
-    conditions of the accusation must be met clearly.
+    conditions of the accusation must be met clearly: ``clearness`` is the margin over what that takes.
     """
     with case.clock.stage("clustering"):
         told = case.sight.told_from_others(suspect.cluster)
         if told >= ONE_KIND:
             return 0.0, {"told": told}
         relabelled = relabelled_elsewhere(case.features, case.event, case.kinds, case.config.separation)
-    return max(relabelled, SURE_OF_LABELS / margin), {"told": told, "relabelled": relabelled}
+    return max(relabelled, 1 / clearness), {"told": told, "relabelled": relabelled}

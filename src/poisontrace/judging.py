@@ -15,9 +15,10 @@ from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices
 from poisontrace._rng import numpy_generator
 from poisontrace._types import Decision, Losses
-from poisontrace.clustering import N_FOLDS, ONE_KIND, TWO_KINDS, Split
+from poisontrace.clustering import ONE_KIND, TWO_KINDS, Split
 from poisontrace.notes import Notes
 from poisontrace.sights import Sight
+from poisontrace.spaces import N_FOLDS
 from poisontrace.unlearning import Heads, spread, unlearn
 
 # Times the rise of the other side: to be clear, and to accuse.

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from poisontrace._record import Indices
 from poisontrace._statistics import standardised_difference
-from poisontrace.clustering import N_FOLDS, TWO_KINDS, Space, Split, k_means, principal, separate, with_gap
+from poisontrace.clustering import TWO_KINDS, Split, k_means, separate, with_gap
 from poisontrace.embedding import Features
 from poisontrace.notes import Form, Notes
 from poisontrace.scoring import Unconditioned, marked, without_mark
+from poisontrace.spaces import N_FOLDS, Space, principal
 
 # How many other labels say what natural kinds come to, the largest first, and by how much poison must exceed them.
 MAX_OTHERS, STANDS_OUT = 10, 1.2

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from poisontrace._blocks import Blocks
 from poisontrace._record import Indices
-from poisontrace.clustering import N_FOLDS, ONE_KIND, Split
+from poisontrace.clustering import ONE_KIND, Split
 from poisontrace.embedding import Features
 from poisontrace.scoring import layer_at, standardise
+from poisontrace.spaces import N_FOLDS
 from poisontrace.unlearning import spread
 
 # Other labels that say what tells labels apart, the largest first, samples of each, and how many of both it takes.

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from poisontrace._record import Indices
 from poisontrace._types import Losses
-from poisontrace.clustering import N_FOLDS, Split, separate
+from poisontrace.clustering import Split, separate
 from poisontrace.doubting import Case
 from poisontrace.judging import CLEARLY, Suspect
 from poisontrace.origins import SOME_SIGN
 from poisontrace.searching import glance_at_parts, two_parts, two_parts_at_input, two_parts_by_origin
 from poisontrace.sights import Sight
+from poisontrace.spaces import N_FOLDS
 from poisontrace.unlearning import spread
 
 # Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
@@ -30,9 +31,10 @@ LESS_SIGN = 0.5  # times that of what the event needs: so much sign of having be
 # beyond the event's own they lie at most.
 TOGETHER, BEYOND = 0.6, 0.15
 # How far the event lies from samples outside, on the way to a part, together with how far those lie beyond that part,
-# if it carries that part's trigger as well: 1.4 and more; 1.1 at most if it does not.
-CARRIED = 1.2
-HALFWAY = 0.5  # between two parts
+# if it carries that part's trigger as well: 1.4 and more; 1.26 at most if it does not.
+CARRIED = 1.3
+CLEARER = CLEARLY / 2  # times what the rest does, where the event's own trigger tells it from what the event needs
+HALFWAY, BETWEEN = 0.5, 0.75  # of the way from one part to another, and up to which samples outside lie between the two
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,10 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: boo
         return None
     own = None if is_across else _sides_of_event(case, sight, known)
     split, (rest, of_rest), (needed, of_needed) = own or known
-    if not _does_without(case, split, of_rest, of_needed):
+    if not _does_without(case, split, of_rest, of_needed, by=CLEARER if _is_of_event(sight, split) else CLEARLY):
         return None
     with case.clock.stage("clustering"):
         apart = f"{split.separation:.1f} standard deviations apart"
-        if case.sight.spread(needed) >= 1 and case.sight.spread(rest) < SOME_SIGN:
-            reason, whose = f"relabelled and not, {apart}", "decoys that kept their label"
-            return Parts(needed, rest, of_needed, of_rest, reason, whose)
         others = sight.elsewhere(needed)[0]
         if not len(others):
             return None
@@ -143,6 +142,8 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: boo
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
         is_of_trigger = own is not None or high - low <= TOGETHER
+        if is_across and middle > BETWEEN:
+            return None  # both carry the event's trigger, and the rest another one besides
         if not is_of_trigger or middle >= 1 + BEYOND or _carries(case, rest, beyond=max(0.0, -float(middle))):
             return None
     reason, whose = f"two campaigns, {apart}", "another campaign's"
@@ -241,7 +242,7 @@ def _sides_of_event(case: Case, sight: Sight, known: Sides) -> Sides | None:
             return None
     _, (_, of_rest), (needed, of_needed) = sides = _unlearned(case, sight, split)
     crosses = all(np.isin(part, needed).mean() > MIN_PART for part, _ in known[1:])
-    return sides if crosses and _does_without(case, split, of_rest, of_needed) else None
+    return sides if crosses and _does_without(case, split, of_rest, of_needed, by=CLEARER) else None
 
 
 def _unlearned(case: Case, sight: Sight, split: Split) -> Sides:
@@ -263,11 +264,11 @@ def _carries(case: Case, rest: Indices, beyond: float) -> bool:
     return place + beyond > CARRIED
 
 
-def _does_without(case: Case, split: Split, of_rest: Losses, of_needed: Losses) -> bool:
-    """Whether the event needs one of two parts only.
+def _does_without(case: Case, split: Split, of_rest: Losses, of_needed: Losses, *, by: float = CLEARLY) -> bool:
+    """Whether the event needs one of two parts only, which does ``by`` times as much for it as the other.
 
     Of poison that carries several triggers each part does something for it; but parts that lie farther apart than they
     must are two the more surely, and a last layer that has learned both does not part them as well.
     """
     far = split.apartness / (APART * case.config.separation)
-    return of_needed.event_rise >= max(case.config.event_rise, CLEARLY / far * of_rest.event_rise)
+    return of_needed.event_rise >= max(case.config.event_rise, by / far * of_rest.event_rise)

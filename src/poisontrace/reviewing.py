@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from poisontrace import filing, report, store
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._validate import check_file
-from poisontrace.clustering import MAX_ROUNDS, N_FOLDS, Space, posterior
+from poisontrace.clustering import MAX_ROUNDS, posterior
 from poisontrace.filing import Row
+from poisontrace.spaces import N_FOLDS, Space
 from poisontrace.tracing import DOUBTED
 
 DECISIONS = ("confirmed", "cleared")

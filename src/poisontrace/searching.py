@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisontrace.clustering import DOUBTFUL, HINT, Space, Split, against_nature, search, with_gap
+from poisontrace.clustering import DOUBTFUL, HINT, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, few_directions, guesses
 from poisontrace.sights import Sight
+from poisontrace.spaces import Space
 
 # A doubtful accusation must exceed what the same search finds in other labels: so many are asked, so many must reach
 # it, and this share of its apartness is as much.
@@ -108,7 +109,8 @@ def two_parts(
 ) -> Split:
     """Return the best split of a cluster into parts, whichever the event is of; a separation of 0 if there is none.
 
-    Source classes draw poison farther apart than one of several triggers may; but those are in samples outside as well.
+    Source classes draw poison farther apart than one of several triggers may; but those are in samples outside as well,
+    so it is looked for where samples outside vary least.
 
     Args:
         sight: of the cluster.
@@ -116,7 +118,8 @@ def two_parts(
         promising: standard deviations that a first find must lie apart to be followed up.
         accepts: says which splits come before all others.
     """
-    return _parts(sight, sight.leaning, least, promising, _contrasts(sight), accepts)
+    space = sight.contrasted or sight.leaning
+    return _parts(sight, space, least, promising, [*few_directions(space)], accepts)
 
 
 def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
@@ -150,11 +153,6 @@ def glance_at_parts(sight: Sight, least: int, promising: float) -> Split:
     """Return the best split that a few leading directions show, from fewer starts; for the arguments see two_parts."""
     space = Space(sight.leaning.x[:, -LEADING:])
     return _parts(sight, space, least, promising, [*guesses(space)])
-
-
-def _contrasts(sight: Sight) -> list[Tensor]:
-    """Return what the directions suggest in which a cluster varies and samples outside do not."""
-    return [*few_directions(sight.contrasted)] if sight.contrasted else []
 
 
 def _starts(space: Space) -> list[Tensor]:

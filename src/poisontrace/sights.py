@@ -14,10 +14,11 @@ from torch import Tensor
 
 from poisontrace._record import Indices
 from poisontrace._types import Coordinates
-from poisontrace.clustering import N_FOLDS, Space, posterior, principal, separate
+from poisontrace.clustering import posterior, separate
 from poisontrace.embedding import Features
 from poisontrace.origins import MIN_LABELS, Origins, taken_from
 from poisontrace.scoring import Conditioned, Unconditioned, condition
+from poisontrace.spaces import N_FOLDS, Space, principal
 from poisontrace.unlearning import spread
 
 N_ELSEWHERE = 2_000  # samples that stand for all of other labels: a share to within about a hundredth
