@@ -176,13 +176,15 @@ def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
 
 
 @pytest.mark.parametrize(
-    ("share", "elsewhere", "told", "is_let_go"),
+    ("share", "elsewhere", "told", "diversity", "is_let_go"),
     [
-        (0.5, 0.05, 6.0, False),
-        (0.5, 0.05, 4.9, True),
-        (0.5, 0.11, 6.0, True),
-        (0.3, 0.05, 6.0, False),
-        (0.1, 0.05, 6.0, True),
+        (0.5, 0.05, 6.0, 0.0, False),
+        (0.5, 0.05, 4.9, 0.0, True),
+        (0.5, 0.11, 6.0, 0.0, True),
+        (0.3, 0.05, 6.0, 0.0, False),
+        (0.1, 0.05, 6.0, 0.0, True),
+        (0.3, 0.05, 2.8, 0.6, False),
+        (0.3, 0.11, 2.8, 0.6, True),
     ],
 )
 def test_what_hardly_another_sample_has_and_is_seen_early_is_a_trigger(
@@ -191,12 +193,16 @@ def test_what_hardly_another_sample_has_and_is_seen_early_is_a_trigger(
     share: float,
     elsewhere: float,
     told: float,
+    diversity: float,
     is_let_go: bool,
 ) -> None:
-    """Though nobody relabelled its samples, ordinary ones suffer, and other labels hold as much; a film is smaller."""
+    """Though nobody relabelled its samples, ordinary ones suffer, and other labels hold as much; a film is smaller.
+
+    Or what shows, if not clearly, that it was relabelled.
+    """
     case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.0))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.0)
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 1.1)
     suspect = dataclasses.replace(
@@ -227,7 +233,7 @@ def test_the_more_samples_were_relabelled_the_less_others_are_asked(
         return 2.0
 
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.2, 0.0))
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 2.6)
     monkeypatch.setattr(doubting, "natural", reached)
     monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: is_surplus)

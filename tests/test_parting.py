@@ -136,6 +136,33 @@ def test_what_the_event_s_trigger_told_is_parted_by_campaigns_alone(
     assert (parts.needed.tolist(), parts.is_across) == (np.flatnonzero(two_campaigns.is_responsible[0]).tolist(), True)
 
 
+@pytest.mark.parametrize(
+    ("of_rest", "place", "is_cut"), [(0.5, 0.7, False), (0.5, 0.5, True), (0.1, 0.7, True)], ids=str
+)
+def test_what_has_pieces_of_a_trigger_is_not_parted_by_one_of_them(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, of_rest: float, place: float, is_cut: bool
+) -> None:
+    """The rest does something for the event, and the event has more of what that has than those that it needs."""
+    poison = np.flatnonzero(two_campaigns.is_poison)
+    own = set(np.flatnonzero(two_campaigns.is_responsible[0]).tolist())
+    position = Sight.position
+
+    def losses(judge: Judge, *clusters: NDArray[np.int64]) -> list[Losses]:
+        return [Losses(0, 4.0 if own <= set(cluster.tolist()) else of_rest, 0, 0) for cluster in clusters]
+
+    def placed(sight: Sight, cluster: NDArray[np.int64]) -> float:
+        is_beside_others = np.isin(case.sight.outside, sight.indices).all()
+        return place if is_beside_others else position(sight, cluster)
+
+    case = case_of(_features(two_campaigns, 0))
+    monkeypatch.setattr(Judge, "losses", losses)
+    monkeypatch.setattr(Sight, "position", placed)
+    monkeypatch.setattr(Sight, "places", lambda sight, cluster, others: torch.linspace(0.2, 0.65, len(others)))
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), 0.5), torch.zeros(10)))
+
+    assert (needed_part(case, poison) is not None) == is_cut
+
+
 @pytest.mark.parametrize(("place", "is_cut"), [(0.5, True), (0.9, False)])
 def test_what_carries_the_event_s_trigger_and_another_stays(
     two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, place: float, is_cut: bool

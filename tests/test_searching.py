@@ -118,6 +118,26 @@ def test_samples_of_many_labels_are_found_where_the_event_says_nothing() -> None
     assert unasked.diversity == 0 and not unasked.is_first[:40].all()
 
 
+@pytest.mark.parametrize(
+    ("share", "gap", "told", "is_turned"),
+    [(0.8, -2.0, 3.5, True), (0.8, -0.5, 3.5, False), (0.8, -2.0, 5.5, False), (0.5, -2.0, 3.5, False)],
+)
+def test_what_is_broad_by_nature_is_not_relabelled(
+    features: Features, monkeypatch: pytest.MonkeyPatch, share: float, gap: float, told: float, is_turned: bool
+) -> None:
+    """Most of a label, if the event is clearly of the rest, and no trigger tells it from others."""
+    sight = _own(features)
+    n = len(sight.indices)
+    is_first = torch.arange(n) < share * n
+    split = Split(is_first, is_first.float(), 9.0, gap, diversity=1.3)
+    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster: told)
+
+    got = searching._unless_broad(sight, split, TWO_KINDS)
+
+    assert torch.equal(got.is_first, ~is_first if is_turned else is_first)
+    assert (got.gap, got.diversity) == ((-gap, 0.0) if is_turned else (gap, 1.3))
+
+
 def test_parts_are_no_smaller_than_asked(features: Features) -> None:
     """The planted kind is a part of its label if parts may be so small; else there is no split."""
     sight = _own(features)

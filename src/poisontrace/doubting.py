@@ -126,8 +126,9 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
     if is_doubtful and is_rarer and elsewhere <= HARDLY and share >= A_PART and not case.kinds.are_rows:
         with case.clock.stage("clustering"):
             figures["told"] = case.sight.told_from_others(suspect.cluster)
-    # What hardly another sample has, and is seen where the network begins, is a trigger, on samples of whatever label.
-    is_doubtful &= figures.get("told", 0.0) < ONE_KIND
+        # What hardly another sample has is a trigger if it is seen where the network begins, on samples of whatever
+        # label, or shows where it was taken from: natural kinds that are as broad are in other labels as well.
+        is_doubtful = figures["told"] < ONE_KIND and diversity < SOME_SIGN
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
     would_show_sign = case.sight.origins.rankings and elsewhere >= NOWHERE

@@ -33,6 +33,8 @@ TOGETHER, BEYOND = 0.6, 0.15
 # How far the event lies from samples outside, on the way to a part, together with how far those lie beyond that part,
 # if it carries that part's trigger as well: 1.4 and more; 1.26 at most if it does not.
 CARRIED = 1.3
+# Of what the needed part does for the event: the rest does something. And of how far the needed part lies on that way.
+SOMETHING, FARTHEST = 0.05, 0.9
 CLEARER = CLEARLY / 2  # times what the rest does, where the event's own trigger tells it from what the event needs
 HALFWAY, BETWEEN = 0.5, 0.75  # of the way from one part to another, and up to which samples outside lie between the two
 
@@ -144,7 +146,9 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: boo
         is_of_trigger = own is not None or high - low <= TOGETHER
         if is_across and middle > BETWEEN:
             return None  # both carry the event's trigger, and the rest another one besides
-        if not is_of_trigger or middle >= 1 + BEYOND or _carries(case, rest, beyond=max(0.0, -float(middle))):
+        if not is_of_trigger or middle >= 1 + BEYOND or _carries(case, rest, max(0.0, -float(middle))):
+            return None
+        if of_rest.event_rise >= SOMETHING * of_needed.event_rise and _has_more(case, needed, rest):
             return None
     reason, whose = f"two campaigns, {apart}", "another campaign's"
     return Parts(needed, rest, of_needed, of_rest, reason, whose, is_across=is_across or own is not None)
@@ -260,8 +264,22 @@ def _carries(case: Case, rest: Indices, beyond: float) -> bool:
     Along what tells the rest from samples outside the event lies as far as it does, or farther: where it carries both
     triggers or a stronger one. The fainter the one of the rest is, the farther samples outside lie beyond it.
     """
-    place = Sight(case.features, case.event, np.union1d(rest, case.sight.outside)).position(rest)
+    place = _beside_outside(case, rest).position(rest)
     return place + beyond > CARRIED
+
+
+def _has_more(case: Case, needed: Indices, rest: Indices) -> bool:
+    """Whether the event has more of what tells the rest of a cluster from samples outside than what it needs has.
+
+    So it is where each sample carries some pieces of a trigger and the event carries all.
+    """
+    both = _beside_outside(case, rest)
+    return both.position(rest) > float(both.places(rest, needed).quantile(FARTHEST))
+
+
+def _beside_outside(case: Case, cluster: Indices) -> Sight:
+    """Return what the event sees of a cluster and of samples outside the label."""
+    return Sight(case.features, case.event, np.union1d(cluster, case.sight.outside))
 
 
 def _does_without(case: Case, split: Split, of_rest: Losses, of_needed: Losses, *, by: float = CLEARLY) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisontrace.clustering import DOUBTFUL, HINT, Split, against_nature, search, with_gap
+from poisontrace.clustering import DOUBTFUL, HINT, ONE_KIND, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
 from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, few_directions, guesses
 from poisontrace.sights import Sight
@@ -26,6 +26,7 @@ N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
 TINY = 1e-9
 GROWN = 9.0  # standard deviations between what a label grew by and the rest
 LEADING = 32  # directions that show parts so large of some hundred samples, if there are any
+MOST = 0.55  # of some samples: clearly more than half of them
 THROUGH = 0.75  # of the spread of samples that were relabelled, in both clusters: other splits are looked for
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
@@ -68,7 +69,7 @@ def two_kinds(
         # Natural kinds may stand out more, families among rows always do; but none of them is of many labels.
         best = max(found, key=attrgetter("strength"))
         if best.is_relabelled:
-            return best
+            return _unless_broad(sight, best, separation)
     if kinds.are_rows and not _best(found, separation).is_at_least(separation):
         # Families stand out more than rows with a mark do; but an event is less clearly of them.
         accepts = partial(Split.is_at_least, threshold=separation)
@@ -91,6 +92,20 @@ def two_kinds(
             # A label that is too large holds what it grew by, even if the event is hardly less of the rest.
             found.append(search(space, [], _starts(space), judge=as_growth))
     return _best(found, separation)
+
+
+def _unless_broad(sight: Sight, split: Split, separation: float) -> Split:
+    """Return a split by diversity, or as if that had not been asked: if its first cluster is merely broad by nature.
+
+    A label may be, and is broader still beside samples of one other kind that were planted in it. Those are fewer, the
+    event is clearly of them, and no trigger tells the others from samples outside.
+    """
+    by_event = replace(split.flipped(), gap=-split.gap, diversity=0.0)
+    first = sight.indices[split.is_first.numpy()]
+    is_larger = len(first) > MOST * len(sight.indices)
+    if is_larger and by_event.is_at_least(separation) and sight.told_from_others(first) < ONE_KIND:
+        return by_event
+    return split
 
 
 def _is_through(sight: Sight, split: Split) -> bool:

@@ -117,8 +117,12 @@ class Sight:
         """
         if not len(self.outside):
             return torch.empty(0), torch.empty(0, dtype=torch.int64)
-        rows = torch.from_numpy(self.outside)
-        return self.leaning.place(self.seen.leaning.others(rows), self._among(cluster)), self.features.labels[rows]
+        return self.places(cluster, self.outside), self.features.labels[torch.from_numpy(self.outside)]
+
+    def places(self, cluster: Indices, others: Indices) -> Tensor:
+        """Return where other training samples lie, (m,), along what tells a cluster from the rest; see ``position``."""
+        rows = torch.from_numpy(others)
+        return self.leaning.place(self.seen.leaning.others(rows), self._among(cluster))
 
     def share_elsewhere(self, cluster: Indices) -> tuple[float, float]:
         """Return how many samples outside, as a share, lie on a cluster's side of what tells it from the rest.
