@@ -29,7 +29,7 @@ A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies ap
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
-# hold samples like them, or they are of one other label; and where they are of many and few labels hold such.
+# hold samples like them, and where some do.
 SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
 
 
@@ -113,7 +113,7 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
     if diversity >= 1 or "taken" in figures:
         # Relabelled, which hardly anything is that a label holds by nature.
         is_alike = usual >= ELSEWHERE
-        enough = CLEAR_OF_LABELS if diversity >= 1 and not is_alike else SURE_OF_LABELS
+        enough = SURE_OF_LABELS if is_alike else CLEAR_OF_LABELS
         is_doubted = is_alike or (margin < enough and elsewhere > HARDLY)
         against, more = _as_wrong_labels(case, suspect, margin / enough) if is_doubted else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
