@@ -364,8 +364,9 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
 def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, harm: float, verdict: str
 ) -> None:
-    """The margin says how nearly; without doubt nobody asks, nor where a trigger is seen early in the network."""
+    """The margin says how nearly; without doubt nobody asks, nor of what hardly another sample is like."""
     data, event = (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.2, 0.0))
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 2.6)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
     monkeypatch.setattr(doubting, "DOUBTFUL", 0.0)
