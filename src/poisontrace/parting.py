@@ -1,7 +1,7 @@
 """The part of a responsible cluster that the event needs: not what is another campaign's, decoys, or came along.
 
 One cluster may hold the poison of several campaigns for one label, and ordinary samples of it besides (decisions 0024,
-0026, 0029, 0031, 0033, 0037 and 0039).
+0026, 0029, 0031, 0033, 0037, 0039 and 0041).
 """
 
 from collections.abc import Callable
@@ -92,9 +92,8 @@ def needed_part(case: Case, cluster: Indices, *, is_across: bool = False) -> Par
 
     Poison of several campaigns for one label is one kind beside ordinary samples; the event is owed to its own. Poison
     of one campaign splits as well, by source classes; but such parts lie less far apart. Rows need not be asked: those
-    that share one mark and nothing else are of one campaign (decision 0024). Beside poison that was relabelled the rest
-    may also be decoys: ordinary samples of the label that carry the trigger, if faintly. And it may be ordinary samples
-    that came along, however few (decisions 0031 and 0033).
+    that share one mark and nothing else are of one campaign (decision 0024). The rest may also be ordinary samples that
+    came along, however few, decoys with a faint trigger among them (decisions 0031, 0033 and 0041).
 
     Args:
         case: of the event.
@@ -133,7 +132,7 @@ def _without_campaigns(case: Case, sight: Sight, sides: Sides, *, is_across: boo
         return None
     own = None if is_across else _sides_of_event(case, sight, known)
     split, (rest, of_rest), (needed, of_needed) = own or known
-    if not _does_without(case, split, of_rest, of_needed, by=CLEARER if _is_of_event(sight, split) else CLEARLY):
+    if not _does_without(case, split, of_rest, of_needed, by=CLEARER if own or _is_of_event(sight, split) else CLEARLY):
         return None
     with case.clock.stage("clustering"):
         apart = f"{split.separation:.1f} standard deviations apart"
