@@ -21,6 +21,7 @@ from poisontrace._errors import InvalidInputError, PoisontraceError
 from poisontrace._rng import numpy_generator
 from poisontrace.attacks import ATTACKS, Attack, Attacker
 from poisontrace.datasets import Dataset, load_dataset
+from poisontrace.rows import MAX_SUCCESS_OF_TWIN
 from poisontrace.unlearning import spread
 from poisontrace.victims import Progress, trained
 
@@ -31,8 +32,7 @@ TRAININGS = {
 }
 # What the options of attacks are called in messages; other types are checked by the attack itself.
 OPTION_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-# The bar for "the attack works": it nearly always wins, and the trigger alone nearly never does.
-MIN_SUCCESS, MAX_SUCCESS_OF_TWIN = 0.8, 0.1
+MIN_SUCCESS = 0.8  # an attack works if it nearly always wins, and its inputs alone nearly never do
 MAX_ATTEMPTS = 1000  # kept in attempts.npz: success to within two points
 
 

@@ -35,8 +35,9 @@ MEASURES = {
     "faint": "dilution",
 }
 EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the probability of poison
-# Of the attempts, from which on an attack still works in spite of what its measure costs, and at most of its twin's.
-HALF, OF_TWIN = 0.5, 0.1
+# Of the attempts, from which on an attack still works in spite of what its measure costs, and at most of those on a
+# network that never saw the poison.
+STILL_WORKS, MAX_SUCCESS_OF_TWIN = 0.5, 0.1
 DASH = "–"  # for what nobody measured
 
 
@@ -124,7 +125,9 @@ def is_sound(row: Row) -> bool:
 
 def still_works(row: Row) -> bool:
     """Tell whether a row is a trace of a victim on which a measure leaves the attack half of its attempts or more."""
-    return bool(row["kind"] == "trace" and row["attack_success"] >= HALF and row["attack_success_twin"] <= OF_TWIN)
+    if row["kind"] != "trace":
+        return False
+    return bool(row["attack_success"] >= STILL_WORKS and row["attack_success_twin"] <= MAX_SUCCESS_OF_TWIN)
 
 
 def is_judged(row: Row) -> bool:

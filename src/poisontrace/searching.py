@@ -26,7 +26,7 @@ N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
 TINY = 1e-9
 GROWN = 9.0  # standard deviations between what a label grew by and the rest
 LEADING = 32  # directions that show parts so large of some hundred samples, if there are any
-MOST = 0.55  # of some samples: clearly more than half of them
+MORE_THAN_HALF = 0.55  # of some samples, clearly
 THROUGH = 0.75  # of the spread of samples that were relabelled, in both clusters: other splits are looked for
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
@@ -102,7 +102,7 @@ def _unless_broad(sight: Sight, split: Split, separation: float) -> Split:
     """
     by_event = replace(split.flipped(), gap=-split.gap, diversity=0.0)
     first = sight.indices[split.is_first.numpy()]
-    is_larger = len(first) > MOST * len(sight.indices)
+    is_larger = len(first) > MORE_THAN_HALF * len(sight.indices)
     if is_larger and by_event.is_at_least(separation) and sight.told_from_others(first) < ONE_KIND:
         return by_event
     return split

@@ -50,7 +50,8 @@ NAMES_OF_COST = (
     "clean_accuracy",
 )  # what a measure may cost
 # Tables that show attacks with these options too; the others are about attacks as published.
-WITH_MEASURES = ("anti-forensics", "every")
+WITH_MEASURES = ("anti-forensics", "every", "ablation")
+ALIKE = 0.01  # of precision and recall together: no trace is better or worse by less
 
 
 def write_tables(results: Path, readme: Path) -> None:
@@ -427,6 +428,32 @@ def _proof_table(rows: list[Row]) -> str:
     return as_table(head, lines)
 
 
+def _ablation_table(rows: list[Row]) -> str:
+    """One line for each rule of the method: what becomes of traces without it, and of natural mistakes."""
+
+    def worth(row: Row) -> float:
+        if row["asked"] == "mistake":
+            return float(row["verdict"] != "poison")
+        return float(row["precision"] + row["recall"]) if row["n_found"] else 0.0
+
+    ablated = [row for row in rows if row["kind"].startswith("ablation")]
+    groups = grouped(ablated, lambda row: (row["rule"], *(row["decisions"] or [0])))
+    known = {(row["kind"], victim_of(row), row["event"]): worth(row) for row in ablated if not row["rule"]}
+    lines = []
+    for (rule, *decisions), group in sorted(groups.items(), key=lambda item: item[0][1:]):
+        cells: list[Any] = [rule or "all rules", ", ".join(f"{number:04d}" for number in decisions) if rule else DASH]
+        for asked, works in (("poison", True), ("poison", False), ("mistake", True)):
+            asked_of = [
+                row for row in group if (row["asked"], row["succeeded"] or row["asked"] == "mistake") == (asked, works)
+            ]
+            change = [worth(row) - known[row["kind"], victim_of(row), row["event"]] for row in asked_of]
+            cells.append(len(asked_of))
+            cells += [sum(by < -ALIKE for by in change), sum(by > ALIKE for by in change)] if rule else [DASH, DASH]
+        lines.append(cells)
+    head = ("without", "decisions", "traces", "worse", "better", "of attacks that fail", "worse", "better")
+    return as_table((*head, "natural mistakes", "accused", "let go"), lines)
+
+
 def _text_table(rows: list[Row]) -> str:
     """One line for each trigger and rate in texts; the last ones of texts without poison."""
     groups = grouped((row for row in rows if row["kind"] == "texts"), lambda row: (row["trigger"], row["rate"]))
@@ -458,6 +485,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "scores": _score_table,
     "proof": _proof_table,
     "texts": _text_table,
+    "ablation": _ablation_table,
     "speed": costs.speed_table,
     "start": costs.start_table,
     "ranks": costs.ranks_table,
