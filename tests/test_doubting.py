@@ -118,19 +118,32 @@ def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
 
 
 @pytest.mark.parametrize(
-    ("part", "taken", "told", "is_accused"),
-    [(0.2, 0.8, 3.8, True), (0.2, 0.6, 3.8, False), (0.2, 0.8, 2.8, False), (0.5, 0.8, 3.8, False)],
+    ("part", "taken", "told", "harm", "is_accused"),
+    [
+        (0.2, 0.8, 3.8, 0.06, True),
+        (0.2, 0.6, 3.8, 0.06, False),
+        (0.2, 0.8, 2.8, 0.06, False),
+        (0.2, 0.8, 3.8, 0.88, False),
+        (0.5, 0.8, 3.8, 0.06, False),
+    ],
 )
 def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_before(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, part: float, taken: float, told: float, is_accused: bool
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    part: float,
+    taken: float,
+    told: float,
+    harm: float,
+    is_accused: bool,
 ) -> None:
-    """Not so what is like another label but not of it, wrong labels, which carry nothing, or half of a label."""
+    """Not so what is like another label but not of it, wrong labels, what ordinary samples suffer with, or half."""
     case = case_of(_features(digits_incident, 0))
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.4, 0.4))
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.0)
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 4.0)
     monkeypatch.setattr(Sight, "taken_from", lambda sight, cluster: (sight.outside[:40], taken))
     monkeypatch.setattr(Sight, "told", lambda sight, cluster, others: told)
+    monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 1.1)
 
     against, _, _ = contradicted(case, _suspect(case, case.own[: round(part * len(case.own))]), 1.5)

@@ -28,6 +28,7 @@ NOWHERE, HARDLY = 0.01, 0.1  # of all other samples: fewer are none, or hardly a
 A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
+LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from another label does hardly any to its own
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
 # hold samples like them, and where some do.
 SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
@@ -108,7 +109,7 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         # The rest of a part is poison as well.
         diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
-        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(case, suspect.cluster)):
+        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(case, suspect)):
             figures["taken"] = taken
     if diversity >= 1 or "taken" in figures:
         # Relabelled, which hardly anything is that a label holds by nature.
@@ -152,10 +153,15 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
     return against, reason, figures
 
 
-def _taken(case: Case, cluster: Indices) -> float:
-    """Return how clearly samples were taken from one other label; 0 if not so, or nothing marks them among its own."""
-    others, share = case.sight.taken_from(cluster)
-    return share if share >= TAKEN and case.sight.told(cluster, others) >= MARKED else 0.0
+def _taken(case: Case, suspect: Suspect) -> float:
+    """Return how clearly a suspect was taken from one other label; 0 if not so.
+
+    Not so either if nothing marks it among samples of that label, or if ordinary samples of its own suffer with it.
+    """
+    if suspect.harm() > LITTLE_HARM:
+        return 0.0
+    others, share = case.sight.taken_from(suspect.cluster)
+    return share if share >= TAKEN and case.sight.told(suspect.cluster, others) >= MARKED else 0.0
 
 
 def _as_wrong_labels(case: Case, suspect: Suspect, clearness: float) -> tuple[float, dict[str, float]]:
