@@ -152,6 +152,25 @@ def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_
 
 
 @pytest.mark.parametrize(
+    ("n", "variety", "margin", "is_let_go"),
+    [(10, 0.02, 1.3, True), (10, 0.2, 1.3, False), (10, 0.02, 2.5, False), (60, 0.02, 1.3, False)],
+)
+def test_pictures_of_one_scene_are_not_accused_with_doubt(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n: int, variety: float, margin: float, is_let_go: bool
+) -> None:
+    """A few that are nearly copies of one another lie apart by nature; copies that were planted do so clearly."""
+    case = case_of(_features(digits_incident, 0))
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
+    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
+    monkeypatch.setattr(Sight, "variety", lambda sight, cluster: variety)
+
+    against, reason, _ = contradicted(case, _suspect(case, case.own[:n]), margin)
+
+    assert ((against, reason) == (pytest.approx(5), "they are nearly copies of one another")) == is_let_go
+    assert (against >= 1) == is_let_go
+
+
+@pytest.mark.parametrize(
     ("share", "elsewhere", "diversity", "is_known", "is_let_go"),
     [
         (0.5, 0.2, 0.4, True, True),

@@ -167,6 +167,21 @@ def test_what_samples_like_it_carry_as_well_tells_a_cluster_from_others_only(oth
     assert sight.told_from_others(marked[:40]) > 3
 
 
+def test_copies_of_one_sample_hardly_vary_and_a_share_of_a_label_does(features: Features) -> None:
+    """The variance of each input over that of the rest, on average; an input that never varies does not count."""
+    own = np.flatnonzero(features.labels.numpy() == 1)
+    x = features.activations[0].clone()
+    x[own[:8]] = x[own[0]] + 0.01 * torch.randn(8, x.shape[1], generator=torch.Generator().manual_seed(0))
+    x[:, 2] = 1.0
+    sight = Sight(replace(features, activations=(x, *features.activations[1:])), 1, own)
+    some, rest = x[own[50:60]].numpy(), np.delete(x[own].numpy(), range(50, 60), axis=0)
+    varies = rest.std(0) > 0
+
+    slow = np.mean([some[:, k].var(ddof=1) / rest[:, k].var(ddof=1) for k in varies.nonzero()[0]])
+    assert sight.variety(own[50:60]) == pytest.approx(slow, rel=1e-4)
+    assert sight.variety(own[:8]) < 0.01 < 0.3 < sight.variety(own[50:60])
+
+
 def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Features) -> None:
     """Of all views, by a discriminant fitted once."""
     own = np.flatnonzero(features.labels.numpy() == 0)

@@ -10,7 +10,7 @@ from operator import itemgetter
 from poisontrace._record import Clock, Indices, Tree
 from poisontrace.clustering import DOUBTFUL, ONE_KIND, TWO_KINDS
 from poisontrace.embedding import Features
-from poisontrace.judging import NEARLY_HALF, Config, Judge, Suspect
+from poisontrace.judging import NEARLY_HALF, TINY, Config, Judge, Suspect
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
@@ -26,6 +26,7 @@ LEFT = 0.5  # of the smallest other label, that is left of one at least that was
 BEYOND_NATURE = 1.5
 NOWHERE, HARDLY = 0.01, 0.1  # of all other samples: fewer are none, or hardly any
 A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
+ONE_SCENE = 0.1  # of the variance of the rest of a label, at the input: the samples are nearly copies of one another
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
 LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from another label does hardly any to its own
@@ -106,6 +107,10 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         )
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
+        if is_doubtful and share < A_PART and not case.kinds.are_rows:
+            variety = case.sight.variety(suspect.cluster)
+            if variety < ONE_SCENE:
+                return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
         # The rest of a part is poison as well.
         diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}

@@ -17,7 +17,7 @@ from poisontrace._types import Coordinates
 from poisontrace.clustering import posterior, separate
 from poisontrace.embedding import Features
 from poisontrace.origins import MIN_LABELS, Origins, taken_from
-from poisontrace.scoring import Conditioned, Unconditioned, condition
+from poisontrace.scoring import Conditioned, Unconditioned, condition, layer_at, standardise
 from poisontrace.spaces import N_FOLDS, Space, principal
 from poisontrace.unlearning import spread
 
@@ -85,6 +85,22 @@ class Sight:
     def spread(self, cluster: Indices) -> float:
         """Return how diverse some of them are, whatever the rest is."""
         return self.origins.spread(self._among(cluster))
+
+    def variety(self, cluster: Indices) -> float:
+        """Return how much some of them differ as they enter the network: the variance, over that of the rest.
+
+        Pictures of one scene hardly differ, whatever they show.
+
+        Args:
+            cluster: two at least of ``indices``, and as many others.
+        """
+        features, rest = self.features, np.setdiff1d(self.indices, cluster)
+        of_cluster, of_rest = (
+            layer_at(features.activations[0], torch.from_numpy(rows), features.memory) for rows in (cluster, rest)
+        )
+        _, std, is_constant = standardise(of_rest)
+        shares = (of_cluster.moments()[1] / std.square())[~is_constant]
+        return float(shares.mean()) if len(shares) else 1.0
 
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
