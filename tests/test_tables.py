@@ -261,6 +261,25 @@ def test_proof_says_what_training_again_leaves(tmp_path: Path) -> None:
     assert f"| badnets | digits, 1,437 | 5% | 2 | 1 of 3 | 0 | {figures} |" in readme.read_text()
 
 
+def test_a_rule_is_worth_what_becomes_of_traces_without_it(tmp_path: Path) -> None:
+    """Worse by more than a hundredth of precision and recall together, or accused; failed attacks on their own."""
+    row = {"kind": "ablation, poison", "asked": "poison", "plan": {"attack": "badnets"}, "seed": 0, "event": 0}
+    row |= {"succeeded": True, "verdict": "poison", "n_found": 9, "precision": 1.0, "recall": 0.9}
+    failed = {**row, "seed": 1, "succeeded": False}
+    mistake = {**row, "kind": "ablation, mistake", "asked": "mistake", "verdict": "no-poison"}
+    rule, every = {"rule": "a rule", "decisions": [7, 8]}, {"rule": "", "decisions": []}
+    rows = [one | every for one in (row, failed, mistake)]
+    rows += [row | rule | {"recall": 0.895}, failed | rule | {"n_found": 0}, mistake | rule | {"verdict": "poison"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    readme = write_page(tmp_path / "README.md")
+
+    tables.write_tables(tmp_path, readme)
+
+    text = readme.read_text()
+    assert "| all rules | – | 1 | – | – | 1 | – | – | 1 | – | – |" in text
+    assert "| a rule | 0007, 0008 | 1 | 0 | 0 | 1 | 1 | 0 | 1 | 1 | 0 |" in text
+
+
 def test_a_page_without_any_mark_is_refused(tmp_path: Path) -> None:
     """It is another page than the one meant."""
     (tmp_path / "README.md").write_text("words")
