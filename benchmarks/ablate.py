@@ -21,6 +21,7 @@ from poisontrace.clustering import Split
 from poisontrace.judging import Suspect
 from poisontrace.kinds import Kinds
 from poisontrace.origins import Origins
+from poisontrace.rows import Row, read_rows
 from poisontrace.sights import Sight
 
 HERE = Path(__file__).resolve().parent
@@ -35,8 +36,6 @@ SUITE = (
     "clean-malware",
 )
 SEEDS, N_EVENTS, N_MISTAKES = (0,), 1, 4  # of each grid; and of each victim, at most
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,12 @@ def patched(rules: tuple[Rule, ...], make: Callable[[Rule, Callable[..., Any]], 
 def main(grids: list[str]) -> None:
     """Trace what is missing, plan by plan: with all rules, then without each that said something."""
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in RESULT.read_text().splitlines()] if RESULT.exists() else []
-    done = set(map(key_of, rows))
+    done = set(map(key_of, read_rows(RESULT)))
     for name in grids or SUITE:
         grid = bench.read_grid(HERE / "grids" / f"{name}.toml")
         twins: set[Any] = set()
         for plan in grid.plans():
-            twin = (plan.seed, plan.dataset, plan.model, plan.wrong_labels, plan.epochs)
+            twin = bench._twin_of(plan)
             n_mistakes = 0 if twin in twins else min(N_MISTAKES, grid.natural_mistakes)
             twins.add(twin)
             about = {"grid": name, "seed": plan.seed, "plan": bench._described(plan)}
@@ -150,8 +148,8 @@ def main(grids: list[str]) -> None:
             wanted = [("poison", event) for event in range(n_events)]
             wanted += [("mistake", event) for event in range(n_mistakes)]
             found = [about | row for asked, event in wanted for row in ablated(subject, asked, event)]
-            with RESULT.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in found)
+            for row in found:
+                bench._append(RESULT, row)
             print(*key_of(about), len(found), flush=True)
 
 
@@ -182,7 +180,7 @@ def ablated(subject: bench._Subject, asked: str, event: int) -> Iterator[Row]:
         row = measured(subject, asked, event)
     if row is None:
         return
-    about = {"kind": f"ablation, {asked}", "asked": asked, "event": event}
+    about = {"kind": f"ablation, {asked}", "event": event}
     yield {**about, "rule": "", "decisions": [], **row}
     for rule in RULES:
         if rule.is_asked and rule.name not in spoke:

@@ -25,6 +25,12 @@ def _features(incident: Incident, event: int) -> Features:
     return collect(incident.model, ArraySet(incident.x, incident.y), [events_of(incident)[event]])
 
 
+def _sees(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+    """Make every sight give these answers, by the name of what is asked, whatever the cluster."""
+    for name, answer in answers.items():
+        monkeypatch.setattr(Sight, name, lambda *asked, answer=answer, **options: answer)
+
+
 def _suspect(case: Case, cluster: NDArray[np.int64]) -> Suspect:
     """Return a cluster of the label that was set apart from all of the rest, and of which nothing else speaks."""
     is_first, losses = torch.from_numpy(np.isin(case.own, cluster)), Losses(0, 5.0, 0, 0.0)
@@ -53,9 +59,7 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
 ) -> None:
     """Relabelled samples without anything of their own; and the larger part of a label, the more of it the sooner."""
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, usual))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 2.6)
+    _sees(monkeypatch, share_elsewhere=(elsewhere, usual), diversity=diversity, told_from_others=2.6)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: 1.1)
     monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
@@ -85,9 +89,7 @@ def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_
     Without one the accusation must be clear.
     """
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.9, 0.95))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
+    _sees(monkeypatch, share_elsewhere=(0.9, 0.95), diversity=1.2, told_from_others=told)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: relabelled)
 
     against, reason, figures = contradicted(case, _suspect(case, case.own[:40]), margin)
@@ -109,9 +111,7 @@ def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
 ) -> None:
     """If in fewer than half of them: without a trigger, where the network begins, the accusation must be clear."""
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.2))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
+    _sees(monkeypatch, share_elsewhere=(elsewhere, 0.2), diversity=1.2, told_from_others=told)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: 0.0)
 
     assert (contradicted(case, _suspect(case, case.own[:60]), margin)[0] >= 1) == is_let_go
@@ -138,11 +138,9 @@ def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_
 ) -> None:
     """Not so what is like another label but not of it, wrong labels, what ordinary samples suffer with, or half."""
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.4, 0.4))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.0)
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 4.0)
+    _sees(monkeypatch, share_elsewhere=(0.4, 0.4), diversity=0.0, told_from_others=4.0)
     monkeypatch.setattr(Sight, "taken_from", lambda sight, cluster: (sight.outside[:40], taken))
-    monkeypatch.setattr(Sight, "told", lambda sight, cluster, others: told)
+    _sees(monkeypatch, told=told)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 1.1)
 
@@ -160,9 +158,7 @@ def test_pictures_of_one_scene_are_not_accused_with_doubt(
 ) -> None:
     """A few that are nearly copies of one another lie apart by nature; copies that were planted do so clearly."""
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 1.2)
-    monkeypatch.setattr(Sight, "variety", lambda sight, cluster: variety)
+    _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.2, variety=variety)
 
     against, reason, _ = contradicted(case, _suspect(case, case.own[:n]), margin)
 
@@ -194,8 +190,7 @@ def test_half_of_a_label_that_nobody_relabelled_is_not_accused_with_doubt(
     Where nothing tells labels apart nobody knows.
     """
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.0))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
+    _sees(monkeypatch, share_elsewhere=(elsewhere, 0.0), diversity=diversity)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
     if not is_known:
         case.sight.origins.rankings = []
@@ -233,9 +228,7 @@ def test_what_hardly_another_sample_has_and_is_seen_early_is_a_trigger(
     Or what shows, if not clearly, that it was relabelled.
     """
     case = case_of(_features(digits_incident, 0))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.0))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
+    _sees(monkeypatch, share_elsewhere=(elsewhere, 0.0), diversity=diversity, told_from_others=told)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 1.1)
     suspect = dataclasses.replace(
         _suspect(case, case.own[: round(share * len(case.own))]), losses=Losses(0, 5.0, 0, 1.0)
@@ -264,9 +257,7 @@ def test_the_more_samples_were_relabelled_the_less_others_are_asked(
         asked.append((margin, apartness))
         return 2.0
 
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: diversity)
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.2, 0.0))
-    monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 2.6)
+    _sees(monkeypatch, diversity=diversity, share_elsewhere=(0.2, 0.0), told_from_others=2.6)
     monkeypatch.setattr(doubting, "natural", reached)
     monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: is_surplus)
     suspect = _suspect(case, np.flatnonzero(digits_incident.is_poison))
@@ -294,8 +285,7 @@ def test_of_a_label_that_was_planted_in_something_is_left(
     )
     own = np.flatnonzero(data[1] == label)
     case = case_of(collect(digits_incident.model, ArraySet(*data), [events_of(digits_incident)[0]]))
-    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.0, 0.0))
-    monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
+    _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=0.6)
     monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
     suspect = _suspect(case, own[n_left:])
 

@@ -263,10 +263,10 @@ def test_proof_says_what_training_again_leaves(tmp_path: Path) -> None:
 
 def test_a_rule_is_worth_what_becomes_of_traces_without_it(tmp_path: Path) -> None:
     """Worse by more than a hundredth of precision and recall together, or accused; failed attacks on their own."""
-    row = {"kind": "ablation, poison", "asked": "poison", "plan": {"attack": "badnets"}, "seed": 0, "event": 0}
+    row = {"kind": "ablation, poison", "plan": {"attack": "badnets"}, "seed": 0, "event": 0}
     row |= {"succeeded": True, "verdict": "poison", "n_found": 9, "precision": 1.0, "recall": 0.9}
     failed = {**row, "seed": 1, "succeeded": False}
-    mistake = {**row, "kind": "ablation, mistake", "asked": "mistake", "verdict": "no-poison"}
+    mistake = {**row, "kind": "ablation, mistake", "verdict": "no-poison"}
     rule, every = {"rule": "a rule", "decisions": [7, 8]}, {"rule": "", "decisions": []}
     rows = [one | every for one in (row, failed, mistake)]
     rows += [row | rule | {"recall": 0.895}, failed | rule | {"n_found": 0}, mistake | rule | {"verdict": "poison"}]

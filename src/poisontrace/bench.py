@@ -203,7 +203,7 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
             progress(path.stem, position, len(plans))
         # An attack that failed fails again: the same plan gives the same victim.
         if _key_of(plan, "failed", "", 0) not in done:
-            twin = _key_of(replace(plan, attack="", rate=0.0, target=None, options={}), "clean", "", 0)
+            twin = _twin_of(plan)
             wanted = _wanted(grid, with_mistakes=twin not in with_mistakes)
             missing = [want for want in wanted if _key_of(plan, *want) not in done]
             for row in _rows(plan, missing, grid.device, progress):
@@ -237,6 +237,11 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 def _key_of(plan: Plan, kind: str, rule: str, event: int) -> tuple[Any, ...]:
     return json.dumps(_described(plan), sort_keys=True), plan.seed, kind, rule, event
+
+
+def _twin_of(plan: Plan) -> tuple[Any, ...]:
+    """Return what plans have in common whose unpoisoned twin is the same."""
+    return _key_of(replace(plan, attack="", rate=0.0, target=None, options={}), "clean", "", 0)
 
 
 def _described(plan: Plan) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What speaks against an accusation: that it is of what is ordinary.
 
-A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, 0040 and 0041).
+A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0042).
 """
 
 from dataclasses import dataclass

@@ -51,6 +51,7 @@ NAMES_OF_COST = (
 )  # what a measure may cost
 # Tables that show attacks with these options too; the others are about attacks as published.
 WITH_MEASURES = ("anti-forensics", "every", "ablation")
+ASKED = ("poison", "mistake")  # what rows of an ablation are traces of
 ALIKE = 0.01  # of precision and recall together: no trace is better or worse by less
 
 
@@ -439,7 +440,7 @@ def _ablation_table(rows: list[Row]) -> str:
     """One line for each rule of the method: what becomes of traces without it, and of natural mistakes."""
 
     def worth(row: Row) -> float:
-        if row["asked"] == "mistake":
+        if row["kind"] == "ablation, mistake":
             return float(row["verdict"] != "poison")
         return float(row["precision"] + row["recall"]) if row["n_found"] else 0.0
 
@@ -449,12 +450,12 @@ def _ablation_table(rows: list[Row]) -> str:
     lines = []
     for (rule, *decisions), group in sorted(groups.items(), key=lambda item: item[0][1:]):
         cells: list[Any] = [rule or "all rules", ", ".join(f"{number:04d}" for number in decisions) if rule else DASH]
-        for asked, works in (("poison", True), ("poison", False), ("mistake", True)):
-            asked_of = [
-                row for row in group if (row["asked"], row["succeeded"] or row["asked"] == "mistake") == (asked, works)
-            ]
-            change = [worth(row) - known[row["kind"], victim_of(row), row["event"]] for row in asked_of]
-            cells.append(len(asked_of))
+        of_poison, of_mistakes = ([row for row in group if row["kind"] == f"ablation, {asked}"] for asked in ASKED)
+        working = [row for row in of_poison if row["succeeded"]]
+        failing = [row for row in of_poison if not row["succeeded"]]
+        for traces in (working, failing, of_mistakes):
+            change = [worth(row) - known[row["kind"], victim_of(row), row["event"]] for row in traces]
+            cells.append(len(traces))
             cells += [sum(by < -ALIKE for by in change), sum(by > ALIKE for by in change)] if rule else [DASH, DASH]
         lines.append(cells)
     head = ("without", "decisions", "traces", "worse", "better", "of attacks that fail", "worse", "better")
