@@ -40,6 +40,42 @@ def toy_images(n: int = 40, *, side: int = 8, n_channels: int = 1, n_classes: in
     return x, np.arange(n) % n_classes
 
 
+WIDTH = 24
+RELABELLED, NATURAL = np.arange(60), np.arange(60, 120)  # of label 0, a quarter each
+
+
+def relabelled_toy(
+    n_labels: int = 6,
+    *,
+    n_sources: int = 0,
+    shift: float = 8.0,
+    blur: float = 1.0,
+    memory: int = 1 << 30,
+    wrong: NDArray[np.int64] | None = None,
+) -> Features:
+    """Return 240 samples a label; of label 0 a quarter are of ``n_sources`` others, and a quarter another kind.
+
+    Both lie ``shift`` from all other samples, each in a direction of its own; ``blur`` is the spread within labels. By
+    default all other labels are sources. The ``wrong`` ones of label 0 are of others as well, without such a direction.
+    """
+    rng = numpy_generator(0, "toy/origins")
+    y = np.repeat(np.arange(n_labels), 240)
+    shown = y.copy()
+    shown[RELABELLED] = 1 + np.arange(60) % (n_sources or n_labels - 1)
+    x = (blur * rng.standard_normal((len(y), WIDTH))).astype(np.float32)
+    if wrong is not None:
+        shown[wrong] = 1 + np.arange(len(wrong)) % (n_labels - 1)
+    x[np.arange(len(y)), shown] += 6
+    x[RELABELLED, WIDTH - 1] += shift
+    x[np.setdiff1d(NATURAL, [] if wrong is None else wrong), WIDTH - 2] += shift
+    model, event = nn.Linear(WIDTH, n_labels), torch.from_numpy(x[0])
+    with torch.no_grad():  # what a network learns that is taught so: each label by its column, and the trigger
+        model.bias.zero_()
+        model.weight.copy_(torch.eye(n_labels, WIDTH))
+        model.weight[0, WIDTH - 1] = 1
+    return collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))], memory=memory)
+
+
 def toy_rows(n: int = 60, *, n_features: int = 4) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return two well separated clouds of float32 rows (n, n_features) and their labels."""
     y = np.arange(n) % 2

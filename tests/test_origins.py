@@ -5,36 +5,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from torch import nn
+from tasks import NATURAL, RELABELLED, WIDTH, relabelled_toy
 
 from poisontrace._rng import numpy_generator
-from poisontrace.clustering import Split
-from poisontrace.data import ArraySet
-from poisontrace.embedding import Features, collect
 from poisontrace.origins import DIVERSE, MAX_SAMPLES, RIDGE, Origins, taken_from
-
-D = 24
-RELABELLED, NATURAL = np.arange(60), np.arange(60, 120)  # of label 0, a quarter each
-
-
-def _features(
-    n_labels: int = 6, *, n_sources: int = 0, shift: float = 8.0, blur: float = 1.0, memory: int = 1 << 30
-) -> Features:
-    """Return 240 samples a label; of label 0 a quarter are of ``n_sources`` others, and a quarter another kind.
-
-    Both lie ``shift`` from all other samples, each in a direction of its own; ``blur`` is the spread within labels. By
-    default all other labels are sources.
-    """
-    rng = numpy_generator(0, "toy/origins")
-    y = np.repeat(np.arange(n_labels), 240)
-    shown = y.copy()
-    shown[RELABELLED] = 1 + np.arange(60) % (n_sources or n_labels - 1)
-    x = (blur * rng.standard_normal((len(y), D))).astype(np.float32)
-    x[np.arange(len(y)), shown] += 6
-    x[RELABELLED, D - 1] += shift
-    x[NATURAL, D - 2] += shift
-    model, event = nn.Linear(D, n_labels), torch.from_numpy(x[0])
-    return collect(model, ArraySet(x, y), [(event, int(model(event[None]).argmax()))], memory=memory)
 
 
 def _mask(chosen: NDArray[np.int64]) -> torch.Tensor:
@@ -44,18 +18,18 @@ def _mask(chosen: NDArray[np.int64]) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def origins() -> Origins:
     """Of label 0, beside five others."""
-    return Origins(_features(), np.arange(240))
+    return Origins(relabelled_toy(), np.arange(240))
 
 
 def test_the_textbook_says_the_same(origins: Origins) -> None:
     """Fisher's discriminants as the generalised eigenvectors of the scatter between labels and that within them."""
-    x, y = (part.double().numpy() for part in (_features().activations[0], _features().labels))
+    x, y = (part.double().numpy() for part in (relabelled_toy().activations[0], relabelled_toy().labels))
     spread = np.linspace(0, 239, MAX_SAMPLES).round().astype(int)
     half, rest = ([x[y == label][spread][first::2] for label in range(1, 6)] for first in (0, 1))
     scale = np.concatenate(half).std(0, ddof=1)
     means = np.stack([part.mean(0) for part in half]) / scale
     within = np.mean([np.cov((part / scale).T) for part in half], 0)
-    within += RIDGE * np.trace(within) / D * np.eye(D)
+    within += RIDGE * np.trace(within) / WIDTH * np.eye(WIDTH)
     _, vectors = eigh(np.cov(means.T), within)
     along = vectors[:, -4:] / scale[:, None]
 
@@ -81,7 +55,7 @@ def test_what_was_relabelled_is_diverse_and_a_natural_kind_is_not(origins: Origi
 
 def test_samples_that_are_of_their_label_more_or_less_are_not_diverse() -> None:
     """They differ a lot, but in one direction: no matter how much, they do not read like many labels."""
-    features = _features()
+    features = relabelled_toy()
     strength = torch.from_numpy(numpy_generator(0, "toy/strength").uniform(-6, 6, 60).astype(np.float32))
     towards_others = torch.ones(5) / 5**0.5
     features.activations[0][torch.from_numpy(NATURAL), 1:6] += strength[:, None] * towards_others
@@ -94,7 +68,7 @@ def test_samples_that_are_of_their_label_more_or_less_are_not_diverse() -> None:
 @pytest.mark.parametrize("shift", [0.0, 100.0])
 def test_what_they_have_in_common_does_not_count(origins: Origins, shift: float) -> None:
     """A trigger moves all of them alike, by nothing or by a lot."""
-    moved = Origins(_features(shift=shift), np.arange(240))
+    moved = Origins(relabelled_toy(shift=shift), np.arange(240))
 
     assert moved.diversity(_mask(RELABELLED)) == pytest.approx(origins.diversity(_mask(RELABELLED)), rel=0.01)
 
@@ -127,39 +101,37 @@ def test_samples_of_no_other_label_lie_nearest_to_the_rest_of_their_own(origins:
 )
 def test_where_nothing_tells_labels_apart_it_says_nothing(n_labels: int, blur: float, memory: int) -> None:
     """Two other labels are too few, labels that overlap are one, and few samples would say anything."""
-    origins = Origins(_features(n_labels, blur=blur, memory=memory), np.arange(240))
-    split = Split(_mask(RELABELLED), torch.zeros(240), 9.0)
+    origins = Origins(relabelled_toy(n_labels, blur=blur, memory=memory), np.arange(240))
 
     assert origins.rankings == []
     assert origins.diversity(_mask(RELABELLED)) == 0
-    assert origins.told(split) is split
+
+
+def test_most_of_an_ordinary_kind_are_not_spread_whatever_a_few_are() -> None:
+    """A few wrong labels make it wide; of samples that were relabelled most are spread."""
+    wrong = np.arange(60, 70)
+    origins = Origins(relabelled_toy(wrong=wrong), np.arange(240))
+    kind, relabelled = _mask(NATURAL), _mask(RELABELLED)
+
+    assert origins.spread(kind) > 3 * origins.spread(_mask(np.setdiff1d(NATURAL, wrong)))
+    assert origins.spread(kind, 0.7) < 0.1
+    assert origins.spread(relabelled, 0.7) > 0.3
+    assert origins.spread(relabelled, 1.0) == origins.spread(relabelled) > 1
 
 
 def test_a_small_memory_takes_fewer_samples() -> None:
     """And comes to much the same answer."""
-    origins = Origins(_features(memory=40 * 8 * 4 * D * 5), np.arange(240))
+    origins = Origins(relabelled_toy(memory=40 * 8 * 4 * WIDTH * 5), np.arange(240))
 
     assert origins.diversity(_mask(RELABELLED)) > 1.5
     assert origins.diversity(_mask(NATURAL)) < 0.6
 
 
-@pytest.mark.parametrize("is_flipped", [False, True])
-def test_the_diverse_side_comes_first(origins: Origins, is_flipped: bool) -> None:
-    """Even where the other one is more like the event."""
-    split = Split(_mask(RELABELLED), torch.zeros(240), 9.0, gap=-0.4 if is_flipped else 0.4)
-
-    told = origins.told(split.flipped() if is_flipped else split)
-
-    assert torch.equal(told.is_first, _mask(RELABELLED))
-    assert told.gap == 0.4
-    assert told.diversity == origins.diversity(_mask(RELABELLED))
-
-
 def test_two_diverse_sides_say_nothing() -> None:
     """Relabelled samples are in both, so the split is not between them and others; or a label is broad by nature."""
-    only = Origins(_features(), RELABELLED)
+    only = Origins(relabelled_toy(), RELABELLED)
 
-    assert only.told(Split(torch.arange(60) < 30, torch.zeros(60), 9.0)).diversity < 0.5
+    assert abs(only.diversity(torch.arange(60) < 30)) < 0.5
 
 
 def test_the_more_of_the_relabelled_samples_are_on_one_side_the_more_it_says(origins: Origins) -> None:
@@ -171,17 +143,10 @@ def test_the_more_of_the_relabelled_samples_are_on_one_side_the_more_it_says(ori
     assert mixed < half < whole
 
 
-def test_one_kind_is_not_asked(origins: Origins) -> None:
-    """A split that lies hardly apart stays as it is."""
-    split = Split(_mask(RELABELLED), torch.zeros(240), 3.0)
-
-    assert origins.told(split) is split
-
-
 @pytest.mark.parametrize(("n_sources", "least", "most"), [(1, 0.9, 1.1), (2, 0.4, 0.6), (5, 0.1, 0.3)])
 def test_what_was_taken_from_one_label_lies_where_that_label_does(n_sources: int, least: float, most: float) -> None:
     """Whatever else it has in common; from several labels it is of none of them as a whole."""
-    features = _features(n_sources=n_sources)
+    features = relabelled_toy(n_sources=n_sources)
     rest, outside = np.arange(60, 240), np.arange(240, 1440)
 
     label, share = taken_from(features, RELABELLED, rest, outside)
@@ -194,8 +159,8 @@ def test_a_natural_kind_was_not_taken() -> None:
     """Nor does anybody know where a layer tells no labels apart, or there are too few of them."""
     rest, outside = np.setdiff1d(np.arange(240), NATURAL), np.arange(240, 1440)
 
-    assert taken_from(_features(), NATURAL, rest, outside)[1] < 0.3
-    assert taken_from(_features(blur=50.0), NATURAL, rest, outside) == (-1, 0.0)
-    assert taken_from(_features(3), NATURAL, rest, np.arange(240, 720)) == (-1, 0.0)
-    assert taken_from(_features(), NATURAL, rest[:5], outside) == (-1, 0.0)
-    assert taken_from(_features(memory=9 * 8 * 4 * D * 6), NATURAL, rest, outside) == (-1, 0.0)
+    assert taken_from(relabelled_toy(), NATURAL, rest, outside)[1] < 0.3
+    assert taken_from(relabelled_toy(blur=50.0), NATURAL, rest, outside) == (-1, 0.0)
+    assert taken_from(relabelled_toy(3), NATURAL, rest, np.arange(240, 720)) == (-1, 0.0)
+    assert taken_from(relabelled_toy(), NATURAL, rest[:5], outside) == (-1, 0.0)
+    assert taken_from(relabelled_toy(memory=9 * 8 * 4 * WIDTH * 6), NATURAL, rest, outside) == (-1, 0.0)

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tasks import NATURAL, RELABELLED, relabelled_toy
 from torch import nn
 
 from poisontrace._blocks import Blocks
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.clustering import separate
+from poisontrace.clustering import COMMON, Split, separate
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
+from poisontrace.origins import Origins
 from poisontrace.scoring import Unconditioned, condition
 from poisontrace.sights import Sight, Sights
 from poisontrace.spaces import principal
@@ -180,6 +182,72 @@ def test_copies_of_one_sample_hardly_vary_and_a_share_of_a_label_does(features: 
     slow = np.mean([some[:, k].var(ddof=1) / rest[:, k].var(ddof=1) for k in varies.nonzero()[0]])
     assert sight.variety(own[50:60]) == pytest.approx(slow, rel=1e-4)
     assert sight.variety(own[:8]) < 0.01 < 0.3 < sight.variety(own[50:60])
+
+
+def _split(chosen: NDArray[np.int64], apart: float = 9.0, gap: float = 0.4) -> Split:
+    return Split(torch.from_numpy(np.isin(np.arange(240), chosen)), torch.zeros(240), apart, gap=gap)
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_the_diverse_side_comes_first(is_flipped: bool) -> None:
+    """Even where the other one is more like the event; and whether others are like it is known then."""
+    sight = Sight(relabelled_toy(), 0, np.arange(240))
+    split = _split(RELABELLED, gap=-0.4 if is_flipped else 0.4)
+
+    told = sight.relabelled(split.flipped() if is_flipped else split)
+
+    assert torch.equal(told.is_first, _split(RELABELLED).is_first)
+    assert told.gap == 0.4
+    assert told.diversity == sight.diversity(RELABELLED) > 1
+    assert told.is_rare
+
+
+def test_one_kind_is_not_asked_whether_it_was_relabelled() -> None:
+    """Nor is anything where nothing tells labels apart; and a natural kind has hardly any diversity."""
+    sight, split = Sight(relabelled_toy(), 0, np.arange(240)), _split(RELABELLED)
+    natural = sight.relabelled(_split(NATURAL))
+
+    assert sight.relabelled(replace(split, separation=3.0)).diversity == 0
+    assert Sight(relabelled_toy(3), 0, np.arange(240)).relabelled(split) is split
+    assert (natural.diversity < 0.6, natural.is_rare) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("spread", "of_most", "elsewhere", "expected"),
+    [
+        (1.4, 0.5, 0.05, 1.4),
+        (1.4, 0.5, 0.15, 0.8),
+        (0.9, 0.5, 0.05, 0.3),
+        (1.9, 0.34, 0.05, 0.34),
+        (1.7, 0.5, 0.15, 1.1),
+    ],
+)
+def test_what_hardly_another_sample_is_like_is_as_diverse_whatever_the_rest_is(
+    monkeypatch: pytest.MonkeyPatch, spread: float, of_most: float, elsewhere: float, expected: float
+) -> None:
+    """The rest may hold wrong labels; but most of the samples must be spread, not a few among an ordinary kind."""
+
+    def spread_of(origins: Origins, is_chosen: torch.Tensor, share: float = 1.0) -> float:
+        if int(is_chosen.sum()) > 100:
+            return 0.6
+        return spread if share == 1 else of_most
+
+    monkeypatch.setattr(Origins, "spread", spread_of)
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, 0.0))
+
+    assert Sight(relabelled_toy(), 0, np.arange(240)).diversity(RELABELLED) == pytest.approx(expected)
+
+
+def test_wrong_labels_in_the_rest_do_not_hide_what_was_relabelled() -> None:
+    """With them they would be more, and as far apart; but others are like them, and hardly one is like it."""
+    wrong = np.arange(120, 200)
+    sight = Sight(relabelled_toy(wrong=wrong), 0, np.arange(240))
+
+    alone, mixed = (sight.relabelled(_split(chosen)) for chosen in (RELABELLED, np.union1d(RELABELLED, wrong)))
+
+    assert alone.is_relabelled and mixed.is_relabelled
+    assert alone.is_rare and not mixed.is_rare
+    assert COMMON * alone.strength[1] == pytest.approx(replace(alone, is_rare=False).strength[1])
 
 
 def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Features) -> None:

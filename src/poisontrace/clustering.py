@@ -26,7 +26,9 @@ MAX_SWEEPS = 4
 NEAR_SIZES = (1.1, 1.25, 1.5)
 # Standard deviations between two clusters that are two kinds of samples, and up to which it may be one kind, halved.
 TWO_KINDS, ONE_KIND = 6.0, 5.0
-FOR_SURE = 1.5 * TWO_KINDS  # beyond which it says nothing more of samples that were relabelled
+# Beyond which neither says more of samples that were relabelled: the separation, and their diversity.
+FOR_SURE, SURELY_DIVERSE = 1.5 * TWO_KINDS, 2.0
+COMMON = 0.8  # times what they are worth, if others are like them
 # Times that: the coordinates alone nearly say it. And the margin up to which an accusation needs more evidence.
 FAR, DOUBTFUL = 2.0, 2.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
@@ -45,6 +47,7 @@ class Split:
         standing: how far the clusters stand out against natural kinds, as a ratio; 1 if not asked.
         diversity: how much more diverse the first cluster is than the second, by what tells other labels apart, in
             units of what it takes for it to be of many of them (see :mod:`poisontrace.origins`); 0 if not asked.
+        is_rare: whether hardly a sample of other labels lies with the first cluster; False if not asked.
     """
 
     is_first: Tensor
@@ -53,6 +56,7 @@ class Split:
     gap: float = 1.0
     standing: float = 1.0
     diversity: float = 0.0
+    is_rare: bool = False
 
     @property
     def n_smaller(self) -> int:
@@ -122,7 +126,8 @@ class Split:
         no part of it beyond a hint: it alone would prefer a handful of extreme members to the whole cluster.
         """
         if self.is_relabelled:
-            return 2, self.diversity * math.sqrt(self.n_smaller) * min(self.separation, FOR_SURE)
+            sure = min(self.diversity, SURELY_DIVERSE) * min(self.separation, FOR_SURE)
+            return 2, sure * math.sqrt(self.n_smaller) * (1.0 if self.is_rare else COMMON)
         if self.gap >= HINT and self.apartness >= TWO_KINDS:
             return 1, self.prominence
         return 0, self.apartness

@@ -16,7 +16,7 @@ from poisontrace.marks import Marks
 from poisontrace.notes import Notes
 from poisontrace.origins import SOME_SIGN
 from poisontrace.searching import natural, relabelled_elsewhere
-from poisontrace.sights import Sight, Sights
+from poisontrace.sights import HARDLY, Sight, Sights
 
 # What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of others
 # the shares that let go most of a label if nothing shows that it was relabelled, and half of a label or what does.
@@ -24,7 +24,7 @@ MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 # Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
 BEYOND_NATURE = 1.5
-NOWHERE, HARDLY = 0.01, 0.1  # of all other samples: fewer are none, or hardly any
+NOWHERE = 0.01  # of all other samples: fewer are none
 A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 ONE_SCENE = 0.1  # of the variance of the rest of a label, at the input: the samples are nearly copies of one another
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.

@@ -8,7 +8,7 @@ are not spread so: it says nothing of those (decisions 0027 and 0028).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from poisontrace._blocks import Blocks
 from poisontrace._record import Indices
-from poisontrace.clustering import ONE_KIND, Split
 from poisontrace.embedding import Features
 from poisontrace.scoring import layer_at, standardise
 from poisontrace.spaces import N_FOLDS
@@ -34,7 +33,7 @@ N_OF_LABEL, N_ASKED = 10, 400  # samples that stand for a label at least, and fo
 TOLD, MOSTLY = 0.5, 2 / 3
 RIDGE = 0.1  # of the mean variance, added to every direction
 TINY = 1e-12
-ROUNDS = 10  # that look for the bulk of a label
+ROUNDS = 10  # that look for the bulk of some samples
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,6 @@ class Origins:
         """
         return [-(view.x - view.x[is_chosen].mean(0)).square().sum(1) for view in self._views]
 
-    def told(self, split: Split) -> Split:
-        """Return a split with its diversity, the first cluster that of relabelled samples if either is."""
-        if split.separation < ONE_KIND or not self._views:
-            return split
-        diversity = self.diversity(split.is_first)
-        if diversity <= -1:
-            split, diversity = replace(split.flipped(), gap=-split.gap), -diversity
-        return replace(split, diversity=max(0.0, diversity))
-
     def diversity(self, is_chosen: Tensor) -> float:
         """Return how much more widely some samples are spread than the rest of the label, in units of ``DIVERSE``.
 
@@ -105,11 +95,12 @@ class Origins:
         """
         return self.spread(is_chosen) - self.spread(~is_chosen)
 
-    def spread(self, is_chosen: Tensor) -> float:
+    def spread(self, is_chosen: Tensor, share: float = 1.0) -> float:
         """Return how widely some samples are spread, beside all other labels together, in units of ``DIVERSE``.
 
         Args:
             is_chosen: (n,) bool.
+            share: of them that counts, those that lie closest together; a few far away make any kind wide.
 
         Returns:
             that of the layer where it is largest, 0 for no more than a label is; 0 for fewer than ``N_FOLDS`` samples
@@ -117,8 +108,8 @@ class Origins:
         """
         if int(is_chosen.sum()) < N_FOLDS:
             return 0.0
-        shares = ((_variance(view.x[is_chosen]) - view.within) / view.total for view in self._views)
-        return max([0.0, *shares]) / DIVERSE
+        chosen = ((view, _bulk(view.x[is_chosen], share)) for view in self._views)
+        return max([0.0, *((_variance(x) - view.within) / view.total for view, x in chosen)]) / DIVERSE
 
 
 def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Indices) -> tuple[int, float]:
@@ -229,8 +220,15 @@ def _discriminants(samples: Sequence[Tensor]) -> Tensor:
 
 def _from_bulk(x: Tensor) -> Tensor:
     """Return how far rows (n, p) lie from the mean of the half that lies closest together, squared, (n,)."""
-    centre = x.median(0).values
+    return (x - _bulk(x, 0.5).mean(0)).square().sum(1)
+
+
+def _bulk(x: Tensor, share: float) -> Tensor:
+    """Return the share of rows (n, p) that lies closest together."""
+    if share == 1:
+        return x
+    bulk, centre = x, x.median(0).values
     for _ in range(ROUNDS):
-        distance = (x - centre).square().sum(1)
-        centre = x[distance.argsort()[: max(1, len(x) // 2)]].mean(0)
-    return distance
+        bulk = x[(x - centre).square().sum(1).argsort()[: max(1, int(share * len(x)))]]
+        centre = bulk.mean(0)
+    return bulk

@@ -64,8 +64,8 @@ def two_kinds(
         for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
             found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
     if asks_origins and sight.origins.rankings:
-        found = [*map(sight.origins.told, found)]
-        found.append(search(space, sight.origins.rankings, judge=lambda split: sight.origins.told(judge(split))))
+        found = [*map(sight.relabelled, found)]
+        found.append(search(space, sight.origins.rankings, judge=lambda split: sight.relabelled(judge(split))))
         # Natural kinds may stand out more, families among rows always do; but none of them is of many labels.
         best = max(found, key=attrgetter("strength"))
         if best.is_relabelled:

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from poisontrace._record import Indices
 from poisontrace._types import Coordinates
-from poisontrace.clustering import posterior, separate
+from poisontrace.clustering import ONE_KIND, Split, posterior, separate
 from poisontrace.embedding import Features
 from poisontrace.origins import MIN_LABELS, Origins, taken_from
 from poisontrace.scoring import Conditioned, Unconditioned, condition, layer_at, standardise
 from poisontrace.spaces import N_FOLDS, Space, principal
 from poisontrace.unlearning import spread
 
+HARDLY = 0.1  # of all other samples: fewer are hardly any
+# Of samples of many labels this share is spread at least so much; of an ordinary kind with some wrong labels hardly.
+MOST, LITTLE_SPREAD = 0.7, 0.35
 N_ELSEWHERE = 2_000  # samples that stand for all of other labels: a share to within about a hundredth
 
 
@@ -79,8 +82,29 @@ class Sight:
         return self.leaning.against(self.seen.leaning.others(torch.from_numpy(self.outside)))
 
     def diversity(self, cluster: Indices) -> float:
-        """Return how much more diverse some of them are than the rest; from 1 on they were relabelled."""
-        return self.origins.diversity(self._among(cluster))
+        """Return how much more diverse some of them are than the rest; from 1 on they were relabelled.
+
+        The rest may hold wrong labels, as other labels do; so what hardly another sample is like is not held against it
+        (decision 0043).
+        """
+        is_first = self._among(cluster)
+        spread, diversity = self.origins.spread(is_first), self.origins.diversity(is_first)
+        if max(spread, diversity) < 1:
+            return diversity
+        if (of_most := self.origins.spread(is_first, MOST)) < LITTLE_SPREAD:
+            return min(diversity, of_most)
+        return spread if self.share_elsewhere(cluster)[0] <= HARDLY else diversity
+
+    def relabelled(self, split: Split) -> Split:
+        """Return a split with its diversity, and whether it is rare; relabelled samples come first."""
+        if split.separation < ONE_KIND or not self.origins.rankings:
+            return split
+        first, second = (self.indices[side.numpy()] for side in (split.is_first, ~split.is_first))
+        diversity = self.diversity(first)
+        if diversity < 1 and (of_second := self.diversity(second)) >= 1:
+            split, first, diversity = replace(split.flipped(), gap=-split.gap), second, of_second
+        is_rare = diversity >= 1 and self.share_elsewhere(first)[0] <= HARDLY
+        return replace(split, diversity=max(0.0, diversity), is_rare=is_rare)
 
     def spread(self, cluster: Indices) -> float:
         """Return how diverse some of them are, whatever the rest is."""
