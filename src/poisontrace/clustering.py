@@ -28,7 +28,6 @@ NEAR_SIZES = (1.1, 1.25, 1.5)
 TWO_KINDS, ONE_KIND = 6.0, 5.0
 # Beyond which neither says more of samples that were relabelled: the separation, and their diversity.
 FOR_SURE, SURELY_DIVERSE = 1.5 * TWO_KINDS, 2.0
-COMMON = 0.8  # times what they are worth, if others are like them
 # Times that: the coordinates alone nearly say it. And the margin up to which an accusation needs more evidence.
 FAR, DOUBTFUL = 2.0, 2.0
 HINT = 0.3  # of the gap that it takes: enough to look closer
@@ -47,7 +46,6 @@ class Split:
         standing: how far the clusters stand out against natural kinds, as a ratio; 1 if not asked.
         diversity: how much more diverse the first cluster is than the second, by what tells other labels apart, in
             units of what it takes for it to be of many of them (see :mod:`poisontrace.origins`); 0 if not asked.
-        is_rare: whether hardly a sample of other labels lies with the first cluster; False if not asked.
     """
 
     is_first: Tensor
@@ -56,7 +54,6 @@ class Split:
     gap: float = 1.0
     standing: float = 1.0
     diversity: float = 0.0
-    is_rare: bool = False
 
     @property
     def n_smaller(self) -> int:
@@ -127,7 +124,7 @@ class Split:
         """
         if self.is_relabelled:
             sure = min(self.diversity, SURELY_DIVERSE) * min(self.separation, FOR_SURE)
-            return 2, sure * math.sqrt(self.n_smaller) * (1.0 if self.is_rare else COMMON)
+            return 2, sure * math.sqrt(self.n_smaller)
         if self.gap >= HINT and self.apartness >= TWO_KINDS:
             return 1, self.prominence
         return 0, self.apartness

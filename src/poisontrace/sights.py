@@ -84,8 +84,8 @@ class Sight:
     def diversity(self, cluster: Indices) -> float:
         """Return how much more diverse some of them are than the rest; from 1 on they were relabelled.
 
-        The rest may hold wrong labels, as other labels do; so what hardly another sample is like is not held against it
-        (decision 0043).
+        The rest may hold wrong labels, as other labels do; so what hardly another sample is like is held against most
+        of it only (decision 0043).
         """
         is_first = self._among(cluster)
         spread, diversity = self.origins.spread(is_first), self.origins.diversity(is_first)
@@ -93,18 +93,18 @@ class Sight:
             return diversity
         if (of_most := self.origins.spread(is_first, MOST)) < LITTLE_SPREAD:
             return min(diversity, of_most)
-        return spread if self.share_elsewhere(cluster)[0] <= HARDLY else diversity
+        is_rare = self.share_elsewhere(cluster)[0] <= HARDLY
+        return spread - self.origins.spread(~is_first, MOST) if is_rare else diversity
 
     def relabelled(self, split: Split) -> Split:
-        """Return a split with its diversity, and whether it is rare; relabelled samples come first."""
+        """Return a split with its diversity, the first cluster that of relabelled samples if either is."""
         if split.separation < ONE_KIND or not self.origins.rankings:
             return split
         first, second = (self.indices[side.numpy()] for side in (split.is_first, ~split.is_first))
         diversity = self.diversity(first)
         if diversity < 1 and (of_second := self.diversity(second)) >= 1:
-            split, first, diversity = replace(split.flipped(), gap=-split.gap), second, of_second
-        is_rare = diversity >= 1 and self.share_elsewhere(first)[0] <= HARDLY
-        return replace(split, diversity=max(0.0, diversity), is_rare=is_rare)
+            split, diversity = replace(split.flipped(), gap=-split.gap), of_second
+        return replace(split, diversity=max(0.0, diversity))
 
     def spread(self, cluster: Indices) -> float:
         """Return how diverse some of them are, whatever the rest is."""
