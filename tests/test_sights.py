@@ -221,7 +221,7 @@ def test_one_kind_is_not_asked_whether_it_was_relabelled() -> None:
         (1.7, 0.5, 0.15, 1.1),
     ],
 )
-def test_what_hardly_another_sample_is_like_is_as_diverse_whatever_the_rest_is(
+def test_what_hardly_another_sample_is_like_is_held_against_most_of_the_rest_only(
     monkeypatch: pytest.MonkeyPatch, spread: float, of_most: float, elsewhere: float, expected: float
 ) -> None:
     """The rest may hold wrong labels; but most of the samples must be spread, not a few among an ordinary kind."""

@@ -88,8 +88,9 @@ class Sight:
         of it only (decision 0043).
         """
         is_first = self._among(cluster)
-        spread, diversity = self.origins.spread(is_first), self.origins.diversity(is_first)
-        if max(spread, diversity) < 1:
+        spread = self.origins.spread(is_first)
+        diversity = spread - self.origins.spread(~is_first)
+        if spread < 1:
             return diversity
         if (of_most := self.origins.spread(is_first, MOST)) < LITTLE_SPREAD:
             return min(diversity, of_most)
