@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from poisontrace import bench, doubting, hearing, incidents, parting, searching, tracing
 from poisontrace._errors import PoisontraceError
+from poisontrace._record import Indices
 from poisontrace.clustering import Split
 from poisontrace.judging import Suspect
 from poisontrace.kinds import Kinds
@@ -73,6 +75,11 @@ def nobody(function: Callable[..., None], origins: Origins, *args: Any) -> None:
     origins._views, origins.rankings = [], []
 
 
+def beside_all(function: Callable[..., float], sight: Sight, cluster: Indices) -> float:
+    """Stand in for how diverse samples are: all of them, beside all of the rest."""
+    return sight.spread(cluster) - sight.spread(np.setdiff1d(sight.indices, cluster))
+
+
 def one_search(function: Callable[..., Split], *args: Any, **options: Any) -> Split:
     """Stand in for the search of each layer on its own."""
     split = function(*args, **options)
@@ -82,6 +89,7 @@ def one_search(function: Callable[..., Split], *args: Any, **options: Any) -> Sp
 RULES = (
     Rule("each layer is searched on its own", (17,), ((searching, "search"),), one_search),
     Rule("samples that come from many labels", (27, 28), ((Origins, "__init__"),), nobody, False),
+    Rule("samples beside most of the rest of their label", (43,), ((Sight, "diversity"),), beside_all),
     Rule("a search beside them if it goes through them", (35,), ((searching, "_is_through"),), says(False)),
     Rule("a label that is broad by nature", (41,), ((searching, "_unless_broad"),), lambda f, sight, split, _: split),
     Rule("kinds held against those of other labels", (7, 8), ((Kinds, "standing"),), says(1.0)),

@@ -81,22 +81,11 @@ class Origins:
         """
         return [-(view.x - view.x[is_chosen].mean(0)).square().sum(1) for view in self._views]
 
-    def diversity(self, is_chosen: Tensor) -> float:
-        """Return how much more widely some samples are spread than the rest of the label, in units of ``DIVERSE``.
-
-        A label may be broad by nature, but then all of it is; and a part of it that holds some of the relabelled
-        samples is spread no more than the part that holds the others.
-
-        Args:
-            is_chosen: (n,) bool.
-
-        Returns:
-            the difference of what each comes to at the layer where it is largest; below 0 if the rest is spread more.
-        """
-        return self.spread(is_chosen) - self.spread(~is_chosen)
-
     def spread(self, is_chosen: Tensor, share: float = 1.0) -> float:
         """Return how widely some samples are spread, beside all other labels together, in units of ``DIVERSE``.
+
+        A label may be broad by nature, but then all of it is; and a part of it that holds some of the relabelled
+        samples is spread no more than the part that holds the others. So it says something beside the rest only.
 
         Args:
             is_chosen: (n,) bool.
