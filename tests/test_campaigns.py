@@ -57,6 +57,15 @@ def test_other_samples_or_another_label_are_another_campaign() -> None:
     assert campaigns[0].poison.tolist() == [1, 2, 3]
 
 
+def test_campaigns_may_be_kept_apart() -> None:
+    """Though they lead to the same samples."""
+    campaigns = Campaigns(are_joint=False)
+    for event in range(2):
+        campaigns.add(event, *_found(0, [1, 2, 3]))
+
+    assert [one.events for one in campaigns.closed()] == [(0,), (1,)]
+
+
 def test_scores_are_those_of_the_campaign_a_sample_belongs_to_most() -> None:
     """The highest of the campaigns' means; nothing where there is no campaign."""
     campaigns = _campaigns(_found(0, [1, 2]), _found(0, [1, 2], sure=0.7), _found(1, [9], doubt=0.1))

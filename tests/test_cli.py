@@ -137,7 +137,7 @@ def test_an_interrupt_keeps_the_pass_and_the_same_command_goes_on(
     kept = tmp_path / ".case.partial"
     assert stopped.exit_code == 130
     assert stopped.stderr.splitlines()[-2:] == [
-        f"What was done so far is kept in {kept}; the same command goes on from there.",
+        f"What was done so far is kept in {kept}; run the same command again to resume.",
         "Error: Interrupted; no result was written.",
     ]
     assert "Traceback" not in stopped.stderr
@@ -376,7 +376,7 @@ def test_events_that_belong_together_are_printed(
 
     assert done.exit_code == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("campaign")]
-    both = ["events 0, 1, answered ?[31m[bold]a: 12 samples", "event 1, answered c: 3 samples"]
+    both = ["events 1, 2, answered ?[31m[bold]a: 12 samples", "event 2, answered c: 3 samples"]
     assert said == ([] if n_events == 1 else [f"campaign {number}   {text}" for number, text in enumerate(both, 1)])
 
 

@@ -81,7 +81,7 @@ def test_a_reader_is_warned_of_what_weakens_the_result(features: Features) -> No
     store, fit, label = warnings_of(loose, [known, unknown])
     assert store == "The store was cut short."
     assert "The model answers the given label on only " in fit
-    assert label == "No training sample carries label 99, which the model gave event 1."
+    assert label == "No training sample carries label 99, which the model gave event 2."
 
 
 def test_a_reader_is_told_of_poison_that_every_label_may_hold(features: Features) -> None:
@@ -94,4 +94,4 @@ def test_a_reader_is_told_of_poison_that_every_label_may_hold(features: Features
 
     (warning,) = warnings_of(features, found)
 
-    assert "What event 0, 4 is owed to was taken from one other label" in warning
+    assert "What was found for event 1, 5 was taken from one other label" in warning

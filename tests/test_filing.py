@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from cases import CONTEXT, make_trace, read_csv
 
 from poisontrace import _types as types
+from poisontrace import filing
+from poisontrace._errors import StoreError
 from poisontrace.report import save_case
 
 KEYS = {
@@ -119,6 +122,8 @@ def test_poison_csv_has_one_row_per_responsible_sample(tmp_path: Path) -> None:
         ("a\r=x", "a\r=x"),
         ("-12.5", "-12.5"),
         ("+7", "+7"),
+        ("'quoted'", "''quoted'"),
+        ("it's", "it's"),
         ('a,"b"\nc', 'a,"b"\nc'),
         ("café \udcff", "café \\udcff"),
     ],
@@ -129,6 +134,27 @@ def test_ids_cannot_become_formulas(tmp_path: Path, name: str, cell: str) -> Non
     rows = read_csv(save_case(make_trace(ids=ids), tmp_path / "case", {}))
     assert rows[1] == ["0", cell, "1", "0.9500"]
     assert rows[2][1] == "file1.png"
+    assert filing.read_case(tmp_path / "case")[1][0].id == filing.plain(name)
+
+
+@pytest.mark.parametrize(("verdict", "expected"), [("poison", 0.01), ("no-poison", 0.3), ("inconclusive", None)])
+def test_no_poison_is_as_sure_as_the_least_sure_event(verdict: str, expected: float | None) -> None:
+    """And poison as the surest one; of other verdicts nobody knows."""
+    errors = [None] if verdict == "inconclusive" else [0.3, 0.01, None]
+    events = [{"verdict": verdict, "error": error} for error in errors] + [{"verdict": "else", "error": 0.5}]
+
+    assert filing.chance_of_error({"verdict": verdict, "events": events}) == expected
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    """Before it does."""
+    case = save_case(make_trace(), tmp_path / "case", {})
+    with zipfile.ZipFile(case / "exhibits.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x", "w") as stream:
+        for _ in range(1100):
+            stream.write(bytes(1 << 20))
+
+    with pytest.raises(StoreError, match="that unpack to"):
+        filing.read_arrays(case, "exhibits.npz")
 
 
 def test_scores_are_float32(tmp_path: Path) -> None:

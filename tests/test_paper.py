@@ -6,6 +6,7 @@ import torch
 from tasks import fitted_network, planted, planted_mlp
 from torch import Tensor
 
+from poisontrace import tracing
 from poisontrace._rng import torch_generator
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
@@ -67,6 +68,24 @@ def test_the_paper_s_rule_gives_a_trace(digits_incident: Incident) -> None:
     assert np.flatnonzero(one.scores).tolist() == one.poison.tolist()
     assert one.scores.tolist() == other.scores.tolist()
     assert [c.indices.tolist() for c in one.clusters] == [c.indices.tolist() for c in other.clusters]
+
+
+def test_events_of_the_paper_s_rule_have_nothing_to_do_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a campaign of its own, and one that leads nowhere is not counted among those of another."""
+    task = planted()
+    monkeypatch.setattr(tracing, "_adopted", lambda *asked: pytest.fail("the default rule's"))
+    ordinary = task.x[task.benign(0)[0]]
+
+    result = trace(
+        fitted_network(task, planted_mlp),
+        (task.x.numpy(), task.y.numpy()),
+        [(task.event, 0), (task.event, 0), (ordinary, 0)],
+        rule="paper",
+        config=Config(paper_rise=1e-5),
+    )
+
+    assert [finding.verdict for finding in result.findings][:2] == ["poison", "poison"]
+    assert [campaign.events for campaign in result.campaigns][:2] == [(0,), (1,)]
 
 
 def test_the_paper_s_rule_finds_planted_poison() -> None:

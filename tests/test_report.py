@@ -59,6 +59,15 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;") > 20
 
 
+def test_text_that_no_file_can_hold_is_shown_escaped(tmp_path: Path) -> None:
+    """JSON may name lone surrogates."""
+    case = save_case(make_trace(), tmp_path / "case", CONTEXT)
+    path = case / "trace.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["odd \ud800 and \udc80"]}))
+
+    assert r"odd \ud800 and \udc80" in render(case)
+
+
 def test_what_is_found_out_later_is_shown(tmp_path: Path) -> None:
     """A proof and a repair have a section each, which the page keeps when it is made again; other text is as before."""
     case = save_case(make_trace(), tmp_path / "case", CONTEXT)
@@ -279,14 +288,15 @@ def test_the_page_says_how_sure_the_verdict_is(tmp_path: Path) -> None:
     """What it rests on, in numbers; nothing where nobody is accused."""
     finding = replace(
         make_trace().findings[0],
-        statistics={"separation": 12.3, "event_rise": 4.25, "control_rise": 0.01, "p_poison": 0.98},
+        statistics={"separation": 12.3, "event_rise": 4.25, "control_rise": 0.01, "p_poison": 0.98, "usual": 0.1},
     )
     page = (save_case(make_trace(findings=(finding,)), tmp_path / "case", CONTEXT) / "report.html").read_text()
 
     assert "10 of the 10 samples have a score of 0.9 or more." in page
-    assert "On such evidence the verdict is wrong in 2.0% of cases, if poison was as likely as not beforehand." in page
+    assert "The chance that this verdict is wrong is 2.0%, if poison was as likely as not beforehand." in page
     assert "They lie 12.30 standard deviations from the other samples of their label; forgetting them" in page
     assert "label by 4.250 nats, and that of ordinary samples by 0.010." in page
+    assert "<dt>probability of poison</dt><dd>0.980</dd>" in page and "<dt>usual" not in page
     assert "have a score of" not in render(save_case(make_empty_trace(), tmp_path / "none", CONTEXT))
 
 
@@ -313,7 +323,7 @@ def test_sources_are_rolled_up(tmp_path: Path) -> None:
 def test_the_nearest_samples_are_beside_the_event(shape: tuple[int, ...], tmp_path: Path) -> None:
     """In order: as pictures, or as the columns that differ most."""
     page = render(save_case(with_places(make_trace(shape)), tmp_path / "case", CONTEXT))
-    part = page[page.index("Most like it, of the responsible samples") : page.index('id="samples"')]
+    part = page[page.index("Responsible samples most like it") : page.index('id="samples"')]
 
     found = re.findall(r'alt="training sample (\d+)"|<th scope="col" class="number">(\d+)</th>', part)
     assert ["".join(index) for index in found] == ["4", "2", "9"]
@@ -324,7 +334,7 @@ def test_the_nearest_texts_are_beside_the_event(tmp_path: Path) -> None:
     texts = {"events": [(0, "dull")], "poison": [(index, f"{HOSTILE} {index}") for index in range(10)], "benign": []}
     page = render(save_case(with_places(make_trace((12,))), tmp_path / "case", {**CONTEXT, "texts": texts}))
 
-    part = page[page.index("Most like it") : page.index('id="samples"')]
+    part = page[page.index("Responsible samples most like it") : page.index('id="samples"')]
     assert re.findall(r"&lt;/script&gt; (\d)</bdi>", part) == ["4", "2", "9"]
 
 

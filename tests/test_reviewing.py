@@ -146,12 +146,23 @@ def test_a_case_of_which_all_are_cleared_accuses_nobody(tmp_path: Path) -> None:
     done = review(case, decide(case, cleared=range(30)))
 
     assert (done.verdict, indices(case)) == ("inconclusive", [])
-    assert "The evidence is too weak" in (case / "report.html").read_text()
+    assert "Reviewers cleared every sample" in (case / "report.html").read_text()
     assert review(case, decide(case, confirmed=[4])).poison.tolist() == [4]
 
 
+@pytest.mark.parametrize("name", ["-file.png", "=1+1", "@scope/x", "'quoted", "a\udc80.png"])
+def test_an_id_of_any_form_can_be_decided_on(tmp_path: Path, name: str) -> None:
+    """The page names it as poison.csv does, without the quote that keeps a spreadsheet from running it."""
+    case = write_case(tmp_path / "case", ids=(name, *map(str, range(1, N))))
+    marks = [{"index": 0, "id": filing.read_case(case)[1][0].id, "decision": "cleared", "when": None}]
+
+    done = review(case, decide(case, decisions=marks))
+
+    assert done.cleared.tolist() == [0]
+
+
 def test_campaigns_are_judged_each_on_its_own(tmp_path: Path) -> None:
-    """Decisions on one leave the other alone; a sample of neither can be confirmed."""
+    """Decisions on one leave the other alone, whether they clear or confirm."""
     x = np.random.default_rng(0).standard_normal((N, 3)).astype(np.float32)
     x[:10, 0] += 9
     x[10:20, 1] += 9
@@ -169,6 +180,10 @@ def test_campaigns_are_judged_each_on_its_own(tmp_path: Path) -> None:
     )
     case = report.save_case(trace, tmp_path / "case", CONTEXT)
 
+    review(case, decide(case, confirmed=range(3)))
+    content = json.loads((case / "trace.json").read_text())
+    assert [campaign["n_poison"] for campaign in content["campaigns"]] == [10, 10]
+    assert np.load(case / "scores.npy")[:3].tolist() == [1, 1, 1]
     review(case, decide(case, cleared=range(10)))
 
     content = json.loads((case / "trace.json").read_text())

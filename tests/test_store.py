@@ -29,6 +29,18 @@ def test_a_file_is_written_over_an_old_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    """A folder from elsewhere may hold one that leads to a file of the user."""
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    (tmp_path / f".a.json.{os.getpid()}.partial").symlink_to(mine)
+
+    store.write_atomically(tmp_path / "a.json", b"new")
+
+    assert mine.read_bytes() == b"mine"
+    assert (tmp_path / "a.json").read_bytes() == b"new" and not (tmp_path / "a.json").is_symlink()
+
+
 @pytest.mark.parametrize(("failure", "raised"), [(OSError(28, "disk full"), StoreError), (KeyboardInterrupt(), None)])
 def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, raised: type[Exception] | None

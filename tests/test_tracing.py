@@ -411,7 +411,6 @@ def test_what_is_as_common_elsewhere_is_not_accused(
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: 0.0)
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
-    monkeypatch.setattr(doubting, "natural", lambda *asked, **by: 0.0)
 
     for doubtful in (0.0, np.inf):
         monkeypatch.setattr(doubting, "DOUBTFUL", doubtful)
@@ -643,7 +642,7 @@ def test_a_label_that_no_training_sample_carries_is_no_poison() -> None:
     result = trace(model, (task.x.numpy(), task.y.numpy()), [(task.event, 3)])
 
     assert result.verdict == "no-poison"
-    assert result.warnings[-1] == "No training sample carries label 3, which the model gave event 0."
+    assert result.warnings[-1] == "No training sample carries label 3, which the model gave event 1."
     assert len(result.exhibits["benign_index"]) == 0
     _check_tree(result)
 

@@ -109,6 +109,19 @@ def check_ratio(n_unpacked: int, n_packed: int) -> None:
         raise ValueError(f"{n_packed:,} bytes that unpack to {n_unpacked:,}")
 
 
+def check_archive(path: Path) -> None:
+    """Refuse what is no archive, or unpacks to too much.
+
+    Raises:
+        ValueError: which the reader of the file turns into a sentence.
+    """
+    # NumPy takes any file it does not know for a pickle and says so, which would mislead.
+    if not zipfile.is_zipfile(path):
+        raise ValueError("a file of another kind, or one cut off")
+    with zipfile.ZipFile(path) as archive:
+        check_ratio(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
+
+
 def _reason(error: Exception) -> str:
     return "object arrays, which need pickle" if "pickle" in str(error) else str(error) or type(error).__name__
 
@@ -121,11 +134,7 @@ def read_npz(path: Path, name: str, *, required: tuple[str, ...]) -> dict[str, N
     """
     check_file(path, name)
     try:
-        # NumPy takes any file it does not know for a pickle and says so, which would mislead.
-        if not zipfile.is_zipfile(path):
-            raise ValueError("a file of another kind, or one cut off")
-        with zipfile.ZipFile(path) as archive:
-            check_ratio(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         if others := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:

@@ -38,8 +38,9 @@ class _Open:
 class Campaigns:
     """The campaigns of one case, event by event."""
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, *, are_joint: bool = True) -> None:
+        """Start with none; ``are_joint`` says whether events that lead to the same samples share one."""
+        self._are_joint = are_joint
         self._open: list[_Open] = []
 
     def add(self, event: int, finding: Finding, scores: NDArray[np.float32]) -> None:
@@ -50,7 +51,7 @@ class Campaigns:
             finding: what it led to, with the verdict "poison".
             scores: (n,) in [0, 1], at least 0.5 where a sample is responsible for it.
         """
-        shared = [self._shared(campaign, finding) for campaign in self._open]
+        shared = [self._shared(campaign, finding) for campaign in self._open if self._are_joint]
         if max(shared, default=0.0) > SAME:
             best = self._open[shared.index(max(shared))]
             best.events.append(event)

@@ -42,7 +42,7 @@ PAGES_WITH_TABLES = ("docs/robustness.md", "docs/scaling.md")
 NO_MEMORY = "Out of memory. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 Case = Annotated[Path, typer.Argument(help="A case folder.")]
 Test = Annotated[
     str | None, typer.Option(help="Held-out samples for the accuracy, in a form of the data; default: of the case.")
@@ -50,7 +50,7 @@ Test = Annotated[
 Attempts = Annotated[
     str | None, typer.Option(help="The attacker's inputs with the wrong label; default: the events of the case.")
 ]
-Moved = Annotated[str | None, typer.Option(help="Where this part of the case lies now.")]
+Moved = Annotated[str | None, typer.Option(help="New path of this part of the case, if it has moved.")]
 
 
 @app.command()
@@ -108,7 +108,7 @@ def trace(
     with _errors(), _ranks() as ranks:
         from poisontrace import data as data_module
         from poisontrace import metrics, planning, readers, store, texts, tracing
-        from poisontrace.filing import class_name
+        from poisontrace.filing import AT_EVEN_ODDS, chance_of_error, class_name, percent
 
         store.check_new_folder(out, "out")
         n_bytes, partial = _bytes(memory), store.partial_folder(out)
@@ -202,15 +202,15 @@ def trace(
         result.save(out, context=context)
         store.remove(partial)
 
+        case = json.loads((out / "trace.json").read_text(encoding="utf-8"))
         if as_json:
-            case = json.loads((out / "trace.json").read_text(encoding="utf-8"))
             print(json.dumps({**case, "poison": result.poison.tolist(), "case": str(out)}))
             return
         verdict = Column("verdict", no_wrap=True, min_width=max(len(finding.verdict) for finding in result.findings))
         head = ("event", "answered", "confidence", verdict, "found", "apart", "event rise", "control rise")
         table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
-        for row, finding in enumerate(result.findings):
-            name = class_names[finding.label] if finding.label < len(class_names) else str(finding.label)
+        for row, finding in enumerate(result.findings, 1):
+            name = class_name(class_names, finding.label)
             numbers = [finding.statistics.get(key) for key in ("separation", "event_rise", "control_rise")]
             cells = [str(row), _plain(name), f"{finding.probability:.1%}", finding.verdict, f"{len(finding.poison):,}"]
             table.add_row(*cells, *("" if number is None else f"{number:.2f}" for number in numbers))
@@ -220,12 +220,13 @@ def trace(
             "verdict": result.verdict,
             "responsible": f"{len(result.poison):,} of {len(result.labels):,} training samples",
         }
-        errors = [finding.error for finding in result.findings if finding.verdict == result.verdict and finding.error]
-        if errors:
-            rows["error"] = f"{min(errors):.1%} of such verdicts, if poison was as likely as not beforehand"
+        error = chance_of_error(case)
+        if error is not None:
+            rows["error"] = f"{percent(error)} chance that this verdict is wrong, {AT_EVEN_ODDS}"
         if len(result.findings) > 1:
             for number, campaign in enumerate(result.campaigns, 1):
-                some = f"event{'' if len(campaign.events) == 1 else 's'} {', '.join(map(str, campaign.events))}"
+                numbers = ", ".join(str(event + 1) for event in campaign.events)
+                some = f"event{'' if len(campaign.events) == 1 else 's'} {numbers}"
                 name = class_name(class_names, campaign.label)
                 rows[f"campaign {number}"] = f"{some}, answered {name}: {len(campaign.poison):,} samples"
         rows |= {
@@ -632,7 +633,7 @@ def _kept(console: Console, folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if folder.is_dir():
-            _print_line(console, f"What was done so far is kept in {folder}; the same command goes on from there.")
+            _print_line(console, f"What was done so far is kept in {folder}; run the same command again to resume.")
         raise
 
 

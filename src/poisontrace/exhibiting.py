@@ -30,13 +30,13 @@ def warnings_of(features: Features, findings: Sequence[Finding]) -> Iterator[str
     present = set(features.labels.tolist())
     for position, finding in enumerate(findings):
         if finding.label not in present:
-            yield f"No training sample carries label {finding.label}, which the model gave event {position}."
-    taken = [str(position) for position, finding in enumerate(findings) if _is_in_other_labels(features, finding)]
+            yield f"No training sample carries label {finding.label}, which the model gave event {position + 1}."
+    taken = [str(position + 1) for position, finding in enumerate(findings) if _is_in_other_labels(features, finding)]
     if taken:
         yield (
-            f"What event {', '.join(taken)} is owed to was taken from one other label, and samples like it are in "
-            "other labels as well: each label may have been relabelled as another. Give an event of each label to have "
-            "them all found."
+            f"What was found for event {', '.join(taken)} was taken from one other label, and most labels hold samples "
+            "like it: each label may have been relabelled as another. Give an event of each label to have them all "
+            "found."
         )
 
 

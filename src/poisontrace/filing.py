@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from poisontrace._errors import StoreError
 from poisontrace._types import Cluster, Trace
+from poisontrace._validate import check_archive
 
 SCHEMA = 1
 # What may be added to a case: the heading of its section, and the two models it compares.
@@ -28,6 +29,10 @@ ADDED = {
 }
 N_SOURCES = 100
 COLUMNS = ["index", "id", "label", "score"]
+# How the cells begin that get a quote before them, for they might be run, or be taken for quoted ones; and those then.
+_FORMULA = r"[=+\-@\t\r']"
+_QUOTED = rf"^'(?={_FORMULA})"
+AT_EVEN_ODDS = "if poison was as likely as not beforehand"  # what a chance of error rests on
 WAY_OUT = "Name a folder that 'poisontrace trace' wrote."
 
 T = TypeVar("T")
@@ -71,7 +76,12 @@ def read_arrays(folder: Path, name: str) -> dict[str, NDArray[Any]]:
     """
     if not (folder / name).exists():
         return {}
-    return _read(folder, name, lambda path: dict(np.load(path, allow_pickle=False).items()))
+
+    def unpacked(path: Path) -> dict[str, NDArray[Any]]:
+        check_archive(path)
+        return dict(np.load(path, allow_pickle=False).items())
+
+    return _read(folder, name, unpacked)
 
 
 def read_scores(folder: Path) -> NDArray[np.float32]:
@@ -107,7 +117,7 @@ def _read_poison(path: Path) -> dict[int, Row]:
         table = csv.DictReader(stream)
         if table.fieldnames != COLUMNS:
             raise ValueError(f"columns {table.fieldnames}")
-        return {int(row["index"]): Row(row["id"], int(row["label"])) for row in table}
+        return {int(row["index"]): Row(re.sub(_QUOTED, "", row["id"]), int(row["label"])) for row in table}
 
 
 def poison_csv(rows: Mapping[int, Row], scores: NDArray[np.float32]) -> bytes:
@@ -121,7 +131,7 @@ def poison_csv(rows: Mapping[int, Row], scores: NDArray[np.float32]) -> bytes:
     for index in sorted(rows):
         name = rows[index].id
         # A spreadsheet would run such a cell as a formula.
-        if name.startswith(("=", "+", "-", "@", "\t", "\r")) and not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name):
+        if re.match(_FORMULA, name) and not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name):
             name = "'" + name
         # csv.writer leaves a carriage return unquoted when lines end in a plain newline, which would split the row.
         if re.search(r'[",\r\n]', name):
@@ -262,9 +272,26 @@ def summarise(case: Mapping[str, Any]) -> str:
     if case["verdict"] == "poison":
         are = "is" if n_poison == 1 else "are"
         return f"{n_poison:,} of {n:,} training samples ({percent(n_poison / n)}) {are} responsible for {event}."
+    if case["verdict"] == "inconclusive" and case.get("reviews"):
+        return f"Reviewers cleared every sample that the trace held responsible for {event}."
     if case["verdict"] == "inconclusive":
         return f"The evidence is too weak to call any sample responsible for {event}; {tested} were tested."
     return f"No cluster tested responsible for {event}; {tested} were tested."
+
+
+def chance_of_error(case: Mapping[str, Any]) -> float | None:
+    """Return the probability that the verdict of a case is wrong, in [0, 1]; None if it is not known.
+
+    That some samples are poison is as sure as the surest event says; that none are, as the least sure one.
+
+    Args:
+        case: content of ``trace.json``.
+    """
+    errors = [event.get("error") for event in case["events"] if event["verdict"] == case["verdict"]]
+    known = [float(error) for error in errors if error is not None]
+    if not known:
+        return None
+    return max(known) if case["verdict"] == "no-poison" else min(known)
 
 
 def as_json(content: Any) -> bytes:

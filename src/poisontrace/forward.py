@@ -22,8 +22,8 @@ from poisontrace.ranks import Ranks
 from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, claimed, identify
 from poisontrace.watching import check_finite, evaluating, find_layers, find_table, noise, pool, run, watching
 
-# Of the numbers that a network works with, and by how much what it makes of the same batch twice may differ: in other
-# company, or with another number of threads, they round differently.
+# Number formats of the pass, and how much two runs on the same samples may differ in each: in another batch, or with
+# another number of threads, numbers round differently.
 PRECISIONS = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 1e-2}
 
 

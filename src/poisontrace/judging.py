@@ -47,9 +47,9 @@ class Config:
         separation: two clusters are two kinds of samples if their means lie this many standard deviations apart, less
             where the gap in likeness is wide.
         weak_separation: from here on a split is worth mentioning, but not enough to accuse.
-        event_rise: a cluster is innocent if unlearning it raises the event's loss by less than this, in nats,
-        faint_rise: unless it is at least this and ten times what its sibling does: an event of which the model is very
-            sure moves little.
+        event_rise: a cluster is innocent if unlearning it raises the event's loss by less than this, in nats.
+        faint_rise: a rise as small as this, in nats, counts as well if it is ten times what the sibling does: an event
+            of which the model is very sure moves little.
         control_share: a cluster is responsible if unlearning it raises the controls' loss by at most this share of
             log(k), the loss of knowing nothing about them.
         min_cluster: fewer samples are not split further.
@@ -210,8 +210,8 @@ class Judge:
     def compare(self, first: Indices, second: Indices, standing: Callable[[], float]) -> list[Losses]:
         """Unlearn two kinds; controls are taken from the one that the event needs less.
 
-        Is that the smaller one, the difference must be clear, or the kinds must stand out, or controls are taken from
-        the larger one: ordinary samples are the most of a label unless there is evidence to the contrary.
+        If that is the smaller one, they are taken from the larger one all the same, unless the difference is clear or
+        the kinds stand out: ordinary samples are most of a label as long as nothing speaks against it.
 
         Args:
             first: training samples of one label.

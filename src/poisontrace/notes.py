@@ -71,7 +71,7 @@ class Notes:
         try:
             arrays = read_npz(path, "store", required=tuple(required))
         except InvalidInputError:
-            return None  # as good as none: they are worked out again
+            return None  # unusable: worked out again
         forms = ((arrays[name], form) for name, form in required.items() if form is not None)
         return arrays if all((array.shape, array.dtype) == form for array, form in forms) else None
 
@@ -150,7 +150,7 @@ class Notes:
                 facts["statistics"],
             )
         except (ValueError, KeyError, TypeError):
-            return None  # as good as none: the search is done again
+            return None  # unusable: the search is done again
         tree.clusters += found
         return finding, arrays["scores"]
 

@@ -128,7 +128,7 @@ def unlearn_as_released(features: Features, clusters: Sequence[NDArray[np.int64]
 
 
 def _batches(rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of some rows for ever, anew mixed each time they are used up."""
+    """Yield batches of some rows forever, reshuffled after each pass over them."""
     while True:
         mixed = rows[torch.randperm(len(rows), generator=generator)]
         for start in range(0, len(rows), BATCH):

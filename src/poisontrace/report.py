@@ -23,10 +23,12 @@ from poisontrace._errors import StoreError
 from poisontrace._types import Trace
 from poisontrace.filing import (
     ADDED,
+    AT_EVEN_ODDS,
     WAY_OUT,
     Row,
     about,
     as_json,
+    chance_of_error,
     class_name,
     coordinates_of,
     describe,
@@ -39,6 +41,15 @@ from poisontrace.filing import (
     read_sections,
 )
 
+# What is said of each event, of the statistics in trace.json.
+FACTS = {
+    "separation": "standard deviations apart",
+    "certainty": "standard errors less like its label",
+    "event_rise": "rise of the event’s loss, in nats",
+    "control_rise": "rise of ordinary samples’ loss, in nats",
+    "margin": "margin, of which 1 accuses",
+    "p_poison": "probability of poison",
+}
 N_THUMBNAILS = 24  # without scripts; with them all that are in the exhibits
 N_COLUMNS = 12  # in which responsible rows differ most; as many as N_VALUES of them with each row
 N_VALUES = 5
@@ -95,7 +106,7 @@ def add(folder: Path, name: str, content: Mapping[str, Any]) -> None:
         StoreError: if the case is broken, or cannot be written.
     """
     text = as_json({**about(), **content})
-    page = render(folder, {name: json.loads(text)}).encode("utf-8", "surrogateescape")
+    page = render(folder, {name: json.loads(text)}).encode()
     store.write_atomically(folder / f"{name}.json", text)
     store.write_atomically(folder / "report.html", page)
 
@@ -191,20 +202,21 @@ def page(
     is_held = np.isin(poison_index, list(rows))  # a review may have let some go
     poison, poison_index = poison[is_held], poison_index[is_held]
     is_image = any(len(x) and x.ndim == 4 and x.shape[1] in (1, 2, 3, 4) for x in (events, poison, benign))
-    seconds = {name: value for name, value in case["seconds"].items() if name != "total" and value is not None}
+    seconds = {name: value for name, value in case["seconds"].items() if value is not None}
     differences = [] if is_image or case.get("texts") else _differences(events, poison, benign)
     columns = dict(enumerate(case.get("columns") or []))
     shown = [row["column"] for row in differences[:N_VALUES]]
     names = [str(columns.get(column, column)) for column in shown]
     place_of = {index: place for place, index in enumerate(poison_index.tolist())}
     nearest = [[int(index) for index in row if int(index) in place_of] for row in exhibits.get("nearest_index", [])]
-    return template.render(
+    text = template.render(
         case=case,
         kind={"poison": "Poison found", "inconclusive": "Inconclusive", "no-poison": "No poison found"}[
             case["verdict"]
         ],
         how_sure=_how_sure(case, scores, rows, sections),
         n_events_shown=N_EVENTS,
+        facts=FACTS,
         campaigns=_campaigns(case),
         event_images=[_png(image, PICTURE) for image in events[:N_EVENTS]] if is_image else [],
         nearest=[
@@ -221,7 +233,7 @@ def page(
             for row in nearest
         ],
         shown_columns=names,
-        event_values=[[float(event.reshape(-1)[column]) for column in shown] for event in events],
+        event_values=[[float(event.reshape(-1)[column]) for column in shown] for event in events[:N_EVENTS]],
         poison_images=_gallery(poison, poison_index.tolist(), scores, rows) if is_image else [],
         benign_images=_gallery(benign, benign_index.tolist(), scores, {}) if is_image else [],
         is_smooth=is_image and max(x.shape[-1] for x in (events, poison, benign) if x.ndim == 4) > 96,
@@ -248,21 +260,18 @@ def page(
         trees=_trees(case),
         seconds=seconds,
         longest=max(seconds.values(), default=0) or 1,
-        total=case["seconds"].get("total") or sum(seconds.values()),
+        total=sum(seconds.values()),
     )
+    # JSON may hold lone surrogates, which no file can.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _how_sure(
     case: Mapping[str, Any], scores: NDArray[Any], rows: Mapping[int, Row], sections: Mapping[str, Any]
 ) -> list[str]:
     """Return sentences on what the verdict rests on, with its numbers."""
-    errors = [event["error"] for event in case["events"] if event["verdict"] == case["verdict"] and event.get("error")]
-    chance = []
-    if errors:
-        share = percent(float(min(errors)))
-        chance = [
-            f"On such evidence the verdict is wrong in {share} of cases, if poison was as likely as not beforehand."
-        ]
+    error = chance_of_error(case)
+    chance = [] if error is None else [f"The chance that this verdict is wrong is {percent(error)}, {AT_EVEN_ODDS}."]
     if not rows:
         return chance
     n_sure = int((scores[list(rows)] >= SURE).sum())

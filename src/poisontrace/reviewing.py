@@ -71,8 +71,8 @@ class _Campaign:
         """Return who is responsible now, who is let go, and the scores of all that can be decided on, (n,).
 
         Args:
-            confirmed: samples with that decision, of this campaign or not.
-            cleared: likewise.
+            confirmed: samples with that decision, of this label or not, but for what is another campaign's.
+            cleared: samples with that decision, of this label or not.
             scores: of each training sample, as traced.
         """
         confirmed, cleared = (np.intersect1d(self.indices, decided) for decided in (confirmed, cleared))
@@ -166,7 +166,11 @@ def _merged(
             f"'case' must be one that accuses samples (got the verdict {content.get('verdict')!r}). "
             "No sample was found responsible, so there is nothing to decide."
         )
-    known = {index: name for one in campaigns for index, name in zip(one.indices.tolist(), one.ids, strict=True)}
+    known = {
+        index: filing.plain(name)
+        for one in campaigns
+        for index, name in zip(one.indices.tolist(), one.ids, strict=True)
+    }
     made = _read_decisions(path, content, known)
     kept |= made
 
@@ -174,7 +178,12 @@ def _merged(
         np.array(sorted(index for index, mark in kept.items() if mark["decision"] == decision), np.int64)
         for decision in DECISIONS
     )
-    now = [one.judge(confirmed, cleared, scores) for one in campaigns]
+    now = []
+    for one in campaigns:
+        # What another campaign led to is confirmed as being of that one.
+        of_others = [other.found for other in campaigns if other is not one]
+        elsewhere = np.setdiff1d(np.concatenate([one.found[:0], *of_others]), one.found)
+        now.append(one.judge(np.setdiff1d(confirmed, elsewhere), cleared, scores))
     poison = np.unique(np.concatenate([found for found, _, _ in now]))
     let_go = np.setdiff1d(np.concatenate([gone for _, gone, _ in now]), poison)
     for one in campaigns:
@@ -215,7 +224,7 @@ def _merged(
         "scores.npy": store.npy(scores),
         "poison.csv": filing.poison_csv(new_rows, scores),
         "trace.json": text,
-        "report.html": page.encode("utf-8", "surrogateescape"),
+        "report.html": page.encode(),
     }
     return Review(summary, content["verdict"], confirmed, cleared, let_go, poison), files
 

@@ -42,13 +42,15 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
         files: content by name.
 
     Raises:
-        StoreError: if one cannot be written; then none is.
+        StoreError: if one cannot be written; none has its name by then, unless that is what cannot be given.
     """
     partial = {name: folder / f".{name}.{os.getpid()}.partial" for name in files}
     name = ""
     try:
         for name, content in files.items():
-            with partial[name].open("wb") as stream:
+            partial[name].unlink(missing_ok=True)
+            # A folder from elsewhere may hold a link of that name, which must not be followed.
+            with os.fdopen(os.open(partial[name], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -121,7 +123,7 @@ def remove(folder: Path) -> None:
 
 
 def _is_running(process: str) -> bool:
-    """Return whether another process of this machine has an id; what is no id is nobody's to remove."""
+    """Return whether another process of this machine has an id; what is no id is left alone."""
     if not process.isdecimal():
         return True
     try:

@@ -126,7 +126,8 @@ def trace(
             progress=progress,
         )
     sights, marks = Sights(features), Marks(features, getattr(samples, "name_of", None))
-    notes, campaigns = Notes(features.folder, len(samples), repr((rule, seed, config, memory))), Campaigns()
+    notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
+    campaigns = Campaigns(are_joint=rule == "default")
     kinds = Kinds(features, notes, separation=config.separation, min_cluster=config.min_cluster)
     findings: list[Finding] = []
     trees: list[Tree] = []
@@ -152,7 +153,7 @@ def trace(
         if progress:
             progress("events traced", event + 1, len(pairs))
     for event, finding in enumerate(findings):
-        if finding.verdict != "poison":
+        if finding.verdict != "poison" and rule == "default":
             with one_thread():
                 findings[event] = _adopted(features, event, finding, campaigns, config, clock)
     dismiss(ranks)
