@@ -110,7 +110,6 @@ RULES = (
     Rule("relabelled and early in the network", (39,), ((hearing, "_bears_trigger"),), says(False)),
     Rule("doubt of any kind", (22,), ((hearing, "contradicted"),), says((0.0, "", {}))),
     Rule("doubt: other labels hold relabelled samples", (30,), ((doubting, "_as_wrong_labels"),), says((0.0, {}))),
-    Rule("doubt: the same search in other labels", (14, 22), ((doubting, "natural"),), says(0.0)),
     Rule("doubt: ordinary samples suffer", (22,), ((Suspect, "harm"),), says(0.0)),
     Rule("doubt: hardly a sample would be left", (36,), ((Kinds, "smallest_beside"),), says(0)),
     Rule("doubt: where other samples lie", (22, 28), ((Sight, "share_elsewhere"),), says((0.0, 0.0))),

@@ -11,7 +11,7 @@ import pytest
 from bad_inputs import GRID, INCIDENT, grid_text
 from tasks import DIGITS_PLAN
 
-from poisontrace import Finding, Trace, bench, incidents, rows, searching, train
+from poisontrace import Finding, Trace, bench, incidents, rows, train
 from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 
 KEYS = {
@@ -48,11 +48,10 @@ def write_grid(path: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train victims as small as those of the other tests, and ask no other label, which takes most of a trace."""
+    """Train victims as small as those of the other tests."""
     recipe = train.Recipe(epochs=DIGITS_PLAN.epochs or 0, batch_size=64, lr=0.05)
     task = incidents.Task(model="small_cnn", width=DIGITS_PLAN.width or 0, recipes={"scratch": recipe})
     monkeypatch.setitem(incidents.TASKS, "digits", task)
-    monkeypatch.setattr(searching, "N_NATURAL", 0)
 
 
 @pytest.fixture

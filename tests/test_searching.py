@@ -22,7 +22,6 @@ from poisontrace.kinds import Kinds, guesses
 from poisontrace.notes import Notes
 from poisontrace.searching import (
     glance_at_parts,
-    natural,
     relabelled_elsewhere,
     two_kinds,
     two_parts,
@@ -108,9 +107,9 @@ def test_samples_of_many_labels_are_found_where_the_event_says_nothing() -> None
     kinds, sight = Kinds(features, NO_NOTES), _own(features)
     kinds.are_rows = False
 
-    asked, unasked = (
-        two_kinds(sight, kinds, TWO_KINDS, is_whole_label=True, asks_origins=asks) for asks in (True, False)
-    )
+    asked = two_kinds(sight, kinds, TWO_KINDS, is_whole_label=True)
+    sight.origins.rankings = []
+    unasked = two_kinds(sight, kinds, TWO_KINDS, is_whole_label=True)
 
     found = sight.indices[asked.is_first.numpy()]
     assert np.isin(np.arange(40), found).mean() > 0.9 and (found < 40).mean() > 0.9
@@ -161,7 +160,7 @@ def test_what_a_label_grew_by_is_a_kind_of_its_own(
     monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: is_surplus)
     monkeypatch.setattr(searching, "GROWN", grown)
 
-    split = two_kinds(_own(features), kinds, TWO_KINDS, is_whole_label=True, asks_origins=True)
+    split = two_kinds(_own(features), kinds, TWO_KINDS, is_whole_label=True)
 
     assert split.is_at_least(TWO_KINDS) == is_found
     assert not is_found or (split.n_smaller, split.diversity) == (20, pytest.approx(split.apartness / grown))
@@ -230,40 +229,6 @@ def test_a_glance_sees_large_parts_from_fewer_starts(features: Features, monkeyp
     found = glance_at_parts(_own(features), 15, ONE_KIND)
 
     assert found.n_smaller == 20 and found.apartness >= ONE_KIND
-
-
-def _kinds_in(labels: list[int]) -> Features:
-    """200 rows of each of five labels; a quarter of some labels lie apart, the way that the event does."""
-    rng = numpy_generator(0, "toy/natural")
-    y = np.arange(1000) % 5
-    x = rng.standard_normal((1000, 8)).astype(np.float32) * 0.4
-    x[np.arange(1000), y] += 4
-    x[(np.arange(1000) // 5 % 4 == 0) & np.isin(y, labels), 6] += 5
-    event = torch.zeros(8)
-    event[[0, 6]] = torch.tensor([3.0, 5.0])
-    task = Planted(torch.from_numpy(x), torch.from_numpy(y), event, np.zeros(1000, bool))
-    network = fitted_network(task, lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)))
-    return collect(network, ArraySet(x, y), [(event, int(network(event[None]).argmax()))])
-
-
-@pytest.mark.parametrize(("labels", "is_natural"), [([0], False), ([0, 1], False), ([0, 1, 2, 3], True)])
-def test_what_two_other_labels_hold_is_natural(labels: list[int], is_natural: bool) -> None:
-    """One other label may be odd."""
-    features = _kinds_in(labels)
-    kinds = Kinds(features, NO_NOTES)
-    label = int(features.event_logits[0].argmax())
-    split = two_kinds(_own(features, label), kinds, TWO_KINDS, is_whole_label=True)
-
-    reached = natural(features, 0, kinds, TWO_KINDS, split.margin(TWO_KINDS) * 0.9, split.apartness * 0.9)
-
-    assert label == 0
-    assert split.apartness >= TWO_KINDS
-    assert (reached >= 1) == is_natural
-
-
-def test_too_few_other_labels_say_nothing(features: Features) -> None:
-    """Two of them."""
-    assert natural(features, 0, Kinds(features, NO_NOTES), TWO_KINDS, 0.01, 0.01) == 0
 
 
 def _relabelled_in(labels: list[int]) -> Features:

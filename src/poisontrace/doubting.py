@@ -1,6 +1,6 @@
 """What speaks against an accusation: that it is of what is ordinary.
 
-A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0042).
+A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0044).
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,13 @@ from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
 from poisontrace.origins import SOME_SIGN
-from poisontrace.searching import natural, relabelled_elsewhere
+from poisontrace.searching import relabelled_elsewhere
 from poisontrace.sights import HARDLY, Sight, Sights
 
 # What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of others
 # the shares that let go most of a label if nothing shows that it was relabelled, and half of a label or what does.
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
-# Times what the same search finds in other labels, of samples that show less than this sign of having been relabelled.
-BEYOND_NATURE = 1.5
-NOWHERE = 0.01  # of all other samples: fewer are none
 A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 ONE_SCENE = 0.1  # of the variance of the rest of a label, at the input: the samples are nearly copies of one another
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
@@ -92,8 +89,7 @@ class Case:
 def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go. The search in other labels costs most and comes last (decisions 0022, 0028 to 0030,
-    and 0032).
+    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032 and 0044).
     """
     share = len(suspect.cluster) / len(case.own)
     is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
@@ -137,23 +133,13 @@ def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, st
         is_doubtful = figures["told"] < ONE_KIND and diversity < SOME_SIGN
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
-    would_show_sign = case.sight.origins.rankings and elsewhere >= NOWHERE
-    if is_doubtful and margin < DOUBTFUL and share > NEARLY_HALF and would_show_sign and not shows_sign:
-        # Who plants as much as that takes it from other labels, or it is in none of them.
-        reasons["it is half of its label, and nobody relabelled it"] = DOUBTFUL / margin
+    if is_doubtful and margin < DOUBTFUL and not shows_sign and case.sight.origins.rankings:
+        # Natural kinds lie as far apart as that in any label (decision 0044).
+        reasons["nothing shows that anyone planted them"] = DOUBTFUL / margin
     if share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
         left = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, len(case.own) - len(suspect.cluster))
         reasons["hardly a sample of the label would be left"] = left
-    if is_doubtful and max(reasons.values()) < 1:
-        share_of_it = 1.0 if shows_sign else 1 / BEYOND_NATURE
-        with case.clock.stage("clustering"):
-            figures["natural"] = natural(
-                *(case.features, case.event, case.kinds, case.config.separation),
-                margin=margin * share_of_it,
-                apartness=suspect.apartness * share_of_it,
-            )
-        reasons["the same search finds as much in labels that the event was not given"] = figures["natural"]
     reason, against = max(reasons.items(), key=itemgetter(1), default=("", 0.0))
     return against, reason, figures
 

@@ -1,8 +1,8 @@
 """What an event's own label is searched for: two kinds, of which the event is of the first, and parts of a cluster.
 
 Which question finds poison differs by attack: samples that lean the event's way in all layers or in one, or that agree
-with it. Each finds two kinds in natural labels now and then, so a doubtful find is held against what the same search
-finds in labels that the event was not given (decisions 0006 to 0008, 0014, 0024 and 0025).
+with it (decisions 0006 to 0008, 0014, 0024 and 0025). Each finds two kinds in natural labels now and then; what speaks
+against such a find is in ``doubting``.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,11 @@ from torch import Tensor
 
 from poisontrace.clustering import DOUBTFUL, HINT, ONE_KIND, Split, against_nature, search, with_gap
 from poisontrace.embedding import Features
-from poisontrace.kinds import MIN_OTHERS, N_GUESSES, Kinds, few_directions, guesses
+from poisontrace.kinds import N_GUESSES, Kinds, few_directions, guesses
 from poisontrace.sights import Sight
 from poisontrace.spaces import Space
 
-# A doubtful accusation must exceed what the same search finds in other labels: so many are asked, so many must reach
-# it, and this share of its apartness is as much.
-N_NATURAL, N_REACHED, NEARLY = 8, 2, 0.9
-TINY = 1e-9
+N_OTHERS, N_REACHED = 8, 2  # labels that are asked whether they hold relabelled samples as well, and must
 GROWN = 9.0  # standard deviations between what a label grew by and the rest
 LEADING = 32  # directions that show parts so large of some hundred samples, if there are any
 MORE_THAN_HALF = 0.55  # of some samples, clearly
@@ -31,9 +28,7 @@ THROUGH = 0.75  # of the spread of samples that were relabelled, in both cluster
 ROUNDS_OF_PARTS = 6  # parts are no smaller than the tops they are searched from: some start is there soon, or none is
 
 
-def two_kinds(
-    sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: bool, asks_origins: bool = False
-) -> Split:
+def two_kinds(sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: bool) -> Split:
     """Split a cluster in two, so that the event is of the first kind.
 
     A search of the whole label that finds nothing asks each layer on its own, and then what other labels hold.
@@ -43,7 +38,6 @@ def two_kinds(
         kinds: of each label.
         separation: standard deviations between two kinds.
         is_whole_label: whether the cluster is all that has the event's label.
-        asks_origins: whether samples that come from many other labels are looked for as well.
     """
     leaning, space = sight.seen.leaning, sight.leaning
 
@@ -55,7 +49,7 @@ def two_kinds(
     # Tops of the likeness find poison that is the smaller part of its label, k-means finds what is the larger one.
     split = search(space, [leaning.likeness], guesses(space), judge=judge, settles=is_certain)
     found = [against_nature(space, split, N_GUESSES[-1])]
-    if is_certain(found[0]) and not (asks_origins and _is_through(sight, found[0])):
+    if is_certain(found[0]) and not _is_through(sight, found[0]):
         return found[0]
     if is_whole_label and not found[0].is_at_least(separation):
         found.append(against_nature(space, search(space, [*leaning.by_layer], judge=judge, growth=4), N_GUESSES[-1]))
@@ -63,7 +57,7 @@ def two_kinds(
     if kinds.are_rows or max(split.margin(separation) for split in found) < DOUBTFUL:
         for view, of_view in zip(sight.seen.agreements, sight.agreements, strict=True):
             found.append(search(of_view, [view.likeness], judge=partial(with_gap, gaps=view.gaps)))
-    if asks_origins and sight.origins.rankings:
+    if sight.origins.rankings:
         found = [*map(sight.relabelled, found)]
         found.append(search(space, sight.origins.rankings, judge=lambda split: sight.relabelled(judge(split))))
         # Natural kinds may stand out more, families among rows always do; but none of them is of many labels.
@@ -82,7 +76,7 @@ def two_kinds(
             found.append(replace(best, standing=best.standing * max(1.0, kinds.standing(sight.indices, best))))
             if kinds.are_rows:
                 return found[-1]
-        if asks_origins and not kinds.are_rows and not _best(found, separation).is_at_least(separation):
+        if not kinds.are_rows and not _best(found, separation).is_at_least(separation):
 
             def as_growth(split: Split) -> Split:
                 split = judge(split)
@@ -195,33 +189,6 @@ def _parts(
     )
 
 
-def natural(features: Features, event: int, kinds: Kinds, separation: float, margin: float, apartness: float) -> float:
-    """Return how nearly the same search, for the same event, finds as much in labels that the event was not given.
-
-    What it finds there cannot be why the model erred, so an accusation must exceed it. Asked are the labels nearest in
-    size; the second one counts, for one may be odd, and both by margin and by how far apart the kinds lie. Too few
-    labels say nothing: 0.
-
-    Args:
-        features: of the training set.
-        event: row of the event.
-        kinds: of each label.
-        separation: standard deviations between two kinds.
-        margin: of the accusation.
-        apartness: of its clusters.
-
-    Returns:
-        at least 1 if other labels reach the accusation; the search ends there.
-    """
-    if len(kinds.nearest(int(features.event_logits[event].argmax()))) < MIN_OTHERS:
-        return 0.0
-
-    def reached(split: Split) -> float:
-        return min(split.margin(separation) / margin, split.apartness / max(NEARLY * apartness, TINY))
-
-    return _second_elsewhere(features, event, kinds, separation, reached)
-
-
 def relabelled_elsewhere(features: Features, event: int, kinds: Kinds, separation: float) -> float:
     """Return how diverse a kind the same search finds in labels that the event was not given, if it finds one there.
 
@@ -231,29 +198,13 @@ def relabelled_elsewhere(features: Features, event: int, kinds: Kinds, separatio
     Returns:
         at least 1 if two others hold samples that were relabelled; the search ends there.
     """
-
-    def reached(split: Split) -> float:
-        return split.diversity if split.is_at_least(separation) else 0.0
-
-    return _second_elsewhere(features, event, kinds, separation, reached, asks_origins=True)
-
-
-def _second_elsewhere(
-    features: Features,
-    event: int,
-    kinds: Kinds,
-    separation: float,
-    reached: Callable[[Split], float],
-    *,
-    asks_origins: bool = False,
-) -> float:
-    """Return what the second of the labels that the event was not given comes to; the search ends at 1."""
     labels, label = features.labels.numpy(), int(features.event_logits[event].argmax())
     highest = [0.0] * N_REACHED
-    for other in kinds.nearest(label)[:N_NATURAL]:
+    for other in kinds.nearest(label)[:N_OTHERS]:
         sight = Sight(features, event, np.flatnonzero(labels == other))
-        split = two_kinds(sight, kinds, separation, is_whole_label=True, asks_origins=asks_origins)
-        highest = sorted([*highest, reached(split)])[-N_REACHED:]
+        split = two_kinds(sight, kinds, separation, is_whole_label=True)
+        diversity = split.diversity if split.is_at_least(separation) else 0.0
+        highest = sorted([*highest, diversity])[-N_REACHED:]
         if highest[0] >= 1:
             break
     return highest[0]

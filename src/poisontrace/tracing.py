@@ -342,7 +342,7 @@ def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = Fals
         with case.clock.stage("clustering"):
             hidden = kinds.hidden(int(case.features.labels[cluster[0]])) if is_root else None
             sight = case.sight if is_root else Sight(case.features, case.event, cluster)
-            split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root, asks_origins=True)
+            split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root)
     apart = split.separation if split else 0.0
     if is_root:
         course.statistics["separation"] = apart
