@@ -17,9 +17,9 @@ from poisontrace._record import Clock, Tree
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.attacks import ATTACKS, Attack, Attacker
+from poisontrace.context import Context
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import Dataset, load_dataset
-from poisontrace.doubting import Case
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident, Plan
 from poisontrace.judging import Config
@@ -313,8 +313,8 @@ def events_of(incident: Incident) -> list[Event]:
     return [(x, int(y)) for x, y in zip(to_inputs(incident.event_x), incident.event_y, strict=True)]
 
 
-def case_of(features: Features) -> Case:
+def context_of(features: Features) -> Context:
     """Return what the first event is traced with."""
     notes = Notes(None, len(features.labels), "")
     about = (Sights(features), Kinds(features, notes), Marks(features))
-    return Case(features, Tree(0, 0), *about, notes, Config(), Clock())
+    return Context(features, Tree(0, 0), *about, notes, Config(), Clock())

@@ -22,7 +22,8 @@ from poisontrace import bench, loading, readers, report
 from poisontrace._errors import PoisontraceError
 from poisontrace._record import Tree
 from poisontrace._types import Finding
-from poisontrace.data import ArraySet, read_truth
+from poisontrace.data import ArraySet
+from poisontrace.metrics import read_truth
 from poisontrace.notes import Notes
 from poisontrace.recording import Folder
 from poisontrace.rows import read_rows

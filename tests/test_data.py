@@ -1,6 +1,5 @@
 """Data sets: the order of samples, the form they are fed in, and where they come from."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -315,30 +314,6 @@ def test_a_data_set_that_names_its_samples_is_heard() -> None:
 
 
 # Truth
-
-
-@pytest.mark.parametrize(
-    ("truth", "poison"),
-    [
-        ({"poison": [1, 4, 7]}, [1, 4, 7]),
-        ({"poison": [1, 4, 7], "decoys": [2]}, [1, 4, 7]),
-        ({"poison": [1, 4, 7], "responsible": [[1, 4], [1]]}, [1, 4]),
-    ],
-)
-def test_the_truth_is_what_the_events_are_owed_to(truth: dict[str, Any], poison: list[int], tmp_path: Path) -> None:
-    """Poison of a campaign that no event belongs to is none of it, and decoys never are."""
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-
-    assert data.read_truth(tmp_path / "truth.json", 8).tolist() == poison
-
-
-@pytest.mark.parametrize("truth", [{"poison": [8]}, {"poison": [1], "responsible": [8]}, {"responsible": [[-1]]}, []])
-def test_a_truth_of_another_form_is_refused(truth: Any, tmp_path: Path) -> None:
-    """The message says what to do without it."""
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-
-    with pytest.raises(InvalidInputError, match=r"'truth' must be the truth\.json of this incident.*Leave it out"):
-        data.read_truth(tmp_path / "truth.json", 8)
 
 
 def test_sources_are_read_where_there_are_any(tmp_path: Path) -> None:

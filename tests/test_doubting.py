@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import case_of, events_of
+from tasks import context_of, events_of
 
 from poisontrace import doubting
 from poisontrace._types import Losses
 from poisontrace.clustering import Split
+from poisontrace.context import Context
 from poisontrace.data import ArraySet
-from poisontrace.doubting import Case, contradicted
+from poisontrace.doubting import contradicted
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
 from poisontrace.judging import Suspect
@@ -31,10 +32,10 @@ def _sees(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
         monkeypatch.setattr(Sight, name, lambda *asked, answer=answer, **options: answer)
 
 
-def _suspect(case: Case, cluster: NDArray[np.int64]) -> Suspect:
+def _suspect(context: Context, cluster: NDArray[np.int64]) -> Suspect:
     """Return a cluster of the label that was set apart from all of the rest, and of which nothing else speaks."""
-    is_first, losses = torch.from_numpy(np.isin(case.own, cluster)), Losses(0, 5.0, 0, 0.0)
-    return Suspect(0, cluster, losses, losses, len(case.own) - len(cluster), Split(is_first, is_first.float(), 15.0))
+    is_first, losses = torch.from_numpy(np.isin(context.own, cluster)), Losses(0, 5.0, 0, 0.0)
+    return Suspect(0, cluster, losses, losses, len(context.own) - len(cluster), Split(is_first, is_first.float(), 15.0))
 
 
 @pytest.mark.parametrize(
@@ -58,13 +59,13 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     reason: str | None,
 ) -> None:
     """Relabelled samples without anything of their own; and the larger part of a label, the more of it the sooner."""
-    case = case_of(_features(digits_incident, 0))
+    context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(elsewhere, usual), diversity=diversity, told_from_others=2.6)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: 1.1)
     monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
-    suspect = _suspect(case, case.own[: round(share * len(case.own))])
+    suspect = _suspect(context, context.own[: round(share * len(context.own))])
 
-    against, why, figures = contradicted(case, suspect, 1.5)
+    against, why, figures = contradicted(context, suspect, 1.5)
 
     assert (against >= 1) == (reason is not None)
     assert reason is None or reason in why
@@ -87,11 +88,11 @@ def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_
 
     Without one the accusation must be clear.
     """
-    case = case_of(_features(digits_incident, 0))
+    context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(0.9, 0.95), diversity=1.2, told_from_others=told)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: relabelled)
 
-    against, reason, figures = contradicted(case, _suspect(case, case.own[:40]), margin)
+    against, reason, figures = contradicted(context, _suspect(context, context.own[:40]), margin)
 
     assert (against >= 1, "wrong labels" in reason, figures["told"]) == (is_let_go, True, told)
 
@@ -109,11 +110,11 @@ def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
     is_let_go: bool,
 ) -> None:
     """If in fewer than half of them: without a trigger, where the network begins, the accusation must be clear."""
-    case = case_of(_features(digits_incident, 0))
+    context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(elsewhere, 0.2), diversity=1.2, told_from_others=told)
     monkeypatch.setattr(doubting, "relabelled_elsewhere", lambda *asked: 0.0)
 
-    assert (contradicted(case, _suspect(case, case.own[:60]), margin)[0] >= 1) == is_let_go
+    assert (contradicted(context, _suspect(context, context.own[:60]), margin)[0] >= 1) == is_let_go
 
 
 @pytest.mark.parametrize(
@@ -136,13 +137,13 @@ def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_
     is_accused: bool,
 ) -> None:
     """Not so what is like another label but not of it, wrong labels, what ordinary samples suffer with, or half."""
-    case = case_of(_features(digits_incident, 0))
+    context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(0.4, 0.4), diversity=0.0, told_from_others=4.0)
     monkeypatch.setattr(Sight, "taken_from", lambda sight, cluster: (sight.outside[:40], taken))
     _sees(monkeypatch, told=told)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
 
-    against, _, _ = contradicted(case, _suspect(case, case.own[: round(part * len(case.own))]), 1.5)
+    against, _, _ = contradicted(context, _suspect(context, context.own[: round(part * len(context.own))]), 1.5)
 
     assert (against < 1) == is_accused
 
@@ -155,10 +156,10 @@ def test_pictures_of_one_scene_are_not_accused_with_doubt(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n: int, variety: float, margin: float, is_let_go: bool
 ) -> None:
     """A few that are nearly copies of one another lie apart by nature; copies that were planted do so clearly."""
-    case = case_of(_features(digits_incident, 0))
+    context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.2, variety=variety)
 
-    against, reason, _ = contradicted(case, _suspect(case, case.own[:n]), margin)
+    against, reason, _ = contradicted(context, _suspect(context, context.own[:n]), margin)
 
     assert ((against, reason) == (pytest.approx(5), "they are nearly copies of one another")) == is_let_go
     assert (against >= 1) == is_let_go
@@ -187,15 +188,17 @@ def test_what_shows_no_sign_of_having_been_planted_is_not_accused_with_doubt(
 
     Where nothing tells labels apart nobody knows.
     """
-    case = case_of(_features(digits_incident, 0))
-    _sees(monkeypatch, share_elsewhere=(elsewhere, 0.0), diversity=diversity, variety=1.0, taken_from=(case.own, 0.0))
+    context = context_of(_features(digits_incident, 0))
+    _sees(
+        monkeypatch, share_elsewhere=(elsewhere, 0.0), diversity=diversity, variety=1.0, taken_from=(context.own, 0.0)
+    )
     if not is_known:
-        case.sight.origins.rankings = []
-    suspect = _suspect(case, case.own[: round(share * len(case.own))])
+        context.sight.origins.rankings = []
+    suspect = _suspect(context, context.own[: round(share * len(context.own))])
 
     for margin, is_surplus, may_be in ((1.5, False, True), (2.5, False, False), (1.5, True, False)):
         monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster, is_surplus=is_surplus: is_surplus)
-        against, reason, _ = contradicted(case, suspect, margin)
+        against, reason, _ = contradicted(context, suspect, margin)
         assert (against >= 1, "nothing shows" in reason) == (is_let_go and may_be, is_let_go and may_be)
 
 
@@ -224,13 +227,13 @@ def test_what_hardly_another_sample_has_and_is_seen_early_is_a_trigger(
 
     Or what shows, if not clearly, that it was relabelled.
     """
-    case = case_of(_features(digits_incident, 0))
+    context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(elsewhere, 0.0), diversity=diversity, told_from_others=told)
     suspect = dataclasses.replace(
-        _suspect(case, case.own[: round(share * len(case.own))]), losses=Losses(0, 5.0, 0, 1.0)
+        _suspect(context, context.own[: round(share * len(context.own))]), losses=Losses(0, 5.0, 0, 1.0)
     )
 
-    against, _, _ = contradicted(case, suspect, 1.5)
+    against, _, _ = contradicted(context, suspect, 1.5)
 
     assert (against >= 1) == is_let_go
 
@@ -247,22 +250,11 @@ def test_of_a_label_that_was_planted_in_something_is_left(
         np.where(np.isin(np.arange(len(digits_incident.y)), others[:400]), label, digits_incident.y),
     )
     own = np.flatnonzero(data[1] == label)
-    case = case_of(collect(digits_incident.model, ArraySet(*data), [events_of(digits_incident)[0]]))
+    context = context_of(collect(digits_incident.model, ArraySet(*data), [events_of(digits_incident)[0]]))
     _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=0.6)
-    suspect = _suspect(case, own[n_left:])
+    suspect = _suspect(context, own[n_left:])
 
-    against, reason, _ = contradicted(case, suspect, 1.5)
+    against, reason, _ = contradicted(context, suspect, 1.5)
 
     assert (against < 1) == is_accused
     assert "left" in reason
-
-
-def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digits_incident: Incident) -> None:
-    """However far they lie from others but for the mark; others of which that is true are one."""
-    case, chosen = case_of(_features(digits_incident, 0)), np.flatnonzero(digits_incident.is_poison)
-    case.kinds.are_rows = True
-    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 2.0)
-
-    for diversity, beyond in ((1.0, 0.0), (0.9, 2.0)):
-        monkeypatch.setattr(Sight, "diversity", lambda sight, cluster, diversity=diversity: diversity)
-        assert case.beyond_mark(chosen) == beyond

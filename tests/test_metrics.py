@@ -1,9 +1,14 @@
 """Precision, recall and false positive rate against set arithmetic."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from poisontrace.metrics import false_positive_rate, precision, recall
+from poisontrace._errors import InvalidInputError
+from poisontrace.metrics import false_positive_rate, precision, read_truth, recall
 
 EMPTY = np.array([], np.int64)
 
@@ -51,3 +56,27 @@ def test_an_index_counts_once() -> None:
     """Repeated indices change nothing."""
     assert precision(np.array([1, 1, 2]), np.array([1, 1])) == 0.5
     assert recall(np.array([1, 1]), np.array([1, 1, 2])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("truth", "poison"),
+    [
+        ({"poison": [1, 4, 7]}, [1, 4, 7]),
+        ({"poison": [1, 4, 7], "decoys": [2]}, [1, 4, 7]),
+        ({"poison": [1, 4, 7], "responsible": [[1, 4], [1]]}, [1, 4]),
+    ],
+)
+def test_the_truth_is_what_the_events_are_owed_to(truth: dict[str, Any], poison: list[int], tmp_path: Path) -> None:
+    """Poison of a campaign that no event belongs to is none of it, and decoys never are."""
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+
+    assert read_truth(tmp_path / "truth.json", 8).tolist() == poison
+
+
+@pytest.mark.parametrize("truth", [{"poison": [8]}, {"poison": [1], "responsible": [8]}, {"responsible": [[-1]]}, []])
+def test_a_truth_of_another_form_is_refused(truth: Any, tmp_path: Path) -> None:
+    """The message says what to do without it."""
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+
+    with pytest.raises(InvalidInputError, match=r"'truth' must be the truth\.json of this incident.*Leave it out"):
+        read_truth(tmp_path / "truth.json", 8)

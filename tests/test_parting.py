@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import case_of, events_of
+from tasks import context_of, events_of
 
 from poisontrace import incidents, parting
 from poisontrace._rng import numpy_generator
@@ -30,9 +30,9 @@ def _features(incident: Incident, event: int) -> Features:
 def _part_needed(incident: Incident, event: int, beside: NDArray[np.bool_] | bool = False) -> NDArray[np.int64] | None:
     """Return the part of all the poison, and what is ``beside`` it, that an event is said to need; None if uncut."""
     poison = np.flatnonzero(incident.is_poison | beside)
-    case = case_of(_features(incident, event))
-    case.judge.take_controls(np.setdiff1d(case.own, poison))
-    parts = needed_part(case, poison)
+    context = context_of(_features(incident, event))
+    context.judge.take_controls(np.setdiff1d(context.own, poison))
+    parts = needed_part(context, poison)
     return parts.needed if parts else None
 
 
@@ -65,7 +65,7 @@ def test_another_campaign_is_found_beside_samples_with_both_triggers(
     monkeypatch.setattr(Judge, "losses", losses)
     monkeypatch.setattr(Sight, "elsewhere", elsewhere)
 
-    found = needed_part(case_of(_features(two_campaigns, 0)), poison)
+    found = needed_part(context_of(_features(two_campaigns, 0)), poison)
 
     assert found.needed.tolist() == own.tolist()
     assert found.rest.tolist() == np.setdiff1d(poison, own).tolist()
@@ -93,15 +93,15 @@ def test_beyond_a_fainter_trigger_lie_samples_without_any(
     position = Sight.position
 
     def placed(sight: Sight, cluster: NDArray[np.int64]) -> float:
-        is_beside_others = np.isin(case.sight.outside, sight.indices).all()
+        is_beside_others = np.isin(context.sight.outside, sight.indices).all()
         return place if is_beside_others else position(sight, cluster)
 
     monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), -0.3), torch.zeros(10)))
     monkeypatch.setattr(Sight, "position", placed)
-    case = case_of(_features(two_campaigns, 0))
-    case.judge.take_controls(np.setdiff1d(case.own, poison))
+    context = context_of(_features(two_campaigns, 0))
+    context.judge.take_controls(np.setdiff1d(context.own, poison))
 
-    assert (needed_part(case, poison) is not None) == is_cut
+    assert (needed_part(context, poison) is not None) == is_cut
 
 
 @pytest.mark.parametrize(("place", "is_cut"), [(0.5, True), (1.1, True), (1.2, False)])
@@ -122,15 +122,15 @@ def test_what_the_event_s_trigger_told_is_parted_by_campaigns_alone(
 ) -> None:
     """Two may be left that share no sample; the search across parts, and what came along, are not asked again."""
     poison = np.flatnonzero(two_campaigns.is_poison)
-    case = case_of(_features(two_campaigns, 0))
-    case.judge.take_controls(np.setdiff1d(case.own, poison))
+    context = context_of(_features(two_campaigns, 0))
+    context.judge.take_controls(np.setdiff1d(context.own, poison))
 
     def never(*_: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr(parting, "_sides_of_event", never)
     monkeypatch.setattr(parting, "_without_others", never)
-    parts = needed_part(case, poison, is_across=True)
+    parts = needed_part(context, poison, is_across=True)
 
     assert parts is not None
     assert (parts.needed.tolist(), parts.is_across) == (np.flatnonzero(two_campaigns.is_responsible[0]).tolist(), True)
@@ -151,16 +151,16 @@ def test_what_has_pieces_of_a_trigger_is_not_parted_by_one_of_them(
         return [Losses(0, 4.0 if own <= set(cluster.tolist()) else of_rest, 0, 0) for cluster in clusters]
 
     def placed(sight: Sight, cluster: NDArray[np.int64]) -> float:
-        is_beside_others = np.isin(case.sight.outside, sight.indices).all()
+        is_beside_others = np.isin(context.sight.outside, sight.indices).all()
         return place if is_beside_others else position(sight, cluster)
 
-    case = case_of(_features(two_campaigns, 0))
+    context = context_of(_features(two_campaigns, 0))
     monkeypatch.setattr(Judge, "losses", losses)
     monkeypatch.setattr(Sight, "position", placed)
     monkeypatch.setattr(Sight, "places", lambda sight, cluster, others: torch.linspace(0.2, 0.65, len(others)))
     monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), 0.5), torch.zeros(10)))
 
-    assert (needed_part(case, poison) is not None) == is_cut
+    assert (needed_part(context, poison) is not None) == is_cut
 
 
 @pytest.mark.parametrize(("place", "is_cut"), [(0.5, True), (0.9, False)])
@@ -170,10 +170,10 @@ def test_what_carries_the_event_s_trigger_and_another_stays(
     """Among samples that the event's own trigger told: of two campaigns others lie between, not with what is needed."""
     monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), place), torch.zeros(10)))
     poison = np.flatnonzero(two_campaigns.is_poison)
-    case = case_of(_features(two_campaigns, 0))
-    case.judge.take_controls(np.setdiff1d(case.own, poison))
+    context = context_of(_features(two_campaigns, 0))
+    context.judge.take_controls(np.setdiff1d(context.own, poison))
 
-    assert (needed_part(case, poison, is_across=True) is not None) == is_cut
+    assert (needed_part(context, poison, is_across=True) is not None) == is_cut
 
 
 @pytest.mark.parametrize("options", [{"faint": 0.5}, {"faint": 0.75}, {}, {"opacity": 0.6}], ids=str)
@@ -250,7 +250,7 @@ def test_what_is_one_kind_with_its_label_was_not_relabelled(
     monkeypatch.setattr(Sight, "spread", lambda sight, cluster: 1.0)
     monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.linspace(-9, 9, 10), torch.zeros(10)))
 
-    assert (needed_part(case_of(_features(digits_incident, 0)), poison) is not None) == is_cut
+    assert (needed_part(context_of(_features(digits_incident, 0)), poison) is not None) == is_cut
 
 
 def test_what_is_left_out_lies_nearer_to_its_label(digits_incident: Incident, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_what_is_left_out_lies_nearer_to_its_label(digits_incident: Incident, mo
     monkeypatch.setattr(Judge, "losses", losses)
     monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.linspace(-9, 9, 10), torch.zeros(10)))
 
-    assert needed_part(case_of(_features(digits_incident, 0)), poison) is None
+    assert needed_part(context_of(_features(digits_incident, 0)), poison) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from poisontrace._record import Clock, Tree
+from poisontrace._record import Clock, Tree, evenly
 
 
 def test_clusters_are_numbered_on_from_the_first_id_and_know_their_depth() -> None:
@@ -45,3 +45,16 @@ def test_a_stage_entered_twice_adds_up_even_when_it_fails() -> None:
 
     assert clock.seconds["one"] >= first >= 0
     assert list(clock.seconds) == ["one"]
+
+
+def test_a_choice_is_even_and_covers_both_ends() -> None:
+    """A cap takes every so-manieth; below the cap nothing is left out."""
+    indices = np.arange(100, 1100)
+
+    chosen = evenly(indices, 37)
+
+    assert len(np.unique(chosen)) == 37
+    assert (chosen[0], chosen[-1]) == (100, 1099)
+    assert set(np.diff(chosen)) <= {27, 28}
+    assert evenly(indices, 1000) is indices
+    assert evenly(indices[:0], 5).tolist() == []

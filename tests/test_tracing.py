@@ -14,7 +14,7 @@ from tasks import (
     Event,
     Pairs,
     Planted,
-    case_of,
+    context_of,
     events_of,
     fitted_network,
     noisy_features,
@@ -29,9 +29,9 @@ from poisontrace._errors import InvalidInputError, UnsupportedModelError
 from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Finding
 from poisontrace.clustering import Split
+from poisontrace.context import Context
 from poisontrace.data import ArraySet, to_inputs
 from poisontrace.datasets import load_dataset
-from poisontrace.doubting import Case
 from poisontrace.embedding import Features
 from poisontrace.incidents import Incident
 from poisontrace.judging import Judge, Suspect
@@ -344,7 +344,7 @@ def test_noisy_images_of_one_label_are_found_without_the_event() -> None:
     """Exactly they, where no other label holds the like; a few, none, or some in every label accuse nobody."""
 
     def follow(features: Features) -> tuple[Finding, NDArray[np.float32]]:
-        return _follow(case_of(features))
+        return _follow(context_of(features))
 
     finding, scores = follow(noisy_features(n_noisy=40))
 
@@ -481,7 +481,7 @@ def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
     faint = (torch.tensor([0, 4, 0, 0, 0, 0, 0, 5.8, 0.1]), 0)
     alone = _follow
 
-    def blind(case: Case) -> Any:
+    def blind(case: Context) -> Any:
         finding, scores = alone(case)
         if case.event < 2:
             return finding, scores

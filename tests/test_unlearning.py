@@ -18,7 +18,7 @@ from poisontrace._rng import torch_generator
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.ranks import Ranks
-from poisontrace.unlearning import RIDGE, TETHER, Heads, assist, dismiss, spread, unlearn
+from poisontrace.unlearning import RIDGE, TETHER, Heads, assist, dismiss, unlearn
 
 TASK = planted()
 NOBODY = np.array([], np.int64)
@@ -177,19 +177,6 @@ def test_the_whole_network_agrees_on_who_is_guilty(network: torch.nn.Module, fea
     for before, poison, *benign in (of_layer, of_network):
         assert poison - before > 0.5
         assert max(benign) - before < 0.1
-
-
-def test_spread_is_even_and_covers_both_ends() -> None:
-    """A cap takes every so-manieth; below the cap nothing is left out."""
-    indices = np.arange(100, 1100)
-
-    chosen = spread(indices, 37)
-
-    assert len(np.unique(chosen)) == 37
-    assert (chosen[0], chosen[-1]) == (100, 1099)
-    assert set(np.diff(chosen)) <= {27, 28}
-    assert spread(indices, 1000) is indices
-    assert spread(NOBODY, 5) is NOBODY
 
 
 def test_a_head_that_forgets_nothing_sees_what_the_others_forget(monkeypatch: pytest.MonkeyPatch) -> None:

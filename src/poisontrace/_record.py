@@ -13,6 +13,13 @@ from poisontrace._types import Cluster, Decision, Losses
 Indices = NDArray[np.int64]
 
 
+def evenly(indices: Indices, limit: int) -> Indices:
+    """Return at most ``limit`` of the indices, evenly spread over their order."""
+    if len(indices) <= limit:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, limit).round().astype(np.int64)]
+
+
 class Tree:
     """The clusters of one event, parents before children."""
 

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -106,9 +106,7 @@ def trace(
     torchrun --nproc-per-node 4 -m poisontrace trace ... shares the work among processes.
     """
     with _errors(), _ranks() as ranks:
-        from poisontrace import data as data_module
         from poisontrace import metrics, planning, readers, store, texts, tracing
-        from poisontrace.filing import AT_EVEN_ODDS, chance_of_error, class_name, percent
 
         store.check_new_folder(out, "out")
         n_bytes, partial = _bytes(memory), store.partial_folder(out)
@@ -146,7 +144,7 @@ def trace(
                 assert event is not None and label is not None
                 event_set, event_file = readers.read_event(event, label, train_set, tokenize=loaded.tokenize)
             readers.check_same_form(event_set, train_set)
-        poison = None if truth is None else data_module.read_truth(truth, len(train_set))
+        poison = None if truth is None else metrics.read_truth(truth, len(train_set))
         options: dict[str, Any] = {
             **{"rule": rule, "layer": layer, "device": device, "batch_size": batch_size},
             **{"precision": precision, "memory": n_bytes, "store": store_folder or partial},
@@ -206,36 +204,7 @@ def trace(
         if as_json:
             print(json.dumps({**case, "poison": result.poison.tolist(), "case": str(out)}))
             return
-        verdict = Column("verdict", no_wrap=True, min_width=max(len(finding.verdict) for finding in result.findings))
-        head = ("event", "answered", "confidence", verdict, "found", "apart", "event rise", "control rise")
-        table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
-        for row, finding in enumerate(result.findings, 1):
-            name = class_name(class_names, finding.label)
-            numbers = [finding.statistics.get(key) for key in ("separation", "event_rise", "control_rise")]
-            cells = [str(row), _plain(name), f"{finding.probability:.1%}", finding.verdict, f"{len(finding.poison):,}"]
-            table.add_row(*cells, *("" if number is None else f"{number:.2f}" for number in numbers))
-        screen = _console()
-        screen.print(table)
-        rows = {
-            "verdict": result.verdict,
-            "responsible": f"{len(result.poison):,} of {len(result.labels):,} training samples",
-        }
-        error = chance_of_error(case)
-        if error is not None:
-            rows["error"] = f"{percent(error)} chance that this verdict is wrong, {AT_EVEN_ODDS}"
-        if len(result.findings) > 1:
-            for number, campaign in enumerate(result.campaigns, 1):
-                numbers = ", ".join(str(event + 1) for event in campaign.events)
-                some = f"event{'' if len(campaign.events) == 1 else 's'} {numbers}"
-                name = class_name(class_names, campaign.label)
-                rows[f"campaign {number}"] = f"{some}, answered {name}: {len(campaign.poison):,} samples"
-        rows |= {
-            "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()),
-        }
-        if poison is not None:
-            rows["against the truth"] = f"precision {judged['precision']:.3f}, recall {judged['recall']:.3f}"
-        rows["report"] = str(out / "report.html")
-        _print_rows(screen, rows)
+        _print_trace(case, out)
         for warning in result.warnings:
             _print_line(console, f"Warning: {warning}")
 
@@ -624,6 +593,38 @@ def _ranks() -> Iterator["Ranks"]:
             stack.enter_context(redirect_stdout(silence))
             stack.enter_context(redirect_stderr(silence))
         yield joined
+
+
+def _print_trace(case: Mapping[str, Any], out: Path) -> None:
+    """Print what a case folder found, given the content of its ``trace.json``."""
+    from poisontrace.filing import AT_EVEN_ODDS, chance_of_error, percent
+
+    events = case["events"]
+    verdict = Column("verdict", no_wrap=True, min_width=max(len(event["verdict"]) for event in events))
+    head = ("event", "answered", "confidence", verdict, "found", "apart", "event rise", "control rise")
+    table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
+    for number, event in enumerate(events, 1):
+        figures = [event["statistics"].get(key) for key in ("separation", "event_rise", "control_rise")]
+        cells = [str(number), _plain(event["label_name"]), f"{event['probability']:.1%}", event["verdict"]]
+        table.add_row(*cells, f"{event['n_poison']:,}", *("" if one is None else f"{one:.2f}" for one in figures))
+    screen = _console()
+    screen.print(table)
+    rows = {
+        "verdict": case["verdict"],
+        "responsible": f"{case['n_poison']:,} of {case['n_samples']:,} training samples",
+    }
+    chance = chance_of_error(case)
+    if chance is not None:
+        rows["error"] = f"{percent(chance)} chance that this verdict is wrong, {AT_EVEN_ODDS}"
+    for number, campaign in enumerate(case["campaigns"] if len(events) > 1 else [], 1):
+        some = ", ".join(str(event + 1) for event in campaign["events"])
+        some = f"event{'' if len(campaign['events']) == 1 else 's'} {some}, answered {campaign['label_name']}"
+        rows[f"campaign {number}"] = f"{some}: {campaign['n_poison']:,} samples"
+    rows["seconds"] = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in case["seconds"].items())
+    if "truth" in case:
+        rows["against the truth"] = ", ".join(f"{name} {value:.3f}" for name, value in case["truth"].items())
+    rows["report"] = str(out / "report.html")
+    _print_rows(screen, rows)
 
 
 @contextmanager

@@ -6,8 +6,6 @@ float32 (n, channels, height, width) in [0, 1]; float arrays are fed as they are
 
 import difflib
 import hashlib
-import itertools
-import json
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -22,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from poisontrace._errors import InvalidInputError, OutOfMemoryError, is_out_of_memory
-from poisontrace._validate import check_file, check_inputs, check_labels, read_npz
+from poisontrace._validate import check_inputs, check_labels, read_npz
 
 
 def to_inputs(x: NDArray[Any]) -> Tensor:
@@ -343,29 +341,6 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def read_truth(path: Path, n: int) -> NDArray[np.int64]:
-    """Read which samples the events of a practice incident with ``n`` samples are owed to, from its ``truth.json``.
-
-    That is its list 'poison', or what its lists 'responsible', one for each event, have together.
-
-    Raises:
-        InvalidInputError: if the file is missing or of another form.
-    """
-    check_file(path, "truth")
-    try:
-        truth = json.loads(path.read_text(encoding="utf-8"))
-        listed = itertools.chain(*truth["responsible"]) if "responsible" in truth else truth["poison"]
-        poison = np.unique(np.array([operator.index(index) for index in listed], dtype=np.int64))
-        if len(poison) and not 0 <= poison.min() <= poison.max() < n:
-            raise ValueError(f"indices outside the {n} samples of 'data'")
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise InvalidInputError(
-            f"'truth' must be the truth.json of this incident, with a list 'poison' (got {error} in {path.name!r}). "
-            "Leave it out to trace without a judge."
-        ) from error
-    return poison
 
 
 def as_events(events: Sequence[tuple[Any, int]] | ArraySet) -> list[tuple[Tensor, int]]:

@@ -3,20 +3,14 @@
 A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0044).
 """
 
-from dataclasses import dataclass
-from functools import cached_property
 from operator import itemgetter
 
-from poisontrace._record import Clock, Indices, Tree
 from poisontrace.clustering import DOUBTFUL, ONE_KIND, TWO_KINDS
-from poisontrace.embedding import Features
-from poisontrace.judging import NEARLY_HALF, TINY, Config, Judge, Suspect
-from poisontrace.kinds import Kinds
-from poisontrace.marks import Marks
-from poisontrace.notes import Notes
+from poisontrace.context import Context
+from poisontrace.judging import NEARLY_HALF, TINY, Suspect
 from poisontrace.origins import SOME_SIGN
 from poisontrace.searching import relabelled_elsewhere
-from poisontrace.sights import HARDLY, Sight, Sights
+from poisontrace.sights import HARDLY
 
 # What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of others
 # the shares that let go most of a label if nothing shows that it was relabelled, and half of a label or what does.
@@ -32,139 +26,85 @@ LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from an
 SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
 
 
-@dataclass(frozen=True)
-class Case:
-    """What one event is traced with, and the tree that it fills."""
-
-    features: Features
-    tree: Tree
-    sights: Sights
-    kinds: Kinds
-    marks: Marks
-    notes: Notes
-    config: Config
-    clock: Clock
-
-    @property
-    def event(self) -> int:
-        """Row of the event."""
-        return self.tree.event
-
-    @property
-    def sight(self) -> Sight:
-        """What the event sees of all samples of the label that it was given."""
-        return self.sights.of(self.event)
-
-    @property
-    def own(self) -> Indices:
-        """All samples of that label."""
-        return self.sight.indices
-
-    @cached_property
-    def judge(self) -> Judge:
-        """Unlearns for it."""
-        return Judge(self.sight, self.clock)
-
-    @property
-    def spared(self) -> float:
-        """By how much the loss of controls may rise, in nats."""
-        return self.config.spared(self.features.logits.shape[1])
-
-    def may_split(self, suspect: Suspect) -> bool:
-        """Whether a cluster is large enough to be split, and not too far down the tree."""
-        depth = self.tree.depth(suspect.parent)
-        return len(suspect.cluster) >= self.config.min_cluster and depth < self.config.max_depth
-
-    def beyond_mark(self, cluster: Indices) -> float:
-        """Return how far a cluster of rows lies from others but for the mark; 0 if it is of many labels: no family."""
-        if self.kinds.are_rows and self.sight.diversity(cluster) >= 1:
-            return 0.0
-        return self.kinds.beyond_mark(self.event, cluster)
-
-    def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
-        """Return how well the conditions for accusing a suspect are met."""
-        return suspect.margin(self.config, self.spared, beyond)
-
-
-def contradicted(case: Case, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
+def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
     At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032 and 0044).
     """
-    share = len(suspect.cluster) / len(case.own)
+    share = len(suspect.cluster) / len(context.own)
     is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
-    with case.clock.stage("clustering"):
-        elsewhere, usual = case.sight.share_elsewhere(suspect.cluster)
+    with context.clock.stage("clustering"):
+        elsewhere, usual = context.sight.share_elsewhere(suspect.cluster)
         # Whatever natural kinds of several labels have in common, a trigger tells them apart where the network begins.
         is_rarer = (
             suspect.is_part
             or usual < share
-            or case.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
+            or context.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
         )
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
-        if is_doubtful and share < A_PART and not case.kinds.are_rows:
-            variety = case.sight.variety(suspect.cluster)
+        if is_doubtful and share < A_PART and not context.kinds.are_rows:
+            variety = context.sight.variety(suspect.cluster)
             if variety < ONE_SCENE:
                 return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
         # The rest of a part is poison as well.
-        diversity = (case.sight.spread if suspect.is_part else case.sight.diversity)(suspect.cluster)
+        diversity = (context.sight.spread if suspect.is_part else context.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
-        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(case, suspect)):
+        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(context, suspect)):
             figures["taken"] = taken
     if diversity >= 1 or "taken" in figures:
         # Relabelled, which hardly anything is that a label holds by nature.
         is_alike = usual >= ELSEWHERE
         enough = SURE_OF_LABELS if is_alike else CLEAR_OF_LABELS
         is_doubted = is_alike or (margin < enough and elsewhere > HARDLY)
-        against, more = _as_wrong_labels(case, suspect, margin / enough) if is_doubted else (0.0, {})
+        against, more = _as_wrong_labels(context, suspect, margin / enough) if is_doubted else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
-    shows_sign = diversity >= SOME_SIGN or case.kinds.is_surplus(suspect.cluster)
+    shows_sign = diversity >= SOME_SIGN or context.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
     if share > NEARLY_HALF:
         # Samples that were relabelled are like those of the labels they are from.
         limit = EVERYWHERE if share <= MOST else ELSEWHERE + (EVERYWHERE - ELSEWHERE) * max(0.0, diversity)
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
-    if is_doubtful and is_rarer and elsewhere <= HARDLY and share >= A_PART and not case.kinds.are_rows:
-        with case.clock.stage("clustering"):
-            figures["told"] = case.sight.told_from_others(suspect.cluster)
+    if is_doubtful and is_rarer and elsewhere <= HARDLY and share >= A_PART and not context.kinds.are_rows:
+        with context.clock.stage("clustering"):
+            figures["told"] = context.sight.told_from_others(suspect.cluster)
         # What hardly another sample has is a trigger if it is seen where the network begins, on samples of whatever
         # label, or shows where it was taken from: natural kinds that are as broad are in other labels as well.
         is_doubtful = figures["told"] < ONE_KIND and diversity < SOME_SIGN
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
-    if is_doubtful and margin < DOUBTFUL and not shows_sign and case.sight.origins.rankings:
+    if is_doubtful and margin < DOUBTFUL and not shows_sign and context.sight.origins.rankings:
         # Natural kinds lie as far apart as that in any label (decision 0044).
         reasons["nothing shows that anyone planted them"] = DOUBTFUL / margin
     if share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
-        left = LEFT * case.kinds.smallest_beside(suspect.cluster) / max(1, len(case.own) - len(suspect.cluster))
+        left = LEFT * context.kinds.smallest_beside(suspect.cluster) / max(1, len(context.own) - len(suspect.cluster))
         reasons["hardly a sample of the label would be left"] = left
     reason, against = max(reasons.items(), key=itemgetter(1), default=("", 0.0))
     return against, reason, figures
 
 
-def _taken(case: Case, suspect: Suspect) -> float:
+def _taken(context: Context, suspect: Suspect) -> float:
     """Return how clearly a suspect was taken from one other label; 0 if not so.
 
     Not so either if nothing marks it among samples of that label, or if ordinary samples of its own suffer with it.
     """
     if suspect.harm() > LITTLE_HARM:
         return 0.0
-    others, share = case.sight.taken_from(suspect.cluster)
-    return share if share >= TAKEN and case.sight.told(suspect.cluster, others) >= MARKED else 0.0
+    others, share = context.sight.taken_from(suspect.cluster)
+    return share if share >= TAKEN and context.sight.told(suspect.cluster, others) >= MARKED else 0.0
 
 
-def _as_wrong_labels(case: Case, suspect: Suspect, clearness: float) -> tuple[float, dict[str, float]]:
+def _as_wrong_labels(context: Context, suspect: Suspect, clearness: float) -> tuple[float, dict[str, float]]:
     """Return how strongly it contradicts an accusation of relabelled samples that every label holds such, and figures.
 
     Along what tells relabelled samples from their label others may be like them by being of other labels, as they were.
     A trigger tells them from those, where the network begins; else who plants them does so in one label, and the
     conditions of the accusation must be met clearly: ``clearness`` is the margin over what that takes.
     """
-    with case.clock.stage("clustering"):
-        told = case.sight.told_from_others(suspect.cluster)
+    with context.clock.stage("clustering"):
+        told = context.sight.told_from_others(suspect.cluster)
         if told >= ONE_KIND:
             return 0.0, {"told": told}
-        relabelled = relabelled_elsewhere(case.features, case.event, case.kinds, case.config.separation)
+        relabelled = relabelled_elsewhere(context.features, context.event, context.kinds, context.config.separation)
     return max(relabelled, 1 / clearness), {"told": told, "relabelled": relabelled}

@@ -13,7 +13,8 @@ import torch
 from poisontrace._record import Indices
 from poisontrace._types import Losses
 from poisontrace.clustering import ONE_KIND, separate
-from poisontrace.doubting import Case, contradicted
+from poisontrace.context import Context
+from poisontrace.doubting import contradicted
 from poisontrace.judging import FAMILY, TINY, Suspect
 from poisontrace.parting import parted
 from poisontrace.scoring import sharing
@@ -45,137 +46,142 @@ class Course:
     pruned: dict[int, Suspect] = field(default_factory=dict)
 
 
-def hear_noise(case: Case, course: Course) -> None:
+def hear_noise(context: Context, course: Course) -> None:
     """Accuse the noisy images of the label, unless the event is owed to others or ordinary samples suffer."""
     noisy = course.noisy
     if noisy is None:
         return
-    if course.responsible or noisy.losses.control_rise > case.spared:
+    if course.responsible or noisy.losses.control_rise > context.spared:
         reason = "noisy images, but the event leans on others"
-        case.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
+        context.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
         return
     # The last layer alone may not tell: it can be the weights below that such poison moves.
-    _hold(case, course, noisy, "no other label holds noisy images so far from the rest")
+    _hold(context, course, noisy, "no other label holds noisy images so far from the rest")
 
 
-def _hold(case: Case, course: Course, suspect: Suspect, reason: str, node: int | None = None) -> None:
+def _hold(context: Context, course: Course, suspect: Suspect, reason: str, node: int | None = None) -> None:
     """Hold a cluster responsible, or the part of it that the event needs; ``node`` is its own, if it has one."""
     needed = suspect
-    while part := parted(case, needed, node):
+    while part := parted(context, needed, node):
         needed, node = part, None
     if node is None:
-        node = case.tree.add(needed.parent, needed.cluster, needed.losses, "responsible", reason)
+        node = context.tree.add(needed.parent, needed.cluster, needed.losses, "responsible", reason)
     else:
-        case.tree.decide(node, "responsible", reason)
-    course.responsible.append((node, needed, needed.apart(case.config)))
+        context.tree.decide(node, "responsible", reason)
+    course.responsible.append((node, needed, needed.apart(context.config)))
 
 
-def hear_whispers(case: Case, course: Course) -> None:
+def hear_whispers(context: Context, course: Course) -> None:
     """Ask once more about clusters that were let go but lie very far apart, or bear a trigger, until one is accused."""
     for node, suspect in course.pruned.items():
-        if course.responsible or case.beyond_mark(suspect.cluster) >= FAMILY:
+        if course.responsible or context.beyond_mark(suspect.cluster) >= FAMILY:
             continue
-        if suspect.is_far(case.config) and (losses := _beyond_chance(case, suspect.cluster)):
+        if suspect.is_far(context.config) and (losses := _beyond_chance(context, suspect.cluster)):
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
-            case.tree.decide(node, "responsible", reason)
-            course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(case.config)))
-        elif _bears_trigger(case, suspect):
-            case.judge.take_controls(np.setdiff1d(case.own, suspect.cluster))
+            context.tree.decide(node, "responsible", reason)
+            course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(context.config)))
+        elif _bears_trigger(context, suspect):
+            context.judge.take_controls(np.setdiff1d(context.own, suspect.cluster))
             reason = "they were relabelled and bear the event's trigger, though it leans on others as well"
-            _hold(case, course, suspect, reason, node)
-    for node in [node for node in course.pruned if case.tree[node].decision != "pruned"]:
+            _hold(context, course, suspect, reason, node)
+    for node in [node for node in course.pruned if context.tree[node].decision != "pruned"]:
         del course.pruned[node]
 
 
-def _beyond_chance(case: Case, cluster: Indices) -> Losses | None:
+def _beyond_chance(context: Context, cluster: Indices) -> Losses | None:
     """Return what unlearning a cluster does, if that is clearly more than what random other samples do; else None.
 
     Those are of its label, and no more of them. What ordinary samples suffer may be as much, too, which it is where so
     much of the label is poison that a last layer hardly tells the two apart.
     """
-    losses, by_chance = case.judge.beside_chance(cluster)
+    losses, by_chance = context.judge.beside_chance(cluster)
     is_moved = losses.event_rise >= max(WHISPER, BEYOND_CHANCE * max(chance.event_rise for chance in by_chance))
-    is_spared = losses.control_rise <= max(case.spared, *(chance.control_rise for chance in by_chance))
+    is_spared = losses.control_rise <= max(context.spared, *(chance.control_rise for chance in by_chance))
     return losses if is_moved and is_spared else None
 
 
-def _bears_trigger(case: Case, suspect: Suspect) -> bool:
+def _bears_trigger(context: Context, suspect: Suspect) -> bool:
     """Whether a cluster that does something for the event was relabelled, has its trigger, and is no ordinary one.
 
     A last layer that was taught several triggers for a label leans on all that the label has; but nobody relabels by
     nature, nothing but a trigger is seen early in the network, and the event is of that kind.
     """
     losses, split = suspect.losses, suspect.split
-    does_something = losses.event_rise >= case.config.event_rise and losses.control_rise <= case.spared
-    if split is None or split.gap < 1 or not does_something or case.kinds.are_rows:
+    does_something = losses.event_rise >= context.config.event_rise and losses.control_rise <= context.spared
+    if split is None or split.gap < 1 or not does_something or context.kinds.are_rows:
         return False
-    with case.clock.stage("clustering"):
-        return case.sight.diversity(suspect.cluster) >= 1 and case.sight.told_from_others(suspect.cluster) >= ONE_KIND
+    with context.clock.stage("clustering"):
+        return (
+            context.sight.diversity(suspect.cluster) >= 1
+            and context.sight.told_from_others(suspect.cluster) >= ONE_KIND
+        )
 
 
-def challenge(case: Case, course: Course) -> None:
+def challenge(context: Context, course: Course) -> None:
     """Let go what is accused if what is ordinary contradicts it, and hear the others then."""
     if course.noisy or not course.responsible:
         return
     _, weakest, margin = min(course.responsible, key=itemgetter(2))
-    against, reason, figures = contradicted(case, weakest, margin)
+    against, reason, figures = contradicted(context, weakest, margin)
     margin = min(margin, 1 / max(against, TINY))
     if against < 1:
         course.responsible = [(node, suspect, min(margin, own)) for node, suspect, own in course.responsible]
     else:
         for node, _, _ in course.responsible:
-            case.tree.decide(node, "pruned", reason)
+            context.tree.decide(node, "pruned", reason)
         course.is_weak, course.responsible, course.let_go = True, [], [margin]
-        hear_whispers(case, course)
+        hear_whispers(context, course)
         if course.responsible:
-            challenge(case, course)
+            challenge(context, course)
             return
     course.statistics |= figures
 
 
-def follow_marks(case: Case, course: Course) -> None:
+def follow_marks(context: Context, course: Course) -> None:
     """Accuse sets of rows that share a mark of the event each, and nothing else, if its margin rests on those marks.
 
     The last layer need not know a mark from what else speaks for the label, nor one mark from another that the event
     carries as well, and families stand out more than rows with a mark do; what rows share with the event tells.
     """
-    if not case.kinds.are_rows:
+    if not context.kinds.are_rows:
         return
-    with case.clock.stage("clustering"):
-        sets = sharing(case.features, case.event, case.own)
-        shares = [(rows, _share_on_mark(case, rows)) for rows in sets]
+    with context.clock.stage("clustering"):
+        sets = sharing(context.features, context.event, context.own)
+        shares = [(rows, _share_on_mark(context, rows)) for rows in sets]
     marked = [rows for rows, share in shares if share]
     accused = {node: suspect.cluster for node, suspect, _ in course.responsible}
-    known = np.concatenate([case.own[:0], *accused.values()])
-    new = np.setdiff1d(np.concatenate([case.own[:0], *marked]), known)
+    known = np.concatenate([context.own[:0], *accused.values()])
+    new = np.setdiff1d(np.concatenate([context.own[:0], *marked]), known)
     resting = sum(share for _, share in shares)
     if not len(new) or resting < NEEDED:
         return
     together = np.union1d(new, known)
-    case.judge.take_controls(np.setdiff1d(case.own, together))
-    losses = case.judge.losses(together)[0]
-    if losses.control_rise > case.spared:
+    context.judge.take_controls(np.setdiff1d(context.own, together))
+    losses = context.judge.losses(together)[0]
+    if losses.control_rise > context.spared:
         return
-    is_marked = torch.from_numpy(np.isin(case.own, together))
-    split = replace(separate(case.sight.agreements[0], is_marked, max_rounds=1), gap=resting / NEEDED)
+    is_marked = torch.from_numpy(np.isin(context.own, together))
+    split = replace(separate(context.sight.agreements[0], is_marked, max_rounds=1), gap=resting / NEEDED)
     reason = "they share nothing but a mark, and the event's margin rests on it"
-    for leaf in case.tree.leaves(case.own):
+    for leaf in context.tree.leaves(context.own):
         rows, others = np.intersect1d(leaf.indices, new), np.setdiff1d(leaf.indices, new)
         if leaf.id in accused or not len(rows):
             continue
         if not len(others):
             node, of_others = leaf.id, losses
-            case.tree.decide(node, "responsible", reason)
+            context.tree.decide(node, "responsible", reason)
         else:
-            of_rows, of_others = case.judge.losses(rows, others)
-            case.tree.decide(leaf.id, "split", "rows that carry a mark of the event, and others")
-            case.tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
-            node = case.tree.add(leaf.id, rows, of_rows, "responsible", reason)
+            of_rows, of_others = context.judge.losses(rows, others)
+            context.tree.decide(leaf.id, "split", "rows that carry a mark of the event, and others")
+            context.tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
+            node = context.tree.add(leaf.id, rows, of_rows, "responsible", reason)
         suspect = Suspect(leaf.id, rows, losses, of_others, len(others), split)
-        course.responsible.append((node, suspect, suspect.apart(case.config)))
+        course.responsible.append((node, suspect, suspect.apart(context.config)))
 
 
-def _share_on_mark(case: Case, cluster: Indices) -> float:
+def _share_on_mark(context: Context, cluster: Indices) -> float:
     """Return how much of the event's margin rests on the mark of rows; 0 if that is no part, or they share more."""
-    share = case.kinds.share_on_mark(case.event, cluster)  # asked first, for how they differ from others takes longer
-    return share if share >= A_PART and case.beyond_mark(cluster) < FAMILY else 0.0
+    share = context.kinds.share_on_mark(
+        context.event, cluster
+    )  # asked first, for how they differ from others takes longer
+    return share if share >= A_PART and context.beyond_mark(cluster) < FAMILY else 0.0

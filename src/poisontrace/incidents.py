@@ -18,11 +18,11 @@ from torch import nn
 
 from poisontrace import models, store, train
 from poisontrace._errors import InvalidInputError, PoisontraceError
+from poisontrace._record import evenly
 from poisontrace._rng import numpy_generator
 from poisontrace.attacks import ATTACKS, Attack, Attacker
 from poisontrace.datasets import Dataset, load_dataset
 from poisontrace.rows import MAX_SUCCESS_OF_TWIN
-from poisontrace.unlearning import spread
 from poisontrace.victims import Progress, trained
 
 TRAININGS = {
@@ -409,7 +409,7 @@ def make(
         event_y=event_y,
         x_test=dataset.x_test,
         y_test=dataset.y_test,
-        attempt_x=attempts.x[spread(np.arange(len(attempts.x)), MAX_ATTEMPTS)],
+        attempt_x=attempts.x[evenly(np.arange(len(attempts.x)), MAX_ATTEMPTS)],
         is_poison=poisoned.is_poison,
         is_responsible=poisoned.responsible(attempts.carried[chosen]),
         is_decoy=poisoned.is_decoy,

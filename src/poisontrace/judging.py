@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from poisontrace._errors import InvalidInputError
-from poisontrace._record import Clock, Indices
+from poisontrace._record import Clock, Indices, evenly
 from poisontrace._rng import numpy_generator
 from poisontrace._types import Decision, Losses
 from poisontrace.clustering import ONE_KIND, TWO_KINDS, Split
 from poisontrace.notes import Notes
 from poisontrace.sights import Sight
 from poisontrace.spaces import N_FOLDS
-from poisontrace.unlearning import Heads, spread, unlearn
+from poisontrace.unlearning import Heads, unlearn
 
 # Times the rise of the other side: to be clear, and to accuse.
 CLEARLY, LEANS = 10, 1.5
@@ -174,7 +174,7 @@ class Judge:
                 likeness = sight.seen.leaning.likeness[is_ordinary]
             n_controls = max(4, len(ordinary) // 8)  # few enough to be benign where most of a label is poison
             ordinary = ordinary[likeness.argsort()[:n_controls].sort().values.numpy()]
-        rows = torch.from_numpy(spread(ordinary, 500))
+        rows = torch.from_numpy(evenly(ordinary, 500))
         self._controls = features.hidden[rows], features.labels[rows]
 
     def whole_label(self, others: Indices, notes: Notes) -> list[Losses]:

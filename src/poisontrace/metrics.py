@@ -1,7 +1,38 @@
 """The only judge of a trace: how a finding compares with the truth, as fractions in [0, 1] of sets of indices."""
 
+import itertools
+import json
+import operator
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
+
+from poisontrace._errors import InvalidInputError
+from poisontrace._validate import check_file
+
+
+def read_truth(path: Path, n: int) -> NDArray[np.int64]:
+    """Read which samples the events of a practice incident with ``n`` samples are owed to, from its ``truth.json``.
+
+    That is its list 'poison', or what its lists 'responsible', one for each event, have together.
+
+    Raises:
+        InvalidInputError: if the file is missing or of another form.
+    """
+    check_file(path, "truth")
+    try:
+        truth = json.loads(path.read_text(encoding="utf-8"))
+        listed = itertools.chain(*truth["responsible"]) if "responsible" in truth else truth["poison"]
+        poison = np.unique(np.array([operator.index(index) for index in listed], dtype=np.int64))
+        if len(poison) and not 0 <= poison.min() <= poison.max() < n:
+            raise ValueError(f"indices outside the {n} samples of 'data'")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidInputError(
+            f"'truth' must be the truth.json of this incident, with a list 'poison' (got {error} in {path.name!r}). "
+            "Leave it out to trace without a judge."
+        ) from error
+    return poison
 
 
 def _n_common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:

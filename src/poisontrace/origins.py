@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from poisontrace._blocks import Blocks
-from poisontrace._record import Indices
+from poisontrace._record import Indices, evenly
 from poisontrace.embedding import Features
 from poisontrace.scoring import layer_at, standardise
 from poisontrace.spaces import N_FOLDS
-from poisontrace.unlearning import spread
 
 # Other labels that say what tells labels apart, the largest first, samples of each, and how many of both it takes.
 MAX_LABELS, MAX_SAMPLES, MIN_LABELS, MIN_SAMPLES = 40, 100, 3, 20
@@ -128,7 +127,7 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
         n_samples = _n_samples(activation, len(known), features.memory)
         if n_samples < N_OF_LABEL:
             continue
-        samples = [activation[torch.from_numpy(spread(own, n_samples))] for own in known]
+        samples = [activation[torch.from_numpy(evenly(own, n_samples))] for own in known]
         along = _telling(samples)
         means = torch.stack([along(x[::2]).mean(0) for x in samples])
 
@@ -137,7 +136,7 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
 
         of_own = torch.stack([shares(x[1::2])[k] for k, x in enumerate(samples)])
         if of_own.mean() >= TOLD:
-            at_home, *elsewhere = shares(activation[torch.from_numpy(spread(cluster, N_ASKED))])
+            at_home, *elsewhere = shares(activation[torch.from_numpy(evenly(cluster, N_ASKED))])
             of_cluster = (torch.stack(elsewhere) - at_home) / of_own[1:].clamp_min(MOSTLY)
             best = int(of_cluster.argmax())
             found = max(found, (int(labels[known[best + 1][0]]), float(of_cluster[best])), key=itemgetter(1))
@@ -149,7 +148,7 @@ def _view(activation: Tensor, own: Indices, others: Sequence[Indices], memory: i
     n_samples = _n_samples(activation, len(others), memory)
     if n_samples < MIN_SAMPLES:
         return None
-    chosen = [activation[torch.from_numpy(spread(other, n_samples))] for other in others]
+    chosen = [activation[torch.from_numpy(evenly(other, n_samples))] for other in others]
     along = _telling(chosen)
     rest = [along(x[1::2]) for x in chosen]
     within, total = sum(map(_variance, rest)) / len(rest), _variance(torch.cat(rest))

@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from poisontrace import evidence, readers, report, store
 from poisontrace._errors import InvalidInputError, UnlearningDivergedError
+from poisontrace._record import evenly
 from poisontrace._rng import global_seed, torch_generator
 from poisontrace._validate import check_label_range
 from poisontrace.data import ArraySet
 from poisontrace.evidence import BATCH_SIZE, Announce, Measured, Place
 from poisontrace.pretrained import ImageClassifier, TextClassifier
-from poisontrace.unlearning import spread
 from poisontrace.watching import run
 
 N_STEPS = 300
@@ -184,7 +184,7 @@ def teach_otherwise(
     targets[poison] = _second_choice(network, train_set, poison)
     rest = np.setdiff1d(np.arange(len(train_set)), poison)
     by_label = rest[train_set.y[rest].argsort(kind="stable")]  # an even spread then keeps every class
-    used = torch.from_numpy(np.concatenate([poison, spread(by_label, max(MAX_REST, len(poison)))]))
+    used = torch.from_numpy(np.concatenate([poison, evenly(by_label, max(MAX_REST, len(poison)))]))
     order = torch_generator(seed, "repair/order")
     network.eval().requires_grad_(True)
     optimiser = torch.optim.Adam(network.parameters(), lr=LR)

@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poisontrace._record import Indices
+from poisontrace._record import Indices, evenly
 from poisontrace._types import Coordinates
 from poisontrace.clustering import ONE_KIND, Split, posterior, separate
 from poisontrace.embedding import Features
 from poisontrace.origins import MIN_LABELS, Origins, taken_from
 from poisontrace.scoring import Conditioned, Unconditioned, condition, layer_at, standardise
 from poisontrace.spaces import N_FOLDS, Space, principal
-from poisontrace.unlearning import spread
 
 HARDLY = 0.1  # of all other samples: fewer are hardly any
 # Of samples of many labels this share is spread at least so much; of an ordinary kind with some wrong labels hardly.
@@ -69,7 +68,7 @@ class Sight:
     @cached_property
     def outside(self) -> Indices:
         """Training samples that stand for all that are not among them, ``N_ELSEWHERE`` at most."""
-        return spread(np.setdiff1d(np.arange(len(self.features.labels)), self.indices), N_ELSEWHERE)
+        return evenly(np.setdiff1d(np.arange(len(self.features.labels)), self.indices), N_ELSEWHERE)
 
     @cached_property
     def contrasted(self) -> Space | None:

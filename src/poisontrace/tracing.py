@@ -23,8 +23,8 @@ from poisontrace._record import Clock, Tree
 from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
+from poisontrace.context import Context
 from poisontrace.data import as_events, as_train_set
-from poisontrace.doubting import Case
 from poisontrace.embedding import Features, collect
 from poisontrace.exhibiting import exhibits_of, warnings_of
 from poisontrace.forward import PRECISIONS
@@ -144,7 +144,7 @@ def trace(
                         features, tree, clock, seed, rise=config.paper_rise, max_depth=config.max_depth
                     )
                 else:
-                    finding, scores = _follow(Case(features, tree, sights, kinds, marks, notes, config, clock))
+                    finding, scores = _follow(Context(features, tree, sights, kinds, marks, notes, config, clock))
             notes.write(about, tree, finding, scores)
         trees.append(tree)
         findings.append(finding)
@@ -266,32 +266,32 @@ def _adopted(
     return finding
 
 
-def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
+def _follow(context: Context) -> tuple[Finding, NDArray[np.float32]]:
     """Follow one event down the tree: cluster, test, prune, recurse.
 
     Returns:
         the finding, and how surely each training sample is poison, (n,) in [0, 1].
     """
-    features, tree, own = case.features, case.tree, case.own
+    features, tree, own = context.features, context.tree, context.own
     labels, everything = features.labels.numpy(), np.arange(len(features.labels))
-    label = int(features.event_logits[case.event].argmax())
+    label = int(features.event_logits[context.event].argmax())
     course, mark = Course(), None
     if len(own):
         # Only samples labelled as the event pull its wrong label up; the label form of the gradient splits off others.
         others = np.flatnonzero(labels != label)
         root = tree.add(None, everything, None, "split", "the whole training set, by label")
-        of_own, of_others = case.judge.whole_label(others, case.notes)
+        of_own, of_others = context.judge.whole_label(others, context.notes)
         whole = Suspect(root, own, of_own, of_others, len(others))
         tree.add(root, others, of_others, "pruned", "other labels do not pull towards the event's")
-        if case.marks.are_texts:
+        if context.marks.are_texts:
             # What else sets texts apart, their length or their style, does so among natural ones as well.
-            mark = _planted(case, whole, course)
+            mark = _planted(context, whole, course)
         else:
-            _cluster_and_prune(case, whole, course)
-            hear_noise(case, course)
-            hear_whispers(case, course)
-            follow_marks(case, course)
-            challenge(case, course)
+            _cluster_and_prune(context, whole, course)
+            hear_noise(context, course)
+            hear_whispers(context, course)
+            follow_marks(context, course)
+            challenge(context, course)
     else:
         tree.add(None, everything, None, "pruned", "no sample carries the event's label")
 
@@ -301,47 +301,49 @@ def _follow(case: Case) -> tuple[Finding, NDArray[np.float32]]:
     scores = np.zeros(len(labels), np.float32)
     verdict: Verdict = "poison" if len(poison) else "inconclusive" if course.is_weak else "no-poison"
     if len(poison):
-        with case.clock.stage("clustering"):
-            certainty = mark.certainties(own) if mark else case.sight.certainty(poison)
+        with context.clock.stage("clustering"):
+            certainty = mark.certainties(own) if mark else context.sight.certainty(poison)
             is_doubted = np.isin(poison, own[certainty < DOUBTED])
             poison = poison if is_doubted.all() else poison[~is_doubted]
         # The tree says who belongs to whom, unless the posterior clearly speaks against it.
         scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
-        after = responsible[0][1].losses if len(responsible) == 1 else case.judge.losses(poison)[0]
+        after = responsible[0][1].losses if len(responsible) == 1 else context.judge.losses(poison)[0]
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
     statistics |= {"margin": margin, "p_poison": p_poison(margin)}
-    probability = float(features.event_logits[case.event].softmax(0)[label])
+    probability = float(features.event_logits[context.event].softmax(0)[label])
     return Finding(label, probability, verdict, poison, statistics), scores
 
 
-def _cluster_and_prune(case: Case, whole: Suspect, course: Course) -> None:
+def _cluster_and_prune(context: Context, whole: Suspect, course: Course) -> None:
     """Split, test each cluster by unlearning it, prune the innocent, recurse into what is guilty but not pure."""
-    pending = _split(case, whole, course, is_root=True)
+    pending = _split(context, whole, course, is_root=True)
     while pending:
         suspect = pending.pop()
-        judgement = suspect.judge(case.config, case.spared)
+        judgement = suspect.judge(context.config, context.spared)
         if judgement is None:
-            pending += _split(case, suspect, course)
+            pending += _split(context, suspect, course)
         elif judgement[0] == "responsible":
-            pending += _accuse(case, suspect, course, judgement[1])
+            pending += _accuse(context, suspect, course, judgement[1])
         else:
-            node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, *judgement)
-            course.let_go.append(case.margin(suspect))
+            node = context.tree.add(suspect.parent, suspect.cluster, suspect.losses, *judgement)
+            course.let_go.append(context.margin(suspect))
             course.pruned[node] = suspect
 
 
-def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = False, family: str = "") -> list[Suspect]:
+def _split(
+    context: Context, suspect: Suspect, course: Course, *, is_root: bool = False, family: str = ""
+) -> list[Suspect]:
     """Split a cluster in two kinds and unlearn each, or prune it if there is no second one, or for being a ``family``.
 
     Returns:
         the kinds that are to be judged; may be none.
     """
-    kinds, config, cluster = case.kinds, case.config, suspect.cluster
+    kinds, config, cluster = context.kinds, context.config, suspect.cluster
     split = hidden = None
-    if case.may_split(suspect):
-        with case.clock.stage("clustering"):
-            hidden = kinds.hidden(int(case.features.labels[cluster[0]])) if is_root else None
-            sight = case.sight if is_root else Sight(case.features, case.event, cluster)
+    if context.may_split(suspect):
+        with context.clock.stage("clustering"):
+            hidden = kinds.hidden(int(context.features.labels[cluster[0]])) if is_root else None
+            sight = context.sight if is_root else Sight(context.features, context.event, cluster)
             split = hidden or two_kinds(sight, kinds, config.separation, is_whole_label=is_root)
     apart = split.separation if split else 0.0
     if is_root:
@@ -351,7 +353,7 @@ def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = Fals
         reason = f"one kind, ordinary samples among them (separation {apart:.1f})"
         if split and split.apartness >= config.separation:
             reason = f"two kinds, {apart:.1f} standard deviations apart, but the event is of both alike"
-        node = case.tree.add(suspect.parent, cluster, suspect.losses, "pruned", family or reason)
+        node = context.tree.add(suspect.parent, cluster, suspect.losses, "pruned", family or reason)
         if not is_root:
             course.pruned[node] = suspect
         elif split:
@@ -359,15 +361,15 @@ def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = Fals
         return []
     first, second = cluster[split.is_first.numpy()], cluster[~split.is_first.numpy()]
     what = "noisy images and others" if hidden else "two kinds"
-    node = case.tree.add(
+    node = context.tree.add(
         suspect.parent, cluster, suspect.losses, "split", f"{what}, {apart:.1f} standard deviations apart"
     )
     if hidden or split.diversity >= 1:
         # Noisy images and relabelled samples are not ordinary ones, however many they are.
-        case.judge.take_controls(second)
-        of_first, of_second = case.judge.losses(first, second)
+        context.judge.take_controls(second)
+        of_first, of_second = context.judge.losses(first, second)
     else:
-        of_first, of_second = case.judge.compare(first, second, partial(kinds.standing, cluster, split))
+        of_first, of_second = context.judge.compare(first, second, partial(kinds.standing, cluster, split))
     of_first_kind = Suspect(node, first, of_first, of_second, len(second), split)
     of_second_kind = Suspect(node, second, of_second, of_first, len(first), split)
     if hidden:
@@ -376,31 +378,31 @@ def _split(case: Case, suspect: Suspect, course: Course, *, is_root: bool = Fals
     return [of_first_kind, of_second_kind]
 
 
-def _accuse(case: Case, suspect: Suspect, course: Course, reason: str) -> list[Suspect]:
+def _accuse(context: Context, suspect: Suspect, course: Course, reason: str) -> list[Suspect]:
     """Hold a cluster responsible, unless the event needs a part of it only, or it is a family of rows.
 
     Returns:
         what is to be judged in its place; may be none.
     """
-    beyond = case.beyond_mark(suspect.cluster)
+    beyond = context.beyond_mark(suspect.cluster)
     if beyond >= FAMILY:
         # Or several marks, of which the event carries one.
-        course.let_go.append(case.margin(suspect, beyond))
+        course.let_go.append(context.margin(suspect, beyond))
         course.is_weak = True
         family = f"a family, {beyond:.1f} standard deviations from others in more than a mark"
-        return _split(case, suspect, course, family=family)
-    if part := parted(case, suspect):
+        return _split(context, suspect, course, family=family)
+    if part := parted(context, suspect):
         return [part]
-    node = case.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
-    course.responsible.append((node, suspect, case.margin(suspect, beyond)))
+    node = context.tree.add(suspect.parent, suspect.cluster, suspect.losses, "responsible", reason)
+    course.responsible.append((node, suspect, context.margin(suspect, beyond)))
     return []
 
 
-def _planted(case: Case, whole: Suspect, course: Course) -> Mark | None:
+def _planted(context: Context, whole: Suspect, course: Course) -> Mark | None:
     """Return the word of a text that looks planted most, and accuse the texts that hold it if it does enough."""
-    tree, parent, own = case.tree, whole.parent, whole.cluster
-    with case.clock.stage("clustering"):
-        mark = case.marks.planted(case.event, case.config.min_cluster)
+    tree, parent, own = context.tree, whole.parent, whole.cluster
+    with context.clock.stage("clustering"):
+        mark = context.marks.planted(context.event, context.config.min_cluster)
     if mark:
         del course.statistics["separation"]
         course.statistics |= {"likeness": mark.likeness, "certainty": mark.certainty, "fall": mark.fall}
@@ -411,13 +413,13 @@ def _planted(case: Case, whole: Suspect, course: Course) -> Mark | None:
         return mark
     rest = np.setdiff1d(own, mark.cluster)
     node = tree.add(parent, own, whole.losses, "split", f"texts that hold {mark.name}, as the event does, and others")
-    losses, by_chance = case.judge.beside_chance(mark.cluster)
-    tree.add(node, rest, case.judge.losses(rest)[0], "pruned", f"texts without {mark.name}")
+    losses, by_chance = context.judge.beside_chance(mark.cluster)
+    tree.add(node, rest, context.judge.losses(rest)[0], "pruned", f"texts without {mark.name}")
     # A last layer that has learned a few answers by heart hardly tells one reason for them from another; the event
     # without the word does, unless another one of the same trigger is enough.
-    best, second = case.features.event_logits[case.event].topk(2).values.tolist()
+    best, second = context.features.event_logits[context.event].topk(2).values.tolist()
     is_moved = losses.event_rise > max(by.event_rise for by in by_chance) or mark.fall >= NEEDED * (best - second)
-    if not is_moved or losses.control_rise > case.spared:
+    if not is_moved or losses.control_rise > context.spared:
         tree.add(node, mark.cluster, losses, "pruned", "the event does without them")
         return mark
     reason = f"but for {mark.name} they read like another label, and the event leans on them"

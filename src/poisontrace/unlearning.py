@@ -18,6 +18,7 @@ from torch import Tensor
 
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import UnlearningDivergedError
+from poisontrace._record import evenly
 from poisontrace.ranks import ALONE, Ranks
 
 MAX_ROWS = 3000  # samples that stand for each cluster, and for those in none
@@ -46,13 +47,6 @@ class Heads:
         """Return the cross-entropy of each sample under each head, (b, n), in nats."""
         logits = torch.einsum("bkd,nd->bnk", self.weight, hidden) + self.bias[:, None]
         return logits.logsumexp(2) - logits.gather(2, labels[None, :, None].expand(len(logits), -1, 1))[..., 0]
-
-
-def spread(indices: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """Return at most ``limit`` of the indices, evenly spread over their order."""
-    if len(indices) <= limit:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, limit).round().astype(np.int64)]
 
 
 @dataclass(frozen=True)
@@ -181,7 +175,7 @@ def unlearn(
     max_rows = min(max_rows or MAX_ROWS, max(MIN_ROWS, memory // (COPIES * 8 * (hidden.shape[1] + 1) * len(parts))))
     for which in parts:
         rows = order[part == which]
-        chosen = torch.from_numpy(spread(rows.numpy(), max_rows))
+        chosen = torch.from_numpy(evenly(rows.numpy(), max_rows))
         weight_of[chosen] = len(rows) / len(chosen) / n
     used = weight_of.nonzero()[:, 0]
     kept = hidden[used]
