@@ -121,6 +121,7 @@ def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
     ("part", "taken", "told", "harm", "is_accused"),
     [
         (0.2, 0.8, 3.8, 0.06, True),
+        (0.1, 0.8, 3.8, 0.06, False),
         (0.2, 0.6, 3.8, 0.06, False),
         (0.2, 0.8, 2.8, 0.06, False),
         (0.2, 0.8, 3.8, 0.88, False),
@@ -136,7 +137,10 @@ def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_
     harm: float,
     is_accused: bool,
 ) -> None:
-    """Not so what is like another label but not of it, wrong labels, what ordinary samples suffer with, or half."""
+    """Not so what is like another label but not of it, wrong labels, what ordinary samples suffer with, or half.
+
+    Nor what is several times as common in other labels: who plants in all of them plants as much in each.
+    """
     context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(0.4, 0.4), diversity=0.0, told_from_others=4.0)
     monkeypatch.setattr(Sight, "taken_from", lambda sight, cluster: (sight.outside[:40], taken))

@@ -16,10 +16,11 @@ from poisontrace.sights import HARDLY
 # the shares that let go most of a label if nothing shows that it was relabelled, and half of a label or what does.
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
-A_PART = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
+MORE_THAN_A_FILM = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 ONE_SCENE = 0.1  # of the variance of the rest of a label, at the input: the samples are nearly copies of one another
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
+AS_COMMON = 3.0  # times as common in the median other label as in its own: who plants in all plants as much in each
 LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from another label does hardly any to its own
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
 # hold samples like them, and where some do.
@@ -43,14 +44,15 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         )
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
-        if is_doubtful and share < A_PART and not context.kinds.are_rows:
+        if is_doubtful and share < MORE_THAN_A_FILM and not context.kinds.are_rows:
             variety = context.sight.variety(suspect.cluster)
             if variety < ONE_SCENE:
                 return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
         # The rest of a part is poison as well.
         diversity = (context.sight.spread if suspect.is_part else context.sight.diversity)(suspect.cluster)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
-        if diversity < 1 and share < NEARLY_HALF and (taken := _taken(context, suspect)):
+        may_be_taken = share < NEARLY_HALF and usual < AS_COMMON * share
+        if diversity < 1 and may_be_taken and (taken := _taken(context, suspect)):
             figures["taken"] = taken
     if diversity >= 1 or "taken" in figures:
         # Relabelled, which hardly anything is that a label holds by nature.
@@ -65,7 +67,7 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         # Samples that were relabelled are like those of the labels they are from.
         limit = EVERYWHERE if share <= MOST else ELSEWHERE + (EVERYWHERE - ELSEWHERE) * max(0.0, diversity)
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
-    if is_doubtful and is_rarer and elsewhere <= HARDLY and share >= A_PART and not context.kinds.are_rows:
+    if is_doubtful and is_rarer and elsewhere <= HARDLY and share >= MORE_THAN_A_FILM and not context.kinds.are_rows:
         with context.clock.stage("clustering"):
             figures["told"] = context.sight.told_from_others(suspect.cluster)
         # What hardly another sample has is a trigger if it is seen where the network begins, on samples of whatever

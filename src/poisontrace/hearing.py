@@ -22,7 +22,7 @@ from poisontrace.scoring import sharing
 # Nats that the event must rise by though two kinds lie very far apart, and times what chance comes to.
 WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of an event's margin: what marks, or a planted word, must hold together, and each of several marks.
-NEEDED, A_PART = 0.5, 0.1
+NEEDED, OF_EACH = 0.5, 0.1
 
 
 @dataclass
@@ -184,4 +184,4 @@ def _share_on_mark(context: Context, cluster: Indices) -> float:
     share = context.kinds.share_on_mark(
         context.event, cluster
     )  # asked first, for how they differ from others takes longer
-    return share if share >= A_PART and context.beyond_mark(cluster) < FAMILY else 0.0
+    return share if share >= OF_EACH and context.beyond_mark(cluster) < FAMILY else 0.0

@@ -22,7 +22,7 @@ from poisontrace.spaces import N_FOLDS, Space, principal
 
 HARDLY = 0.1  # of all other samples: fewer are hardly any
 # Of samples of many labels this share is spread at least so much; of an ordinary kind with some wrong labels hardly.
-MOST, LITTLE_SPREAD = 0.7, 0.35
+BULK, LITTLE_SPREAD = 0.7, 0.35
 N_ELSEWHERE = 2_000  # samples that stand for all of other labels: a share to within about a hundredth
 
 
@@ -91,10 +91,10 @@ class Sight:
         diversity = spread - self.origins.spread(~is_first)
         if spread < 1:
             return diversity
-        if (of_most := self.origins.spread(is_first, MOST)) < LITTLE_SPREAD:
+        if (of_most := self.origins.spread(is_first, BULK)) < LITTLE_SPREAD:
             return min(diversity, of_most)
         is_rare = self.share_elsewhere(cluster)[0] <= HARDLY
-        return spread - self.origins.spread(~is_first, MOST) if is_rare else diversity
+        return spread - self.origins.spread(~is_first, BULK) if is_rare else diversity
 
     def relabelled(self, split: Split) -> Split:
         """Return a split with its diversity, the first cluster that of relabelled samples if either is."""
