@@ -57,7 +57,7 @@ def export(case: str | Path, what: str, out: str | Path, *, data: Place = None) 
 
     Raises:
         InvalidInputError: if an argument breaks its rule, or the data are missing, not those traced or not readable.
-        StoreError: if it cannot be written.
+        StoreError: if it cannot be written, or the hub does not answer.
     """
     folder, written = Path(case), Path(out)
     if what not in SUFFIXES:

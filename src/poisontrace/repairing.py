@@ -97,7 +97,7 @@ def repair(
         InvalidInputError: if the case accuses nobody, or a file is missing or not the one traced.
         UnsupportedModelError: if the model gives no logits.
         UnlearningDivergedError: if the repair ends in numbers that are not finite.
-        StoreError: if the weights or the case cannot be written.
+        StoreError: if the weights or the case cannot be written, or the hub does not answer.
     """
     folder = Path(case)
     written = _check_out(out, folder)
