@@ -234,7 +234,7 @@ def find(case: Mapping[str, Any], folder: Path, name: str, place: Place) -> tupl
             )
         if not is_file:
             return spec, {"path": spec, "sha256": None}
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():  # a device would be read for ever, a pipe waited for
         raise InvalidInputError(
             f"'{name}' must be an existing file or folder (got {str(path)!r}). Name its present place with --{name}."
         )
