@@ -149,6 +149,44 @@ def test_a_shuffling_data_set_is_refused() -> None:
         data.as_train_set(_Shuffling(*toy_rows(9)))
 
 
+class _Flipping(Pairs):
+    """A data set with random augmentation: half of all reads give the sample flipped."""
+
+    generator = torch_generator(0, "test/flips")
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the sample, or its mirror image."""
+        x, y = super().__getitem__(index)
+        return (x.flip(-1) if torch.rand(1, generator=self.generator) < 0.5 else x), y
+
+
+def test_random_augmentation_is_found_out() -> None:
+    """Each time, though a sample that is read twice is the same both times in half of all cases."""
+    x, y = toy_images(100)
+
+    for _ in range(50):
+        with pytest.raises(InvalidInputError, match=r"'train_set' must give the same sample.*random augmentation"):
+            data.as_train_set(_Flipping(to_inputs(x), y))
+
+
+def test_a_large_data_set_is_looked_into_at_few_places() -> None:
+    """From the first sample to the last one, each twice: reading one may take its time."""
+    x, y = toy_rows(1000)
+    read: list[int] = []
+
+    class Watched(Pairs):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    IndexedSet(Watched(x, y))
+
+    places = sorted(set(read))
+    assert sorted(read) == sorted([*places, *places])
+    assert len(places) == 32 and (places[0], places[-1]) == (0, 999)
+    assert np.ptp(np.diff(places)) <= 1
+
+
 def test_a_data_set_with_changing_labels_is_refused() -> None:
     """Labels count as well as inputs."""
     with pytest.raises(InvalidInputError, match="'train_set' must give the same sample"):

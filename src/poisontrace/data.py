@@ -24,6 +24,8 @@ from torch.nn import functional
 from poisontrace._errors import InvalidInputError, OutOfMemoryError, is_out_of_memory
 from poisontrace._validate import check_file, check_inputs, check_labels, read_npz
 
+N_READ_TWICE = 32  # samples that show whether a set augments at random; one alone hides a flip in half of all cases
+
 
 def to_inputs(x: NDArray[Any]) -> Tensor:
     """Turn stored samples into what the model takes.
@@ -160,8 +162,11 @@ class IndexedSet:
         self.sources = _names(getattr(source, "sources", None), len(self))
         if len(self) == 0:
             raise InvalidInputError("'train_set' must have at least one sample (got 0).")
-        for index in sorted({0, len(self) // 2, len(self) - 1}):
-            (x, y), (x_again, y_again) = self._fetch(index), self._fetch(index)
+        places = np.linspace(0, len(self) - 1, min(len(self), N_READ_TWICE)).astype(np.int64).tolist()
+        # The first sweep goes backwards: two alike would agree where a set counts its reads and begins again.
+        before = {index: self._fetch(index) for index in reversed(places)}
+        for index in places:
+            (x, y), (x_again, y_again) = before[index], self._fetch(index)
             _check_finite(x, "train_set", f"sample {index}")  # else NaN != NaN would pass for shuffling
             if y != y_again or not torch.equal(x, x_again):
                 raise InvalidInputError(
