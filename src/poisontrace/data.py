@@ -232,11 +232,31 @@ def _paths(samples: Any) -> list[str] | None:
     return None
 
 
+def _is_sample(part: Any) -> bool:
+    """Return whether this is an input and its label, and not an array of inputs or of labels."""
+    try:
+        _, y = part
+        operator.index(y)
+    except Exception:  # what comes from outside may raise anything
+        return False
+    return True
+
+
+def _as_array(part: Any, name: str) -> NDArray[Any]:
+    try:
+        return part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part)
+    except Exception as error:  # what comes from outside may raise anything
+        raise InvalidInputError(
+            f"'{name}' must be what NumPy can hold in one array (got {error}). Pass float32 inputs and int64 labels."
+        ) from error
+
+
 def as_train_set(source: Any) -> TrainSet:
     """Return ``source`` as a :class:`TrainSet`.
 
     Args:
-        source: an ``ArraySet``, a pair of arrays (x, y), or anything indexable that yields (x, y).
+        source: an ``ArraySet``, a pair of arrays or tensors (x, y), of which y may be a list, or anything indexable
+            that yields (x, y).
 
     Raises:
         InvalidInputError: if it is none of these, is empty, or gives different samples when read twice.
@@ -244,8 +264,9 @@ def as_train_set(source: Any) -> TrainSet:
     if hasattr(source, "batches") and hasattr(source, "inputs"):
         train_set: TrainSet = source
         return train_set
-    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, np.ndarray) for part in source):
-        return ArraySet(source[0], source[1])
+    if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
+        if not all(map(_is_sample, source)):
+            return ArraySet(_as_array(source[0], "x"), _as_array(source[1], "y"))
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return IndexedSet(source)
     raise InvalidInputError(
