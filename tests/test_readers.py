@@ -200,6 +200,18 @@ def test_a_label_that_is_none_is_refused(label: str, message: str) -> None:
         readers.read_event("photo.png", label, ArraySet(x, y, None, NAMES))
 
 
+@pytest.mark.parametrize("event", ["photo.png", "e.csv"])
+@pytest.mark.parametrize("label", ["9" * 19, "9" * 5000])
+def test_a_label_that_no_array_holds_is_refused(event: str, label: str, tmp_path: Path) -> None:
+    """Labels are int64; Python reads numbers of any length, up to a limit of its own."""
+    x, y = toy_images(8)
+    Image.fromarray(x[0, :, :, 0]).save(tmp_path / "photo.png")
+    write_csv(tmp_path / "e.csv", c0=[1], c1=[2])
+
+    with pytest.raises(InvalidInputError, match=r"'label' must be a number of at most 18 digits \(got '9999"):
+        readers.read_event(str(tmp_path / event), label, ArraySet(x, y))
+
+
 def test_a_picture_of_data_from_a_factory_is_refused(folder: Path) -> None:
     """What its code does to a picture is unknown."""
     train_set, _ = readers.read(f"{folder}/mine.py:build", "data")

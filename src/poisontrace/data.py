@@ -342,7 +342,7 @@ def find_label(label: str, classes: Sequence[str] | None, name: str = "label") -
     """Return the number of a label that is given by its name or its number.
 
     Raises:
-        InvalidInputError: if it is neither.
+        InvalidInputError: if it is neither, or a number that no array of labels holds.
     """
     if classes and label in classes:
         return list(classes).index(label)
@@ -350,6 +350,10 @@ def find_label(label: str, classes: Sequence[str] | None, name: str = "label") -
     if folded.count(label.casefold()) == 1:
         return folded.index(label.casefold())
     if label.isdecimal():
+        if len(label) > 18:  # labels are int64
+            raise InvalidInputError(
+                f"'{name}' must be a number of at most 18 digits (got {label[:30]!r}). Pass the number of a class."
+            )
         return int(label)
     if not classes:
         raise InvalidInputError(
