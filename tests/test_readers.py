@@ -12,7 +12,7 @@ from test_columns import write_csv, write_parquet, write_saved
 from test_images import NAMES, write_folder
 
 from poisontrace import readers, store
-from poisontrace._errors import InvalidInputError
+from poisontrace._errors import InvalidInputError, PoisontraceError
 from poisontrace.data import ArraySet, IndexedSet
 from poisontrace.images import ImageSet
 from poisontrace.texts import TextSet
@@ -105,6 +105,31 @@ def test_a_factory_that_fails_is_named(folder: Path) -> None:
         readers.read(f"{folder}/mine.py:broken", "data")
     with pytest.raises(InvalidInputError, match=r"'events' must name a callable"):
         readers.read(f"{folder}/mine.py:none", "events")
+
+
+@pytest.mark.parametrize("name", ["data", "events", "test", "attempts"])
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("7", r"'{}' must have a length"),
+        ("[]", r"'{}' must have at least one sample"),
+        ("[(x, 1.5)]", r"'{}' must yield pairs"),
+        ("[(x * np.nan, 1)]", r"'{}' must hold finite numbers .*sample 0"),
+        ("[(x, 1), (x[:1], 1)]", r"'{}' must yield inputs of one shape"),
+        ("[(x, -1)]", r"'{} labels' must hold labels of 0 or more"),
+        ("Hungry()", r"Out of memory at sample 0 of '{}'"),
+    ],
+)
+def test_what_a_factory_makes_is_named_as_it_was_given(made: str, message: str, name: str, tmp_path: Path) -> None:
+    """Not as the training set, if it is none."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n\nx = np.ones(2, np.float32)\n\n\nclass Hungry(list):\n"
+        "    def __len__(self):\n        return 1\n\n    def __getitem__(self, index):\n        raise MemoryError\n\n\n"
+        f"def build():\n    return {made}\n"
+    )
+
+    with pytest.raises(PoisontraceError, match="^" + message.format(name)):
+        readers.as_arrays(readers.read(f"{tmp_path}/mine.py:build", name)[0])
 
 
 def test_a_folder_of_images_is_read(tmp_path: Path) -> None:
