@@ -29,11 +29,11 @@ from test_images import write_folder
 from typer.testing import CliRunner
 
 from poisontrace import datasets, incidents, store, tracing, train
-from poisontrace._errors import PoisontraceError, UnlearningDivergedError
+from poisontrace._errors import OutOfMemoryError, PoisontraceError, UnlearningDivergedError
 from poisontrace._rng import global_seed
 from poisontrace._types import Campaign, Trace
 from poisontrace.attacks import ATTACKS
-from poisontrace.cli import NO_MEMORY, app
+from poisontrace.cli import app
 from poisontrace.data import to_inputs
 from poisontrace.datasets import DATASETS
 from poisontrace.incidents import TRAININGS, Incident
@@ -169,7 +169,8 @@ def test_a_store_is_kept(digits_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (MemoryError(), NO_MEMORY),
+        (MemoryError(), str(OutOfMemoryError())),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), str(OutOfMemoryError())),
         (OSError(28, "disk full"), "A file could not be read or written: [Errno 28] disk full."),
         (UnlearningDivergedError("not finite"), "not finite"),
     ],

@@ -88,6 +88,57 @@ def test_every_form_of_a_training_set_gives_the_same_batches(make: Any, form: st
     assert torch.equal(train_set.inputs(chosen), inputs[chosen])
 
 
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize(
+    ("of_x", "of_y"),
+    [
+        (np.asarray, np.asarray),
+        (np.asarray, list),
+        (np.asarray, torch.from_numpy),
+        (lambda x: torch.from_numpy(x).requires_grad_(), torch.from_numpy),
+        (torch.from_numpy, lambda y: list(torch.from_numpy(y))),
+    ],
+    ids=["arrays", "array and list", "array and tensor", "tensors", "tensor and list"],
+)
+def test_a_pair_of_arrays_or_tensors_is_a_set(of_x: Any, of_y: Any, kind: Any, n: int) -> None:
+    """The labels may be a list; nothing is taken for two samples."""
+    x, y = np.arange(3 * n, dtype=np.float32).reshape(n, 3), np.arange(n)
+
+    found = data.as_train_set(kind([of_x(x), of_y(y)]))
+
+    assert isinstance(found, ArraySet)
+    assert (found.x.tolist(), found.y.tolist()) == (x.tolist(), y.tolist())
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_two_samples_are_not_a_pair_of_arrays(kind: Any) -> None:
+    """Even if each is an array of an input and its label."""
+    samples = [np.empty(2, object), np.empty(2, object)]
+    for label, sample in enumerate(samples):
+        sample[:] = np.ones(3, np.float32), label
+
+    found = data.as_train_set(kind(samples))
+
+    assert isinstance(found, IndexedSet)
+    assert [y.tolist() for _, y in found.batches(2)] == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0, 1], r"'y' must have shape \(3,\), one label a sample \(got \(2,\)\)"),
+        (7, r"'y' must have shape \(3,\)"),
+        ([0.5, 1, 0], r"'y' must hold integers"),
+        ([[0], [1, 0], 1], r"'y' must be what NumPy can hold in one array \(got .*\)\. Pass float32 inputs and int64"),
+    ],
+)
+def test_labels_of_a_pair_that_do_not_fit_are_named(y: Any, message: str) -> None:
+    """Rather than looked for in the rows."""
+    with pytest.raises(InvalidInputError, match=message):
+        data.as_train_set((np.ones((3, 2), np.float32), y))
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 100])
 def test_batches_are_in_order_whatever_their_size(batch_size: int, indexed: bool) -> None:
@@ -146,6 +197,44 @@ def test_a_shuffling_data_set_is_refused() -> None:
     """Positions that mean nothing cannot be traced; the message names the way out."""
     with pytest.raises(InvalidInputError, match=r"'train_set' must give the same sample.*Switch off shuffling"):
         data.as_train_set(_Shuffling(*toy_rows(9)))
+
+
+class _Flipping(Pairs):
+    """A data set with random augmentation: half of all reads give the sample flipped."""
+
+    generator = torch_generator(0, "test/flips")
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the sample, or its mirror image."""
+        x, y = super().__getitem__(index)
+        return (x.flip(-1) if torch.rand(1, generator=self.generator) < 0.5 else x), y
+
+
+def test_random_augmentation_is_found_out() -> None:
+    """Each time, though a sample that is read twice is the same both times in half of all cases."""
+    x, y = toy_images(100)
+
+    for _ in range(50):
+        with pytest.raises(InvalidInputError, match=r"'train_set' must give the same sample.*random augmentation"):
+            data.as_train_set(_Flipping(to_inputs(x), y))
+
+
+def test_a_large_data_set_is_looked_into_at_few_places() -> None:
+    """From the first sample to the last one, each twice: reading one may take its time."""
+    x, y = toy_rows(1000)
+    read: list[int] = []
+
+    class Watched(Pairs):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    IndexedSet(Watched(x, y))
+
+    places = sorted(set(read))
+    assert sorted(read) == sorted([*places, *places])
+    assert len(places) == 32 and (places[0], places[-1]) == (0, 999)
+    assert np.ptp(np.diff(places)) <= 1
 
 
 def test_a_data_set_with_changing_labels_is_refused() -> None:

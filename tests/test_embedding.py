@@ -437,5 +437,5 @@ def test_memory_that_runs_out_names_the_samples() -> None:
         OutOfMemoryError, match=r"^Out of memory at samples 4 to 7 of the training set\. Pass a smaller"
     ):
         collect(model, ArraySet(x, np.zeros(10, np.int64)), [event], batch_size=4)
-    with pytest.raises(OutOfMemoryError, match=r"^Out of memory at sample 7 of the training set\. Pass a smaller"):
+    with pytest.raises(OutOfMemoryError, match=r"^Out of memory at sample 7 of 'train_set'\. Pass a smaller"):
         collect(model, as_train_set(Hungry()), [event], batch_size=4)

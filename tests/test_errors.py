@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from poisontrace import _errors
-from poisontrace._errors import PoisontraceError, PoisontraceWarning, is_out_of_memory
+from poisontrace._errors import OutOfMemoryError, PoisontraceError, PoisontraceWarning, is_out_of_memory
 
 ERRORS = [
     error
@@ -47,6 +47,17 @@ def test_the_warning_is_a_user_warning() -> None:
     """The warning is shown by default and is no error."""
     assert issubclass(PoisontraceWarning, UserWarning)
     assert not issubclass(PoisontraceWarning, PoisontraceError)
+
+
+def test_out_of_memory_says_what_helps_whatever_the_command() -> None:
+    """Only a trace has the options; where it happened is said if it is known."""
+    text = str(OutOfMemoryError())
+
+    assert text.startswith(
+        "Out of memory. Pass a smaller --batch-size and a smaller --memory to poisontrace trace; for "
+    )
+    assert text.endswith("; for another command, free some memory or use a larger machine.")
+    assert str(OutOfMemoryError("sample 7")) == text.replace("memory.", "memory at sample 7.", 1)
 
 
 @pytest.mark.parametrize(

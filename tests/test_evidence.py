@@ -1,6 +1,7 @@
 """The evidence of a case: found where it is said to be, the same to the bit, and refused otherwise."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,17 @@ def test_a_file_may_have_moved_but_not_changed(
     for place in (None, moved):
         with pytest.raises(InvalidInputError, match=rf"'{name}' must be the file that was traced, .*{sha256[:16]}"):
             evidence.read(digits_case, {**NOTHING, name: place})
+
+
+def test_what_is_neither_file_nor_folder_is_not_read(digits_case: Path, tmp_path: Path) -> None:
+    """A device would be read for ever, a pipe waited for."""
+    os.mkfifo(tmp_path / "pipe")
+
+    for place in (os.devnull, str(tmp_path / "pipe")):
+        _change(digits_case, data={"path": place, "sha256": "0"})
+        for given in (None, place):
+            with pytest.raises(InvalidInputError, match="'data' must be an existing file or folder"):
+                evidence.read(digits_case, {**NOTHING, "data": given})
 
 
 def test_a_case_that_names_no_files_needs_them_named(

@@ -204,6 +204,33 @@ def test_files_of_another_length_are_refused(form: str, n: int, tmp_path: Path) 
         export(write_case(tmp_path / "case"), "cleaned-data", tmp_path / f"out.{form}", data=data)
 
 
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.parquet", "d.pq", "saved"])
+def test_data_that_cannot_be_read_are_refused(name: str, tmp_path: Path) -> None:
+    """In one sentence, and nothing is left behind; the case knows no hash, which would say so."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    data = tmp_path / name
+    if name == "saved":
+        data.mkdir()
+    ((data / "state.json") if name == "saved" else data).write_bytes(b"\xff{junk" * 9)
+    case = write_case(tmp_path / "case")
+
+    with pytest.raises(InvalidInputError, match=rf"'data' must be a table or a saved set .*in '{name}'\)\. Name it"):
+        export(case, "cleaned-data", tmp_path / f"out{data.suffix}", data=data)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case", name]
+
+
+def test_data_of_an_unknown_form_are_refused(tmp_path: Path) -> None:
+    """Even if they could be read as one that is known."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"a": range(8), "label": [0, 1] * 4}), tmp_path / "d.bin")
+
+    with pytest.raises(InvalidInputError, match=r"'data' must be an \.npz file, a table or a folder \(got 'd\.bin'\)"):
+        export(write_case(tmp_path / "case"), "cleaned-data", tmp_path / "out.npz", data=tmp_path / "d.bin")
+
+
 @pytest.mark.parametrize(
     ("what", "out", "message"),
     [

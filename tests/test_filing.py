@@ -1,6 +1,7 @@
 """The files of a case: schema, strict JSON, cells that a spreadsheet may open."""
 
 import json
+import os
 import re
 import zipfile
 from dataclasses import replace
@@ -163,3 +164,15 @@ def test_scores_are_float32(tmp_path: Path) -> None:
     scores = np.load(save_case(trace, tmp_path / "case", {}) / "scores.npy")
     assert (scores.dtype, scores.shape) == (np.float32, (120,))
     np.testing.assert_array_equal(trace.scores, scores)
+
+
+@pytest.mark.parametrize("name", ["trace.json", "poison.csv"])
+def test_what_is_no_file_is_not_read(name: str, tmp_path: Path) -> None:
+    """A pipe would be waited for, and a link to a device read for ever."""
+    folder = save_case(make_trace(), tmp_path / "case", {})
+    for spoil in (os.mkfifo, lambda path: path.symlink_to(os.devnull)):
+        (folder / name).unlink()
+        spoil(folder / name)
+
+        with pytest.raises(StoreError, match=rf"'case' must be a folder with a readable {name} \(got no plain file\)"):
+            filing.read_case(folder)

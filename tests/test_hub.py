@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poisontrace import readers
+from poisontrace import evidence, readers
 from poisontrace._errors import InvalidInputError, StoreError
 from poisontrace.data import ArraySet
 from poisontrace.hub import download
@@ -80,6 +80,19 @@ def test_a_file_of_the_hub_is_read_as_one_on_the_disk(hub: http.server.HTTPServe
     assert samples.fingerprint() == on_disk.fingerprint() and samples.classes == ("bad", "good")
     about = readers.describe(ADDRESS, path)
     assert about["spec"] == ADDRESS and about["sha256"] == hashlib.sha256(_Hub.content).hexdigest()
+
+
+def test_an_address_that_is_named_for_a_case_is_fetched(hub: http.server.HTTPServer, tmp_path: Path) -> None:
+    """As another form of data, or in place of what was traced, if it is the same."""
+    sha256 = hashlib.sha256(_Hub.content).hexdigest()
+    other = {"inputs": {"data": {"path": str(tmp_path / "gone.parquet"), "sha256": "0" * 64}}}
+
+    spec, about = evidence.find({}, tmp_path, "test", ADDRESS)
+
+    assert Path(spec).read_bytes() == _Hub.content
+    assert about == {"path": spec, "sha256": sha256}
+    with pytest.raises(InvalidInputError, match="'data' must be the file that was traced, of SHA-256 0000"):
+        evidence.find(other, tmp_path, "data", ADDRESS)
 
 
 def test_what_was_fetched_is_there_without_the_hub(hub: http.server.HTTPServer) -> None:

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,18 @@ def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
     )
+
+
+def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a folder refuse to say what is in it, as its rights do to everybody but root."""
+    scandir = os.scandir
+
+    def forbidden(path: Any = ".") -> Any:
+        if os.fspath(path) == str(folder):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])
@@ -170,6 +183,17 @@ def test_a_hostile_folder_is_refused(spoil: object, message: str, tmp_path: Path
     spoil(tmp_path)  # type: ignore[operator]
 
     with pytest.raises(InvalidInputError, match=message):
+        read_folder(tmp_path, "data")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images would be missing, and those after it have other numbers."""
+    write_folder(tmp_path, *toy_images(4))
+    forbid(tmp_path / "bee", monkeypatch)
+
+    with pytest.raises(
+        InvalidInputError, match=r"'data' must hold folders that can be read \(got .*denied.*bee'\)\. .*chmod -R u\+rX"
+    ):
         read_folder(tmp_path, "data")
 
 

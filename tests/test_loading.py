@@ -196,6 +196,20 @@ def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
         load_model(build, folder / "w.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16], ids=str)
+def test_weights_of_few_bits_are_read(dtype: torch.dtype, folder: Path) -> None:
+    """As what they stand for; NaN among them is found."""
+    state = {name: tensor.to(dtype) for name, tensor in STATE.items()}
+    save_file(state, folder / "w.safetensors")
+
+    model = load_model(build, folder / "w.safetensors")
+
+    assert torch.equal(model[1].weight, state["1.weight"].float())
+    save_file({**state, "1.bias": torch.tensor([0, torch.nan, 0]).to(dtype)}, folder / "w.safetensors")
+    with pytest.raises(InvalidInputError, match=r"'weights' must hold finite numbers .* '1\.bias'\)"):
+        load_model(build, folder / "w.safetensors")
+
+
 def test_a_lazy_model_takes_its_shapes_from_the_weights(folder: Path) -> None:
     """Its own shapes are not known before."""
     model = load_model(lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), folder / "weights.safetensors")

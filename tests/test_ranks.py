@@ -149,7 +149,7 @@ def test_bad_input_in_one_rank_is_said_once(evidence: tuple[Path, list[str]], tm
     (evidence[0] / "spoil 450").unlink()
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert said == "Error: 'train_set' must hold finite numbers (got NaN or infinity in sample 450)."
+    assert said == "Error: 'data' must hold finite numbers (got NaN or infinity in sample 450)."
 
 
 @pytest.mark.parametrize(("n", "step", "size"), [(600, 20, 2), (7, 3, 2), (7, 3, 5), (1, 256, 3)])

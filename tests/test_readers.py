@@ -12,7 +12,7 @@ from test_columns import write_csv, write_parquet, write_saved
 from test_images import NAMES, write_folder
 
 from poisontrace import readers, store
-from poisontrace._errors import InvalidInputError
+from poisontrace._errors import InvalidInputError, PoisontraceError
 from poisontrace.data import ArraySet, IndexedSet
 from poisontrace.images import ImageSet
 from poisontrace.texts import TextSet
@@ -107,6 +107,31 @@ def test_a_factory_that_fails_is_named(folder: Path) -> None:
         readers.read(f"{folder}/mine.py:none", "events")
 
 
+@pytest.mark.parametrize("name", ["data", "events", "test", "attempts"])
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("7", r"'{}' must have a length"),
+        ("[]", r"'{}' must have at least one sample"),
+        ("[(x, 1.5)]", r"'{}' must yield pairs"),
+        ("[(x * np.nan, 1)]", r"'{}' must hold finite numbers .*sample 0"),
+        ("[(x, 1), (x[:1], 1)]", r"'{}' must yield inputs of one shape"),
+        ("[(x, -1)]", r"'{} labels' must hold labels of 0 or more"),
+        ("Hungry()", r"Out of memory at sample 0 of '{}'"),
+    ],
+)
+def test_what_a_factory_makes_is_named_as_it_was_given(made: str, message: str, name: str, tmp_path: Path) -> None:
+    """Not as the training set, if it is none."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n\nx = np.ones(2, np.float32)\n\n\nclass Hungry(list):\n"
+        "    def __len__(self):\n        return 1\n\n    def __getitem__(self, index):\n        raise MemoryError\n\n\n"
+        f"def build():\n    return {made}\n"
+    )
+
+    with pytest.raises(PoisontraceError, match="^" + message.format(name)):
+        readers.as_arrays(readers.read(f"{tmp_path}/mine.py:build", name)[0])
+
+
 def test_a_folder_of_images_is_read(tmp_path: Path) -> None:
     """Events in such a folder get their channels from the data."""
     data = write_folder(tmp_path / "data", *toy_images(8, n_channels=3))
@@ -198,6 +223,18 @@ def test_a_label_that_is_none_is_refused(label: str, message: str) -> None:
 
     with pytest.raises(InvalidInputError, match=message):
         readers.read_event("photo.png", label, ArraySet(x, y, None, NAMES))
+
+
+@pytest.mark.parametrize("event", ["photo.png", "e.csv"])
+@pytest.mark.parametrize("label", ["9" * 19, "9" * 5000])
+def test_a_label_that_no_array_holds_is_refused(event: str, label: str, tmp_path: Path) -> None:
+    """Labels are int64; Python reads numbers of any length, up to a limit of its own."""
+    x, y = toy_images(8)
+    Image.fromarray(x[0, :, :, 0]).save(tmp_path / "photo.png")
+    write_csv(tmp_path / "e.csv", c0=[1], c1=[2])
+
+    with pytest.raises(InvalidInputError, match=r"'label' must be a number of at most 18 digits \(got '9999"):
+        readers.read_event(str(tmp_path / event), label, ArraySet(x, y))
 
 
 def test_a_picture_of_data_from_a_factory_is_refused(folder: Path) -> None:

@@ -182,6 +182,26 @@ def test_a_hugging_face_folder_is_repaired(tmp_path: Path, monkeypatch: pytest.M
     assert repair(case, model=tmp_path / "moved").after == done.after
 
 
+def test_a_folder_needs_no_weights_where_the_case_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a trace from Python, which saw tokens; a factory may build a network that is not trained."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    case, model = write_text_case(tmp_path)
+    content = json.loads((case / "trace.json").read_text())
+    (case / "trace.json").write_text(json.dumps({**content, "inputs": {}, "texts": {}}))
+    tokens = np.array(ModelFolder(model).tokenizer()(["a dull cf film"] * 12), np.float32)
+    np.savez(tmp_path / "train.npz", x=tokens, y=np.arange(12) % 2)
+    np.savez(tmp_path / "events.npz", x=tokens[:1], y=[1])
+    monkeypatch.setattr(repairing, "N_STEPS", 3)
+    files: dict[str, Any] = {"data": tmp_path / "train.npz", "events": tmp_path / "events.npz"}
+
+    done = repair(case, model=model, **files)
+
+    assert load_file(done.weights).keys() == load_file(model / "model.safetensors").keys()
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(InvalidInputError, match="'weights' must be named by the case or with --weights"):
+        repair(case, model=f"{tmp_path}/mine.py:build", **files)
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "none/weights.safetensors"])
 def test_only_a_new_file_is_written(name: str, tmp_path: Path, digits_case: Path) -> None:
     """Nothing is overwritten: it might be the evidence."""

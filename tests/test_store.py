@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_images import forbid
 
 from poisontrace import store
 from poisontrace._errors import InvalidInputError, StoreError
@@ -184,6 +185,16 @@ def test_the_hash_of_a_folder_is_that_of_the_list_of_its_files(tmp_path: Path) -
     listing = f"{hashlib.sha256(b'2').hexdigest()}  a\n{hashlib.sha256(b'1').hexdigest()}  b/x\n"
 
     assert store.sha256(tmp_path) == hashlib.sha256(listing.encode()).hexdigest()
+
+
+def test_a_folder_with_one_that_cannot_be_read_has_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be that of the files that are seen."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "x").write_bytes(b"1")
+    forbid(tmp_path / "a" / "b", monkeypatch)
+
+    with pytest.raises(PermissionError, match=r"denied: '.*/a/b'$"):
+        store.sha256(tmp_path)
 
 
 def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:

@@ -32,12 +32,13 @@ class StoreError(PoisontraceError, OSError):
 
 
 class OutOfMemoryError(PoisontraceError, MemoryError):
-    """Memory ran out; the message says at which samples."""
+    """Memory ran out; the message says at which samples, if that is known."""
 
-    def __init__(self, where: str) -> None:
-        """Say where."""
+    def __init__(self, where: str = "") -> None:
+        """Say where, and what helps; only a trace has options for it."""
         super().__init__(
-            f"Out of memory at {where}. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
+            f"Out of memory{where and f' at {where}'}. Pass a smaller --batch-size and a smaller --memory to "
+            "poisontrace trace; for another command, free some memory or use a larger machine."
         )
 
 

@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from poisontrace._errors import (
     InvalidInputError,
+    OutOfMemoryError,
     PoisontraceError,
     StoreError,
     UnsupportedModelError,
@@ -39,7 +40,6 @@ app = typer.Typer(
 )
 
 PAGES_WITH_TABLES = ("docs/robustness.md", "docs/scaling.md")
-NO_MEMORY = "Out of memory. Pass a smaller --batch-size, and a smaller --memory to poisontrace trace."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
@@ -656,14 +656,12 @@ def _errors() -> Iterator[None]:
         _fail(str(error), 2)
     except PoisontraceError as error:
         _fail(str(error), 1)
-    except MemoryError:
-        _fail(NO_MEMORY, 1)
     except OSError as error:
         _fail(f"A file could not be read or written: {error}.", 1)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _fail(NO_MEMORY, 1)
+        _fail(str(OutOfMemoryError()), 1)
     except KeyboardInterrupt:
         _fail("Interrupted; no result was written.", 130)
 

@@ -22,6 +22,8 @@ from torch.nn import functional
 from poisontrace._errors import InvalidInputError, OutOfMemoryError, is_out_of_memory
 from poisontrace._validate import check_inputs, check_labels, read_npz
 
+N_READ_TWICE = 32  # samples that show whether a set augments at random; one alone hides a flip in half of all cases
+
 
 def to_inputs(x: NDArray[Any]) -> Tensor:
     """Turn stored samples into what the model takes.
@@ -150,20 +152,32 @@ class IndexedSet:
     ``classes`` and ``sources`` are its own, if it has them; the ``samples`` of a torchvision folder name its files.
     """
 
-    def __init__(self, source: Any) -> None:
-        """Wrap ``source`` and refuse it when two reads of one sample differ (shuffling, random augmentation)."""
-        self._source = source
+    def __init__(self, source: Any, name: str = "train_set") -> None:
+        """Wrap ``source`` and refuse it when two reads of one sample differ (shuffling, random augmentation).
+
+        Args:
+            source: the samples.
+            name: the argument's name, for messages.
+
+        Raises:
+            InvalidInputError: if it is empty, yields no pairs (x, y), or gives different samples when read twice.
+            OutOfMemoryError: if memory runs out when a sample is read.
+        """
+        self._source, self._name = source, name
         self.ids = _names(getattr(source, "ids", None) or _paths(getattr(source, "samples", None)), len(self))
         self.classes = _names(getattr(source, "classes", None))
         self.sources = _names(getattr(source, "sources", None), len(self))
         if len(self) == 0:
-            raise InvalidInputError("'train_set' must have at least one sample (got 0).")
-        for index in sorted({0, len(self) // 2, len(self) - 1}):
-            (x, y), (x_again, y_again) = self._fetch(index), self._fetch(index)
-            _check_finite(x, "train_set", f"sample {index}")  # else NaN != NaN would pass for shuffling
+            raise InvalidInputError(f"'{self._name}' must have at least one sample (got 0).")
+        places = np.linspace(0, len(self) - 1, min(len(self), N_READ_TWICE)).astype(np.int64).tolist()
+        # The first sweep goes backwards: two alike would agree where a set counts its reads and begins again.
+        before = {index: self._fetch(index) for index in reversed(places)}
+        for index in places:
+            (x, y), (x_again, y_again) = before[index], self._fetch(index)
+            _check_finite(x, self._name, f"sample {index}")  # else NaN != NaN would pass for shuffling
             if y != y_again or not torch.equal(x, x_again):
                 raise InvalidInputError(
-                    f"'train_set' must give the same sample each time it is read (got two different samples at "
+                    f"'{self._name}' must give the same sample each time it is read (got two different samples at "
                     f"index {index}). Switch off shuffling and random augmentation."
                 )
 
@@ -177,9 +191,10 @@ class IndexedSet:
             return torch.as_tensor(x, dtype=torch.float32).detach().cpu(), operator.index(y)
         except Exception as error:  # code from outside may raise anything
             if is_out_of_memory(error):
-                raise OutOfMemoryError(f"sample {index:,} of the training set") from error
+                raise OutOfMemoryError(f"sample {index:,} of '{self._name}'") from error
             raise InvalidInputError(
-                f"'train_set' must yield pairs (x, y) of an array and an integer label (got {error} at index {index})."
+                f"'{self._name}' must yield pairs (x, y) of an array and an integer label (got {error} at index "
+                f"{index})."
             ) from error
 
     def batches(
@@ -189,14 +204,14 @@ class IndexedSet:
         for rows in batches_of(len(self), batch_size, start, stop):
             pairs = [self._fetch(index) for index in range(rows.start, rows.stop)]
             for offset, (x, _) in enumerate(pairs):
-                _check_finite(x, "train_set", f"sample {rows.start + offset}")
+                _check_finite(x, self._name, f"sample {rows.start + offset}")
                 if x.shape != pairs[0][0].shape:
                     raise InvalidInputError(
-                        f"'train_set' must yield inputs of one shape (got {tuple(pairs[0][0].shape)} at index "
+                        f"'{self._name}' must yield inputs of one shape (got {tuple(pairs[0][0].shape)} at index "
                         f"{rows.start} and {tuple(x.shape)} at index {rows.start + offset})."
                     )
             x = torch.stack([x for x, _ in pairs])
-            yield x, check_labels(np.array([y for _, y in pairs]), "train_set labels")
+            yield x, check_labels(np.array([y for _, y in pairs]), f"{self._name} labels")
 
     def inputs(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the inputs of some samples."""
@@ -225,11 +240,32 @@ def _paths(samples: Any) -> list[str] | None:
     return None
 
 
-def as_train_set(source: Any) -> TrainSet:
+def _is_sample(part: Any) -> bool:
+    """Return whether this is an input and its label, and not an array of inputs or of labels."""
+    try:
+        _, y = part
+        operator.index(y)
+    except Exception:  # what comes from outside may raise anything
+        return False
+    return True
+
+
+def _as_array(part: Any, name: str) -> NDArray[Any]:
+    try:
+        return part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part)
+    except Exception as error:  # what comes from outside may raise anything
+        raise InvalidInputError(
+            f"'{name}' must be what NumPy can hold in one array (got {error}). Pass float32 inputs and int64 labels."
+        ) from error
+
+
+def as_train_set(source: Any, name: str = "train_set") -> TrainSet:
     """Return ``source`` as a :class:`TrainSet`.
 
     Args:
-        source: an ``ArraySet``, a pair of arrays (x, y), or anything indexable that yields (x, y).
+        source: an ``ArraySet``, a pair of arrays or tensors (x, y), of which y may be a list, or anything indexable
+            that yields (x, y).
+        name: the argument's name, for messages.
 
     Raises:
         InvalidInputError: if it is none of these, is empty, or gives different samples when read twice.
@@ -237,12 +273,13 @@ def as_train_set(source: Any) -> TrainSet:
     if hasattr(source, "batches") and hasattr(source, "inputs"):
         train_set: TrainSet = source
         return train_set
-    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, np.ndarray) for part in source):
-        return ArraySet(source[0], source[1])
+    if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
+        if not all(map(_is_sample, source)):
+            return ArraySet(_as_array(source[0], "x"), _as_array(source[1], "y"))
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return IndexedSet(source)
+        return IndexedSet(source, name)
     raise InvalidInputError(
-        f"'train_set' must have a length and yield (x, y) by index (got {type(source).__name__}). "
+        f"'{name}' must have a length and yield (x, y) by index (got {type(source).__name__}). "
         "Pass the data set itself, not a loader."
     )
 
@@ -314,7 +351,7 @@ def find_label(label: str, classes: Sequence[str] | None, name: str = "label") -
     """Return the number of a label that is given by its name or its number.
 
     Raises:
-        InvalidInputError: if it is neither.
+        InvalidInputError: if it is neither, or a number that no array of labels holds.
     """
     if classes and label in classes:
         return list(classes).index(label)
@@ -322,6 +359,10 @@ def find_label(label: str, classes: Sequence[str] | None, name: str = "label") -
     if folded.count(label.casefold()) == 1:
         return folded.index(label.casefold())
     if label.isdecimal():
+        if len(label) > 18:  # labels are int64
+            raise InvalidInputError(
+                f"'{name}' must be a number of at most 18 digits (got {label[:30]!r}). Pass the number of a class."
+            )
         return int(label)
     if not classes:
         raise InvalidInputError(

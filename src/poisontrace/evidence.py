@@ -118,6 +118,7 @@ def read(folder: str | Path, places: Mapping[str, Place], announce: Announce = N
 
     Raises:
         InvalidInputError: if the case is broken or accuses no sample, or a file is missing or not the one traced.
+        StoreError: if a file lies on the hub, which does not answer.
     """
     folder = Path(folder)
     try:
@@ -197,20 +198,22 @@ def find(case: Mapping[str, Any], folder: Path, name: str, place: Place) -> tupl
         case: content of ``trace.json``.
         folder: where that is.
         name: of the input.
-        place: where it lies now; None for where it was.
+        place: where it lies now, which may be on the hub; None for where it was.
 
     Returns:
         how to name it to ``readers``, and what the case says of it, with its place and SHA-256 as they are now.
 
     Raises:
         InvalidInputError: if it is missing or another one, or code that the case brings along.
+        StoreError: if it lies on the hub, which does not answer.
     """
     inputs = case.get("inputs")
     traced = inputs.get(name) if isinstance(inputs, dict) else None
     traced = traced if isinstance(traced, dict) else {}
     spec = traced.get("spec", traced.get("path")) if place is None else str(place)
     if isinstance(spec, str) and hub.is_address(spec):
-        spec = traced.get("path")  # the file that was fetched; its hash says whether it is still the same
+        # The file that was fetched for the trace; its hash says whether it is still the same.
+        spec = traced.get("path") if place is None else str(hub.download(spec, name))
     if not isinstance(spec, str) or not spec:
         raise InvalidInputError(
             f"'{name}' must be named by the case or with --{name} (got neither). Name the file that was traced."
@@ -231,7 +234,7 @@ def find(case: Mapping[str, Any], folder: Path, name: str, place: Place) -> tupl
             )
         if not is_file:
             return spec, {"path": spec, "sha256": None}
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():  # a device would be read for ever, a pipe waited for
         raise InvalidInputError(
             f"'{name}' must be an existing file or folder (got {str(path)!r}). Name its present place with --{name}."
         )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poisontrace import evidence, filing, readers, store
-from poisontrace._errors import InvalidInputError, StoreError
+from poisontrace._errors import InvalidInputError, PoisontraceError, StoreError
 from poisontrace._validate import read_npz
 from poisontrace.columns import delimiter_of, is_saved_set, read_saved_set
 from poisontrace.evidence import Place
@@ -56,8 +56,8 @@ def export(case: str | Path, what: str, out: str | Path, *, data: Place = None) 
         data: where the training set lies now; None for where it was traced.
 
     Raises:
-        InvalidInputError: if an argument breaks its rule, or the data are missing or not those traced.
-        StoreError: if it cannot be written.
+        InvalidInputError: if an argument breaks its rule, or the data are missing, not those traced or not readable.
+        StoreError: if it cannot be written, or the hub does not answer.
     """
     folder, written = Path(case), Path(out)
     if what not in SUFFIXES:
@@ -106,11 +106,8 @@ def export(case: str | Path, what: str, out: str | Path, *, data: Place = None) 
         store.write_atomically(written, "".join(f"{files[index]}\n" for index in kept).encode("utf-8"))
     elif is_folder:
         _copy_images(source, _files(source, n), kept, written)
-    elif source.is_dir():
-        _copy_saved_set(source, kept, n, written)
     else:
-        _check_out(written, (source.suffix,))
-        store.write_atomically(written, _cleaned_file(source, kept, n))
+        _clean_file_or_set(source, kept, n, written)
     return Export(written, len(kept), len(poison))
 
 
@@ -127,6 +124,25 @@ def _check_length(n_found: int, n: int) -> None:
         raise InvalidInputError(
             f"'data' must be the training set of the case (got {n_found} samples for {n}). Name it with --data."
         )
+
+
+def _clean_file_or_set(source: Path, kept: Indices, n: int, out: Path) -> None:
+    try:
+        if source.is_dir():
+            return _copy_saved_set(source, kept, n, out)
+        if source.suffix.lower() not in (".npz", *readers.TABLES):
+            raise InvalidInputError(
+                f"'data' must be an .npz file, a table or a folder (got {source.name!r}). Name it with --data."
+            )
+        _check_out(out, (source.suffix,))
+        store.write_atomically(out, _cleaned_file(source, kept, n))
+    except (PoisontraceError, MemoryError):
+        raise
+    except Exception as error:  # bytes from outside may raise anything
+        raise InvalidInputError(
+            f"'data' must be a table or a saved set that can be read (got {error} in {source.name!r}). "
+            "Name it with --data."
+        ) from error
 
 
 def _cleaned_file(source: Path, kept: Indices, n: int) -> bytes:

@@ -94,8 +94,11 @@ def read_scores(folder: Path) -> NDArray[np.float32]:
 
 
 def _read(folder: Path, name: str, reader: Callable[[Path], T]) -> T:
+    path = folder / name
     try:
-        return reader(folder / name)
+        if path.exists() and not path.is_file():  # a device would be read for ever, a pipe waited for
+            raise ValueError("no plain file")
+        return reader(path)
     except Exception as error:
         # Whatever a folder from elsewhere holds, the reader gets one sentence instead of a traceback.
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__

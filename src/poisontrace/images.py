@@ -161,7 +161,7 @@ def read_folder(
         n_channels: what the images are converted to; None decides.
 
     Raises:
-        InvalidInputError: if there is no image, an image outside of a class, or a link.
+        InvalidInputError: if there is no image, an image outside of a class, a link, or a folder that cannot be read.
     """
     files, names = list_images(folder, name)
     labels = np.array([file.split("/")[0] for file in files])
@@ -173,11 +173,17 @@ def list_images(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """Return the images of a folder with one sub-folder a class, as paths in it, and the classes; both sorted.
 
     Raises:
-        InvalidInputError: if there is no image, an image outside of a class, or a link.
+        InvalidInputError: if there is no image, an image outside of a class, a link, or a folder that cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise InvalidInputError(
+            f"'{name}' must hold folders that can be read (got {error}). Allow it: chmod -R u+rX."
+        ) from error
+
     files: list[str] = []
     names: set[str] = set()
-    for where, folders, inside in os.walk(folder):
+    for where, folders, inside in os.walk(folder, onerror=refuse):
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
         at = Path(where).relative_to(folder)
         for entry in (*folders, *inside):

@@ -116,7 +116,7 @@ def load_model(factory: Callable[[], Any], weights: Path | None) -> nn.Module:
             f"'weights' must fit the model (got {', '.join(problems[:3])}{more}). Check the factory's settings."
         )
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise InvalidInputError(
                 f"'weights' must hold finite numbers (got NaN or infinity in {name!r}). "
                 "Name a checkpoint from before the training diverged."

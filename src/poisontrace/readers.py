@@ -114,7 +114,7 @@ def read(
         )
     if not path.exists() and is_factory(spec):
         file, factory = find_factory(spec, name)
-        return _made(call(factory, name), classes), file
+        return _made(call(factory, name), name, classes), file
     if path.is_dir() and not is_table:
         return read_folder(path, name, classes, like.shape[2] if isinstance(like, ImageSet) else None), path
     if is_table:
@@ -141,10 +141,10 @@ def is_factory(spec: str) -> bool:
     return bool(where) and name.isidentifier()
 
 
-def _made(source: Any, classes: Sequence[str] | None) -> Samples:
-    samples = as_train_set(source)
+def _made(source: Any, name: str, classes: Sequence[str] | None) -> Samples:
+    samples = as_train_set(source, name)
     if not isinstance(samples, ArraySet | IndexedSet):
-        samples = IndexedSet(source)
+        samples = IndexedSet(source, name)
     if classes:
         object.__setattr__(samples, "classes", tuple(classes))
     return samples

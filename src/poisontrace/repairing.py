@@ -87,7 +87,7 @@ def repair(
         attempts: inputs of the attacker, likewise, with the wrong label; None for the events of the case.
         model: ``file.py:function`` or ``package.module:function`` that builds the model, or its folder; None for the
             case's own.
-        weights: where that file of the case lies now; None for where it was traced.
+        weights: where that file of the case lies now; None for where it was traced, and with a folder as the model.
         data: likewise.
         events: likewise.
         announce: called with the name of the code that is about to be run.
@@ -97,7 +97,7 @@ def repair(
         InvalidInputError: if the case accuses nobody, or a file is missing or not the one traced.
         UnsupportedModelError: if the model gives no logits.
         UnlearningDivergedError: if the repair ends in numbers that are not finite.
-        StoreError: if the weights or the case cannot be written.
+        StoreError: if the weights or the case cannot be written, or the hub does not answer.
     """
     folder = Path(case)
     written = _check_out(out, folder)
@@ -107,7 +107,8 @@ def repair(
     inputs = dict(of_case.inputs)
     spec, inputs["model"] = evidence.find(of_case.case, folder, "model", model)
     weights_path = None
-    if weights is not None or "weights" in traced or "model" not in traced:  # else the model brought its own
+    brings_its_own = "weights" not in traced and ("model" in traced or Path(spec).is_dir())
+    if weights is not None or not brings_its_own:
         found, inputs["weights"] = evidence.find(of_case.case, folder, "weights", weights)
         weights_path = Path(found)
     rest = np.setdiff1d(np.arange(len(of_case.train_set)), of_case.poison)

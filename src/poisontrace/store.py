@@ -20,9 +20,17 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits.
 
     That of a folder is the SHA-256 of the list of its files, sorted by name, as the command sha256sum writes it.
+
+    Raises:
+        OSError: if it, or anything in it, cannot be read.
     """
     if path.is_dir():
-        files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+        def refuse(error: OSError) -> None:  # rglob would leave the folder out
+            raise error
+
+        found = (Path(where) / name for where, _, names in os.walk(path, onerror=refuse) for name in names)
+        files = sorted(file.relative_to(path).as_posix() for file in found if file.is_file())
         listing = "".join(f"{sha256(path / file)}  {file}\n" for file in files)
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
     with path.open("rb") as stream:

@@ -75,7 +75,8 @@ def trace(
 
     Args:
         model: returns logits (n, k); left as found.
-        train_set: anything indexable that yields (x, y) with x as the model takes it, or a pair of arrays.
+        train_set: anything indexable that yields (x, y) with x as the model takes it, or a pair of arrays or
+            tensors (x, y), of which y may be a list.
         events: pairs (x, wrong label that the model gave), x without a batch axis; each is traced on its own.
         rule: "default" or "paper".
         layer: name of the last linear layer; None finds it.

@@ -90,7 +90,7 @@ def verify(
     Raises:
         InvalidInputError: if the case accuses nobody, a file is missing or not the one traced, or the training fails.
         UnsupportedModelError: if the training returns no network that gives logits.
-        StoreError: if the case cannot be written.
+        StoreError: if the case cannot be written, or the hub does not answer.
     """
     places = {"data": data, "events": events, "model": model, "test": test, "attempts": attempts}
     of_case = evidence.read(case, places, announce)
