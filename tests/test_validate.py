@@ -66,6 +66,7 @@ def test_finite_floats_of_any_width_pass(dtype: Any) -> None:
         (np.zeros((2, 1), np.int64), None, r"'y' must have shape \(n,\)"),
         (np.zeros(2), 2, r"'y' must hold integers \(got dtype float64\)\. Convert it with astype\('int64'\)"),
         (np.array([0, -1]), 2, r"'y' must hold labels of 0 or more \(got -1\)"),
+        (np.array([0, 2**63], np.uint64), 2, r"'y' must hold labels that fit int64"),
     ],
 )
 def test_labels_that_break_a_rule_are_refused(y: Any, n: int | None, message: str) -> None:

@@ -79,6 +79,8 @@ def check_labels(y: NDArray[Any], name: str, *, n: int | None = None) -> NDArray
         raise InvalidInputError(
             f"'{name}' must hold labels of 0 or more (got {int(y.min())}). Number the classes from 0."
         )
+    if len(y) and int(y.max()) > np.iinfo(np.int64).max:
+        raise InvalidInputError(f"'{name}' must hold labels that fit int64 (got {int(y.max())}). Number them from 0.")
     return y.astype(np.int64)
 
 
