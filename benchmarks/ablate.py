@@ -141,14 +141,14 @@ def main(grids: list[str]) -> None:
         grid = bench.read_grid(HERE / "grids" / f"{name}.toml")
         twins: set[Any] = set()
         for plan in grid.plans():
-            twin = bench._twin_of(plan)
+            twin = bench.twin_of(plan)
             n_mistakes = 0 if twin in twins else min(N_MISTAKES, grid.natural_mistakes)
             twins.add(twin)
-            about = {"grid": name, "seed": plan.seed, "plan": bench._described(plan)}
+            about = {"grid": name, "seed": plan.seed, "plan": bench.described(plan)}
             if plan.seed not in SEEDS or key_of(about) in done:
                 continue
             try:
-                subject = bench._Subject(incidents.make(plan), "cpu")
+                subject = bench.Subject(incidents.make(plan), "cpu")
             except PoisontraceError:
                 continue  # the attack failed, which the grid's own rows say
             n_events = min(N_EVENTS, grid.n_events) if grid.rules else 0
@@ -156,7 +156,7 @@ def main(grids: list[str]) -> None:
             wanted += [("mistake", event) for event in range(n_mistakes)]
             found = [about | row for asked, event in wanted for row in ablated(subject, asked, event)]
             for row in found:
-                bench._append(RESULT, row)
+                bench.append(RESULT, row)
             print(*key_of(about), len(found), flush=True)
 
 
@@ -165,7 +165,7 @@ def key_of(row: Row) -> tuple[str, int, str]:
     return row["grid"], row["seed"], json.dumps(row["plan"])
 
 
-def ablated(subject: bench._Subject, asked: str, event: int) -> Iterator[Row]:
+def ablated(subject: bench.Subject, asked: str, event: int) -> Iterator[Row]:
     """Yield the row of a trace with all rules, and of one without each rule that said something."""
     spoke: set[str] = set()
 
@@ -202,7 +202,7 @@ def ablated(subject: bench._Subject, asked: str, event: int) -> Iterator[Row]:
         yield {**about, "rule": rule.name, "decisions": rule.decisions, **row}
 
 
-def measured(subject: bench._Subject, asked: str, event: int) -> Row | None:
+def measured(subject: bench.Subject, asked: str, event: int) -> Row | None:
     """Trace once; None after the last event."""
     measure = subject.trace_row if asked == "poison" else subject.clean_row
     row = measure("default", event)

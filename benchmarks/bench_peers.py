@@ -151,7 +151,7 @@ def rows_of(plan: Plan, names: list[str], limit: int) -> Iterator[Row]:
         facts = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         case = read_case(folder)
         about = {name: getattr(plan, name) for name in ("attack", "dataset", "rate", "seed")}
-        about |= {"plan": bench._described(plan), **bench._surroundings("cpu"), "threads": THREADS}
+        about |= {"plan": bench.described(plan), **bench.surroundings("cpu"), "threads": THREADS}
         kept = ("n_train", "n_poison", "clean_accuracy", "attack_success", "attack_success_twin", "succeeded")
         about |= {name: facts[name] for name in kept}
         for name in names:
@@ -166,9 +166,9 @@ def rows_of(plan: Plan, names: list[str], limit: int) -> Iterator[Row]:
 def put_in_order(results: Path, grids: list[Path]) -> None:
     """Sort the rows as the grids name the incidents and ``METHODS`` the methods, which is the order of the tables."""
     plans = [plan for grid in grids for plan in bench.read_grid(grid).plans()]
-    keys = [bench._key_of(plan, "peer", name, 0) for plan in plans for name in METHODS]
+    keys = [bench.key_of(plan, "peer", name, 0) for plan in plans for name in METHODS]
     place = {key: position for position, key in enumerate(keys)}
-    rows = sorted(read_rows(results), key=lambda row: place.get(bench._key(row), len(place)))
+    rows = sorted(read_rows(results), key=lambda row: place.get(bench.key_of_row(row), len(place)))
     store.write_atomically(results, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
@@ -186,12 +186,12 @@ def main() -> None:
     if options.method:
         measure(options.folder, options.method, options.out, options.limit)
         return
-    done = {bench._key(row) for row in read_rows(options.results)}
+    done = {bench.key_of_row(row) for row in read_rows(options.results)}
     for grid in options.grids:
         for plan in bench.read_grid(grid).plans():
-            names = [name for name in options.only if bench._key_of(plan, "peer", name, 0) not in done]
+            names = [name for name in options.only if bench.key_of(plan, "peer", name, 0) not in done]
             for row in rows_of(plan, names, options.limit) if names else ():
-                bench._append(options.results, row)
+                bench.append(options.results, row)
                 shown = {key: row.get(key) for key in ("precision", "recall", "auprc", "seconds", "error")}
                 print(plan.attack, plan.dataset, plan.rate, plan.seed, row["rule"], shown, file=sys.stderr, flush=True)
     put_in_order(options.results, options.grids)

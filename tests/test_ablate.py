@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from poisontrace import bench, doubting, parting
+from poisontrace import bench, parting
 from poisontrace.incidents import Incident
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -19,7 +19,7 @@ def test_a_rule_that_is_left_out_is_left_out_inside_the_block_only() -> None:
 
     with ablate.patched(ablate.RULES, lambda rule, function: lambda *_, **__: rule.name):
         assert parting._carries() == "an event that carries both triggers"
-        assert doubting.Kinds.standing() == "kinds held against those of other labels"
+        assert ablate.Kinds.standing() == "kinds held against those of other labels"
         assert ablate.Sight(None, 0, None).contrasted == "coordinates beside samples outside"
 
     assert [vars(owner)[name] for rule in ablate.RULES for owner, name in rule.places] == known
@@ -32,7 +32,7 @@ def test_a_trace_is_repeated_without_rules_that_said_something(
     names = ("parts of other campaigns", "marks of rows")
     monkeypatch.setattr(ablate, "RULES", tuple(rule for rule in ablate.RULES if rule.name in names))
 
-    with_all, without = ablate.ablated(bench._Subject(two_campaigns, "cpu"), "poison", 0)
+    with_all, without = ablate.ablated(bench.Subject(two_campaigns, "cpu"), "poison", 0)
 
     assert (with_all["rule"], without["rule"]) == ("", "parts of other campaigns")
     assert with_all["precision"] == with_all["recall"] == without["recall"] == 1

@@ -164,8 +164,8 @@ def test_who_needs_images_is_not_given_rows(small: list[Plan], tmp_path: Path, m
 def test_the_committed_rows_are_of_the_committed_grids() -> None:
     """Nothing else is in the tables, and nothing twice."""
     plans = [plan for grid in bench_peers.GRIDS for plan in bench.read_grid(grid).plans()]
-    keys = [bench._key(row) for row in rows(bench_peers.RESULTS)]
-    known = {bench._key_of(plan, "peer", name, 0) for plan in plans for name in METHODS}
+    keys = [bench.key_of_row(row) for row in rows(bench_peers.RESULTS)]
+    known = {bench.key_of(plan, "peer", name, 0) for plan in plans for name in METHODS}
 
     assert len(set(keys)) == len(keys)
     assert set(keys) <= known

@@ -195,21 +195,21 @@ def run(path: Path, results: Path, *, progress: Progress | None = None) -> None:
     """
     grid = read_grid(path)
     target = results / f"{path.stem}.jsonl"
-    done = {_key(row) for row in _resume(target)}
+    done = {key_of_row(row) for row in _resume(target)}
     with_mistakes: set[tuple[Any, ...]] = set()
     plans = grid.plans()
     for position, plan in enumerate(plans):
         if progress:
             progress(path.stem, position, len(plans))
         # An attack that failed fails again: the same plan gives the same victim.
-        if _key_of(plan, "failed", "", 0) not in done:
-            twin = _twin_of(plan)
+        if key_of(plan, "failed", "", 0) not in done:
+            twin = twin_of(plan)
             wanted = _wanted(grid, with_mistakes=twin not in with_mistakes)
-            missing = [want for want in wanted if _key_of(plan, *want) not in done]
+            missing = [want for want in wanted if key_of(plan, *want) not in done]
             for row in _rows(plan, missing, grid.device, progress):
-                _append(target, row)
-                done.add(_key(row))
-            if _key_of(plan, "failed", "", 0) not in done:
+                append(target, row)
+                done.add(key_of_row(row))
+            if key_of(plan, "failed", "", 0) not in done:
                 with_mistakes.add(twin)
     if progress:
         progress(path.stem, len(plans), len(plans))
@@ -224,31 +224,33 @@ def _resume(target: Path) -> list[Row]:
     return rows
 
 
-def _append(path: Path, row: Row) -> None:
+def append(path: Path, row: Row) -> None:
+    """Write a row below those that a file holds."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def key_of_row(row: Row) -> tuple[Any, ...]:
     """Return what no two rows of a grid have in common."""
     plan = Plan(**row["plan"], seed=row["seed"])  # a field younger than the row has its default
-    return _key_of(plan, row["kind"], row["rule"], row["event"])
+    return key_of(plan, row["kind"], row["rule"], row["event"])
 
 
-def _key_of(plan: Plan, kind: str, rule: str, event: int) -> tuple[Any, ...]:
-    return json.dumps(_described(plan), sort_keys=True), plan.seed, kind, rule, event
+def key_of(plan: Plan, kind: str, rule: str, event: int) -> tuple[Any, ...]:
+    """Return the same of a row that is not made yet."""
+    return json.dumps(described(plan), sort_keys=True), plan.seed, kind, rule, event
 
 
-def _twin_of(plan: Plan) -> tuple[Any, ...]:
+def twin_of(plan: Plan) -> tuple[Any, ...]:
     """Return what plans have in common whose unpoisoned twin is the same."""
-    return _key_of(replace(plan, attack="", rate=0.0, target=None, options={}), "clean", "", 0)
+    return key_of(replace(plan, attack="", rate=0.0, target=None, options={}), "clean", "", 0)
 
 
-def _described(plan: Plan) -> dict[str, Any]:
+def described(plan: Plan) -> dict[str, Any]:
     """Return the fields of a plan that say which attack on which task, without those left as they are."""
     usual = asdict(Plan(attack="", dataset=""))
-    described = {name: value for name, value in asdict(plan).items() if name == "rate" or value != usual[name]}
-    return {name: value for name, value in described.items() if name not in ("seed", "n_events")}
+    fields = {name: value for name, value in asdict(plan).items() if name == "rate" or value != usual[name]}
+    return {name: value for name, value in fields.items() if name not in ("seed", "n_events")}
 
 
 def _wanted(grid: Grid, *, with_mistakes: bool) -> Iterator[Want]:
@@ -267,10 +269,10 @@ def _rows(plan: Plan, wanted: list[Want], device: str, progress: Progress | None
     if not wanted:
         return
     named = {name: getattr(plan, name) for name in ("attack", "dataset", "rate", "seed")}
-    about = {**named, "plan": _described(plan), **_surroundings(device)}
+    about = {**named, "plan": described(plan), **surroundings(device)}
     options: dict[str, Any] = {} if device == "cpu" else {"device": device}
     try:
-        subject = _Subject(incidents.make(plan, progress=progress, **options), device)
+        subject = Subject(incidents.make(plan, progress=progress, **options), device)
     except (InvalidInputError, StoreError):
         raise  # the grid or the machine is at fault, not the attack
     except PoisontraceError as error:
@@ -291,7 +293,7 @@ def _score_bins(scores: NDArray[np.float32], is_poison: NDArray[np.bool_]) -> di
     }
 
 
-def _surroundings(device: str) -> Row:
+def surroundings(device: str) -> Row:
     """Return what a row says about where it was measured."""
     machine = [platform.machine()] + ([torch.cuda.get_device_name()] if device == "cuda" else [])
     return {
@@ -351,7 +353,7 @@ def measure_speed(
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """An incident, where it is traced, and the rows it gives; each takes the rule and the number of the event."""
 
     incident: incidents.Incident
