@@ -23,8 +23,9 @@ TAKEN, MARKED = 0.7, 3.3
 AS_COMMON = 3.0  # times as common in the median other label as in its own: who plants in all plants as much in each
 LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from another label does hardly any to its own
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
-# hold samples like them, and where some do.
+# hold samples like them, or most of the samples barely are of many labels; and where some labels hold such.
 SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
+BARELY = 0.5  # of what samples that were relabelled are spread, by most of them: natural kinds of signs come to 0.39
 
 
 def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
@@ -57,8 +58,9 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
     if diversity >= 1 or "taken" in figures:
         # Relabelled, which hardly anything is that a label holds by nature.
         is_alike = usual >= ELSEWHERE
-        enough = SURE_OF_LABELS if is_alike else CLEAR_OF_LABELS
-        is_doubted = is_alike or (margin < enough and elsewhere > HARDLY)
+        is_barely = "taken" not in figures and context.sight.spread_of_most(suspect.cluster) < BARELY
+        enough = SURE_OF_LABELS if is_alike or is_barely else CLEAR_OF_LABELS
+        is_doubted = is_alike or (margin < enough and (elsewhere > HARDLY or is_barely))
         against, more = _as_wrong_labels(context, suspect, margin / enough) if is_doubted else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
     shows_sign = diversity >= SOME_SIGN or context.kinds.is_surplus(suspect.cluster)

@@ -110,6 +110,10 @@ class Sight:
         """Return how diverse some of them are, whatever the rest is."""
         return self.origins.spread(self._among(cluster))
 
+    def spread_of_most(self, cluster: Indices) -> float:
+        """Return the same of those that lie closest together: of an ordinary kind only a few may be of other labels."""
+        return self.origins.spread(self._among(cluster), BULK)
+
     def variety(self, cluster: Indices) -> float:
         """Return how much some of them differ as they enter the network: the variance, over that of the rest.
 
