@@ -169,6 +169,21 @@ def test_what_lies_far_apart_is_heard_against_chance(
     assert context.tree[node].decision == ("responsible" if is_accused else "pruned")
 
 
+def test_a_cluster_that_was_split_is_not_heard_again(
+    two_marks: tuple[Planted, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts are in the tree, each with what was decided on it."""
+    task, context = two_marks
+    context, course = _begun(context, task.poison[:60], accuses=False)
+    (node,) = course.pruned
+    context.tree.decide(node, "split", "rows that carry a mark of the event, and others")
+    monkeypatch.setattr(Judge, "beside_chance", lambda judge, cluster: pytest.fail("heard again"))
+
+    hear_whispers(context, course)
+
+    assert course.responsible == [] and context.tree[node].decision == "split"
+
+
 @pytest.mark.parametrize(
     ("event_rise", "gap", "told", "keeps", "is_accused"),
     [

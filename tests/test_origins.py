@@ -5,10 +5,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
+from scipy.spatial.distance import pdist
 from tasks import NATURAL, RELABELLED, WIDTH, relabelled_toy
 
-from poisontrace._rng import numpy_generator
-from poisontrace.origins import DIVERSE, MAX_SAMPLES, RIDGE, Origins, taken_from
+from poisontrace._rng import numpy_generator, torch_generator
+from poisontrace.origins import DIVERSE, MAX_SAMPLES, RIDGE, Origins, _discriminants, taken_from
 
 
 def _mask(chosen: NDArray[np.int64]) -> torch.Tensor:
@@ -122,6 +123,22 @@ def test_most_of_an_ordinary_kind_are_not_spread_whatever_a_few_are() -> None:
     assert origins.spread(kind, 0.7) < 0.1
     assert origins.spread(relabelled, 0.7) > 0.3
     assert origins.spread(relabelled, 1.0) == origins.spread(relabelled) > 1
+
+
+@pytest.mark.parametrize(("n", "width"), [(20, 150), (60, 150)])
+def test_directions_of_few_samples_are_found_in_their_span(n: int, width: int) -> None:
+    """As among all coordinates, of which there may be thousands."""
+    samples = [torch.randn(n, width, generator=torch_generator(k, "test/origins")) + k for k in range(4)]
+    means = torch.stack([x.mean(0) for x in samples]).double()
+    within = torch.stack([torch.cov(x.T).double() for x in samples]).mean(0)
+    within += RIDGE * within.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    _, vectors = eigh(torch.cov(means.T).numpy(), within.numpy())
+    x = torch.randn(50, width, generator=torch_generator(9, "test/origins"))
+
+    got, expected = (x @ _discriminants(samples)).numpy(), x.double().numpy() @ vectors[:, -3:]
+
+    # The same up to a rotation: distances between samples are.
+    assert pdist(got) == pytest.approx(pdist(expected), rel=1e-3)
 
 
 def test_a_small_memory_takes_fewer_samples() -> None:

@@ -19,6 +19,7 @@ from poisontrace.scoring import (
     NOISE_GAP,
     Unconditioned,
     condition,
+    marked,
     sharing,
     without_mark,
 )
@@ -197,7 +198,7 @@ def test_without_mark_leaves_out_what_a_cluster_shares_with_the_event() -> None:
     cluster, siblings, others = np.arange(4), np.arange(4, 12), np.arange(12, 30)
     x[cluster, 2] = event[2]
 
-    got = without_mark(features, 0, cluster, siblings, others)
+    got = without_mark(features, marked(features, 0, cluster, siblings), cluster, others)
 
     rows = x[[*cluster, *others]].double().numpy()
     kept = []

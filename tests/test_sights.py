@@ -90,6 +90,7 @@ def test_samples_outside_are_placed_along_what_tells_a_cluster_apart(features: F
     assert sight.share_elsewhere(own[:20])[0] == pytest.approx(float((position > 0.5).float().mean()))
     everything = Sight(features, 0, np.arange(300))
     assert not len(everything.elsewhere(own[:20])[0])
+    assert not len(sight.elsewhere(own[:4])[0]) and not len(sight.elsewhere(own[4:])[0])
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,18 @@ def test_discriminant_equals_a_slow_twin(n: int, n_first: int) -> None:
     torch.testing.assert_close(got.double(), expected, rtol=10 * RTOL, atol=10 * ATOL)
 
 
+def test_a_discriminant_that_was_asked_for_before_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as there is room for it."""
+    space = Space(noise(40, 6))
+    one, other = torch.arange(40) < 15, torch.arange(40) < 20
+    first = space.discriminate(one)
+    monkeypatch.setattr(spaces, "MAX_KNOWN", 0)
+    second = space.discriminate(other)
+
+    assert space.discriminate(one.clone()) is first
+    assert space.discriminate(other) is not second and torch.equal(space.discriminate(other), second)
+
+
 def test_a_plane_shows_two_kinds_apart() -> None:
     """One beside the other, whatever varies most lies across; the same bytes every time."""
     x, is_planted = planted()

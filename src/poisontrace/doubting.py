@@ -79,7 +79,7 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
     if is_doubtful and margin < DOUBTFUL and not shows_sign and context.sight.origins.rankings:
         # Natural kinds lie as far apart as that in any label (decision 0044).
-        reasons["nothing shows that anyone planted them"] = DOUBTFUL / margin
+        reasons["nothing shows that anyone planted them"] = DOUBTFUL / max(margin, TINY)
     if share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
         left = LEFT * context.kinds.smallest_beside(suspect.cluster) / max(1, len(context.own) - len(suspect.cluster))
@@ -111,4 +111,4 @@ def _as_wrong_labels(context: Context, suspect: Suspect, clearness: float) -> tu
         if told >= ONE_KIND:
             return 0.0, {"told": told}
         relabelled = relabelled_elsewhere(context.features, context.event, context.kinds, context.config.separation)
-    return max(relabelled, 1 / clearness), {"told": told, "relabelled": relabelled}
+    return max(relabelled, 1 / max(clearness, TINY)), {"told": told, "relabelled": relabelled}

@@ -74,9 +74,12 @@ def _hold(context: Context, course: Course, suspect: Suspect, reason: str, node:
 def hear_whispers(context: Context, course: Course) -> None:
     """Ask once more about clusters that were let go but lie very far apart, or bear a trigger, until one is accused."""
     for node, suspect in course.pruned.items():
-        if course.responsible or context.beyond_mark(suspect.cluster) >= FAMILY:
+        is_far, is_split = suspect.is_far(context.config), context.tree[node].decision != "pruned"
+        if course.responsible or is_split or (context.kinds.are_rows and not is_far):
             continue
-        if suspect.is_far(context.config) and (losses := _beyond_chance(context, suspect.cluster)):
+        if context.beyond_mark(suspect.cluster) >= FAMILY:
+            continue
+        if is_far and (losses := _beyond_chance(context, suspect.cluster)):
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
             context.tree.decide(node, "responsible", reason)
             course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(context.config)))

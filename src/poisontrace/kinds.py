@@ -168,15 +168,15 @@ class Kinds:
         A mark is planted in rows like any: without it, they are like the rest of their label, or of another label if
         they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
         """
-        features = self._features
-        if not self.are_rows:
+        features, label, siblings = self._features, self._labels[cluster[0]], self._siblings(cluster)
+        if not self.are_rows or min(len(siblings), len(cluster)) < N_FOLDS:
             return 0.0
-        label, siblings = self._labels[cluster[0]], self._siblings(cluster)
+        is_marked = marked(features, event, cluster, siblings)
         rest = [np.flatnonzero(self._labels == other) for other in np.unique(self._labels) if other != label]
         distances = []
         for others in (siblings, *rest):
-            if min(len(siblings), len(others), len(cluster)) >= N_FOLDS:
-                x = without_mark(features, event, cluster, siblings, others)
+            if len(others) >= N_FOLDS:
+                x = without_mark(features, is_marked, cluster, others)
                 is_first = torch.arange(len(x)) < len(cluster)
                 if not x.shape[1]:
                     return inf  # copies of the event: nothing is left that could show that they were picked

@@ -196,14 +196,20 @@ def _discriminants(samples: Sequence[Tensor]) -> Tensor:
 
     Fisher's discriminants, p one less than there are sets, or d if that is less.
     """
+    n_columns, rows = samples[0].shape[1], torch.cat(list(samples))
+    basis = None
+    if n_columns > len(rows):  # what they differ in lies in their span, which is smaller
+        basis = torch.linalg.qr((rows - rows.mean(0)).T).Q
+        samples = [x @ basis for x in samples]
     means = torch.stack([x.mean(0) for x in samples])
     within = sum((torch.cov(x.T) for x in samples), torch.zeros(means.shape[1], means.shape[1])) / len(samples)
-    within.diagonal().add_(RIDGE * within.diagonal().mean().clamp_min(TINY))
+    share = len(within) / n_columns  # of the directions, over all of which the variance is a mean
+    within.diagonal().add_(RIDGE * (share * within.diagonal().mean()).clamp_min(TINY))
     root = torch.linalg.cholesky(within)
     between = torch.linalg.solve_triangular(root, (means - means.mean(0)).T, upper=False)
     axes = torch.linalg.svd(between, full_matrices=False).U[:, : len(samples) - 1]
     directions: Tensor = torch.linalg.solve_triangular(root.T, axes, upper=True)
-    return directions
+    return directions if basis is None else basis @ directions
 
 
 def _from_bulk(x: Tensor) -> Tensor:

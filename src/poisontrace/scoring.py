@@ -287,28 +287,20 @@ def _near(features: Features, event: int, cluster: NDArray[np.int64], siblings: 
 
 
 def without_mark(
-    features: Features,
-    event: int,
-    cluster: NDArray[np.int64],
-    siblings: NDArray[np.int64],
-    others: NDArray[np.int64],
+    features: Features, is_marked: Tensor, cluster: NDArray[np.int64], others: NDArray[np.int64]
 ) -> Blocks:
     """Return rows of the model's input, standardised, less the columns of the mark that a cluster shares with an event.
 
-    A column is one of the mark if clearly more of the cluster than of its siblings has nearly the event's value there.
-
     Args:
         features: of a model whose first layer reads rows, not images or tokens.
-        event: row of the event.
+        is_marked: (d,) bool, the columns of the mark, see :func:`marked`.
         cluster: (a,) training samples.
-        siblings: (b,) the others of their label, two at least.
         others: (c,) what the cluster is to be compared with.
 
     Returns:
         (a + c, d), the cluster first; d may be 0.
     """
     x = features.activations[0]
-    is_marked = marked(features, event, cluster, siblings)
     both = np.concatenate([cluster, others])
     mean, spread, is_constant = standardise(layer_at(x, torch.from_numpy(both), features.memory))
     is_kept = ~is_constant & ~is_marked

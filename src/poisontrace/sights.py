@@ -154,12 +154,14 @@ class Sight:
         """Return where samples outside lie along what tells a cluster from the rest: 0 is the mean of these, 1 its own.
 
         Args:
-            cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others.
+            cluster: some of ``indices``.
 
         Returns:
-            positions and labels, (m,) each, one for each of the samples that stand for all outside; m may be 0.
+            positions and labels, (m,) each, one for each of the samples that stand for all outside; m may be 0, as it
+            is for a cluster too small to be told from the rest.
         """
-        if not len(self.outside):
+        n_first = int(self._among(cluster).sum())
+        if not len(self.outside) or min(n_first, len(self.indices) - n_first) < N_FOLDS:
             return torch.empty(0), torch.empty(0, dtype=torch.int64)
         return self.places(cluster, self.outside), self.features.labels[torch.from_numpy(self.outside)]
 
