@@ -125,6 +125,22 @@ def test_of_two_halves_neither_is_a_minority(n: int, n_others: int, is_fewer: bo
     assert Suspect(0, np.arange(n), losses, losses, n_others, split).is_far(Config()) == is_fewer
 
 
+def test_there_are_controls_wherever_the_model_answers_with_the_label() -> None:
+    """If not in what they are to be taken from, in the whole label: without any nobody would suffer."""
+    task = planted()
+    data = ArraySet(task.x.numpy(), task.y.numpy())
+    features = collect(fitted_network(task, planted_mlp), data, [(task.event, 0)])
+    own = np.flatnonzero(task.y.numpy() == 0)
+    few = task.benign(0)[:10]
+    features.logits[torch.from_numpy(few)] = torch.eye(features.logits.shape[1])[1]
+    judge = Judge(Sight(features, 0, own), Clock())
+    controls = judge._controls[0]
+
+    judge.take_controls(few)
+
+    assert torch.equal(judge._controls[0], controls) and len(controls) > 0
+
+
 def test_what_a_whole_label_comes_to_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second event of a label unlearns nothing for it; a note of another form is as good as none."""
     task = planted()

@@ -10,6 +10,7 @@ from math import log
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, evenly
@@ -164,9 +165,18 @@ class Judge:
         self.take_controls(label.indices)
 
     def take_controls(self, cluster: Indices) -> None:
-        """Choose the controls from a cluster: samples labelled and predicted as the event, the eighth least like it."""
+        """Choose the controls from a cluster: samples labelled and predicted as the event, the eighth least like it.
+
+        If there are none in it they are of the whole label.
+        """
         features, label = self._features, self._label
-        is_ordinary = features.logits[torch.from_numpy(cluster)].argmax(1) == self._event[1]
+
+        def is_answered(some: Indices) -> Tensor:
+            return features.logits[torch.from_numpy(some)].argmax(1) == self._event[1]
+
+        is_ordinary = is_answered(cluster)
+        if not is_ordinary.any():  # without controls nobody would suffer
+            cluster, is_ordinary = label.indices, is_answered(label.indices)
         ordinary = cluster[is_ordinary.numpy()]
         if len(ordinary) > 4:
             with self._clock.stage("clustering"):

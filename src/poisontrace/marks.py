@@ -98,13 +98,15 @@ class Marks:
         counts, read = self._count()
         labels = self._features.labels
         n_texts = torch.bincount(labels, minlength=len(counts)).float()
-        in_cluster = unpack(self._features.words[cluster])
+        words, memory = self._features.words, self._features.memory
+        in_cluster = Blocks(len(cluster), counts.shape[1], lambda part: unpack(words[cluster[part]]), memory)
         # What they are compared with must not have been learned from them, as no other text is compared with itself.
         counts, n_texts = counts.clone(), n_texts.clone()
-        counts[label] -= in_cluster.sum(0)
+        counts[label] -= in_cluster.sum()
         n_texts[label] -= len(cluster)
-        in_cluster[:, token % MAX_TOKENS] = 0
-        of_cluster = in_cluster @ _evidence(counts, n_texts).T  # (n, V) @ (V, k) -> (n, k)
+        evidence = _evidence(counts, n_texts)
+        evidence[:, token % MAX_TOKENS] = 0
+        of_cluster = in_cluster.map(len(evidence), lambda x: x @ evidence.T)  # (n, V) @ (V, k) -> (n, k)
         is_sibling = labels == label
         is_sibling[cluster] = False
         nearest = (1.0, 0.0)
