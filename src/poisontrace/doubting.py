@@ -5,6 +5,8 @@ A search for two kinds finds some in natural labels now and then (decisions 0022
 
 from operator import itemgetter
 
+import numpy as np
+
 from poisontrace.clustering import DOUBTFUL, ONE_KIND, TWO_KINDS
 from poisontrace.context import Context
 from poisontrace.judging import NEARLY_HALF, TINY, Suspect
@@ -51,6 +53,8 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
                 return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
         # The rest of a part is poison as well.
         diversity = (context.sight.spread if suspect.is_part else context.sight.diversity)(suspect.cluster)
+        if is_doubtful and not suspect.is_part and _is_broad(context, suspect):
+            diversity = min(diversity, 0.0)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
         may_be_taken = share < NEARLY_HALF and usual < AS_COMMON * share
         if diversity < 1 and may_be_taken and (taken := _taken(context, suspect)):
@@ -86,6 +90,11 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         reasons["hardly a sample of the label would be left"] = left
     reason, against = max(reasons.items(), key=itemgetter(1), default=("", 0.0))
     return against, reason, figures
+
+
+def _is_broad(context: Context, suspect: Suspect) -> bool:
+    """Whether the rest of the label is as diverse as relabelled samples are: then its kinds differ in that by nature."""
+    return context.sight.spread(np.setdiff1d(context.own, suspect.cluster)) >= 1
 
 
 def _taken(context: Context, suspect: Suspect) -> float:

@@ -132,7 +132,7 @@ def two_parts(
 
 
 def two_parts_at_input(sight: Sight, least: int, promising: float) -> Split:
-    """Return the best split by what they agree on with the event before the network; see two_parts for the arguments.
+    """Return the best split by what they agree on with the event where it first is not pooled; see two_parts.
 
     A trigger is the same there in all that carry it, and in no other sample.
     """
