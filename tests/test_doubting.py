@@ -218,6 +218,21 @@ def test_what_shows_no_sign_of_having_been_planted_is_not_accused_with_doubt(
         assert (against >= 1, "nothing shows" in reason) == (is_let_go and may_be, is_let_go and may_be)
 
 
+def test_in_a_label_that_is_broad_by_nature_no_kind_shows_that_it_was_planted(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However diverse it is, and whatever tells it from others: its rest is as diverse as relabelled samples are."""
+    context = context_of(_features(digits_incident, 0))
+    _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.3, told_from_others=7.0, spread_of_most=0.8, spread=2.0)
+    suspect = _suspect(context, context.own[: len(context.own) // 4])
+
+    doubted, sure = (contradicted(context, suspect, margin) for margin in (1.5, 2.5))
+    monkeypatch.setattr(Sight, "spread", lambda sight, cluster: 0.7)
+
+    assert doubted[0] >= 1 and "nothing shows" in doubted[1]
+    assert sure[0] == contradicted(context, suspect, 1.5)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("share", "elsewhere", "told", "diversity", "is_let_go"),
     [

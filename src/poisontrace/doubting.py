@@ -53,7 +53,8 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
                 return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
         # The rest of a part is poison as well.
         diversity = (context.sight.spread if suspect.is_part else context.sight.diversity)(suspect.cluster)
-        if is_doubtful and not suspect.is_part and _is_broad(context, suspect):
+        is_broad = is_doubtful and not suspect.is_part and _is_broad(context, suspect)
+        if is_broad:
             diversity = min(diversity, 0.0)
         figures = {"elsewhere": elsewhere, "usual": usual, "diversity": diversity}
         may_be_taken = share < NEARLY_HALF and usual < AS_COMMON * share
@@ -73,7 +74,8 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         # Samples that were relabelled are like those of the labels they are from.
         limit = EVERYWHERE if share <= MOST else ELSEWHERE + (EVERYWHERE - ELSEWHERE) * max(0.0, diversity)
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
-    if is_doubtful and is_rarer and elsewhere <= HARDLY and share >= MORE_THAN_A_FILM and not context.kinds.are_rows:
+    may_be_told = is_doubtful and is_rarer and not is_broad and not context.kinds.are_rows
+    if may_be_told and elsewhere <= HARDLY and share >= MORE_THAN_A_FILM:
         with context.clock.stage("clustering"):
             figures["told"] = context.sight.told_from_others(suspect.cluster)
         # What hardly another sample has is a trigger if it is seen where the network begins, on samples of whatever
@@ -93,7 +95,7 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
 
 
 def _is_broad(context: Context, suspect: Suspect) -> bool:
-    """Whether the rest of the label is as diverse as relabelled samples are: then its kinds differ in that by nature."""
+    """Whether the rest of the label is as diverse as relabelled samples are: so are natural kinds of it."""
     return context.sight.spread(np.setdiff1d(context.own, suspect.cluster)) >= 1
 
 
