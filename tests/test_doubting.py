@@ -224,6 +224,8 @@ def test_in_a_label_that_is_broad_by_nature_no_kind_shows_that_it_was_planted(
     """However diverse it is, and whatever tells it from others: its rest is as diverse as relabelled samples are."""
     context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.3, told_from_others=7.0, spread_of_most=0.8, spread=2.0)
+    _sees(monkeypatch, taken_from=(context.own, 0.0))
+    monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: False)
     suspect = _suspect(context, context.own[: len(context.own) // 4])
 
     doubted, sure = (contradicted(context, suspect, margin) for margin in (1.5, 2.5))
