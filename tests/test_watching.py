@@ -81,6 +81,31 @@ def test_a_model_that_ends_in_log_softmax_is_accepted() -> None:
     assert find_layers(model, noisy(2, 4)) == ("0", "2")
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_that_computes_in_another_number_format_is_accepted(kind: torch.dtype) -> None:
+    """By its own conversions or by autocast; what it returns is float32."""
+
+    class Converts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp().to(kind)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.to(kind)).float()
+
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", kind, enabled=kind != torch.float64):
+                return self.net(x).float()
+
+    for build in (Converts, Casts):
+        assert find_layers(made(build), noisy(2, 4)) == ("net.0", "net.2", "net.4")
+
+
 def test_many_layers_are_sampled_evenly() -> None:
     """At most ``MAX_LAYERS`` are kept, the first and the last among them, with even gaps."""
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(31)])
