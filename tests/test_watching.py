@@ -106,6 +106,14 @@ def test_a_model_that_computes_in_another_number_format_is_accepted(kind: torch.
         assert find_layers(made(build), noisy(2, 4)) == ("net.0", "net.2", "net.4")
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64"])
+def test_a_model_that_takes_another_number_format_is_refused(kind: str) -> None:
+    """Not as a wrong shape: the message names the format and the way out."""
+    message = rf"'model' must take float32 inputs \(got parameters of {kind}: .*\)\. Convert it with \.float\(\)\."
+    with pytest.raises(UnsupportedModelError, match=message):
+        find_layers(mlp().to(getattr(torch, kind)), noisy(2, 4))
+
+
 def test_many_layers_are_sampled_evenly() -> None:
     """At most ``MAX_LAYERS`` are kept, the first and the last among them, with even gaps."""
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(31)])

@@ -81,6 +81,12 @@ def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        if len(kinds) == 1 and torch.float32 not in kinds:
+            kind = str(kinds.pop()).removeprefix("torch.")
+            raise UnsupportedModelError(
+                f"'model' must take float32 inputs (got parameters of {kind}: {reason}). Convert it with .float()."
+            ) from error
         raise InvalidInputError(
             f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
             "uint8 images are fed as float32 (n, channels, height, width) in [0, 1], float arrays as they are."
