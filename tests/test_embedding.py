@@ -385,6 +385,19 @@ def test_a_model_that_cuts_gradients_is_refused() -> None:
         _collect(model=made(Frozen))
 
 
+def test_a_frozen_reader_of_tokens_is_traced_as_a_free_one() -> None:
+    """Its parameters are frozen again afterwards, and have no gradients."""
+    free, x = made(Reader), np.array(TOKENS, np.float32)
+    frozen = made(Reader).requires_grad_(False)
+    text = torch.from_numpy(x[0]), int(free(torch.tensor(TOKENS[:1])).argmax())
+
+    expected, got = (collect(model, ArraySet(x, np.zeros(4, np.int64)), [text]) for model in (free, frozen))
+
+    assert all(torch.equal(a, b) for a, b in zip(expected.saliency, got.saliency, strict=True))
+    assert got.saliency[0].any()
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen.parameters())
+
+
 def test_the_fall_of_an_event_without_a_word_is_that_of_a_slow_twin() -> None:
     """One forward pass a word, with the mean of the table written into it."""
     model = made(Reader)

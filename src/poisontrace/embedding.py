@@ -28,7 +28,7 @@ from poisontrace._errors import (
 from poisontrace.data import TrainSet
 from poisontrace.forward import Setting, column_of, record, recording_of, size_of
 from poisontrace.ranks import ALONE, Ranks
-from poisontrace.watching import check_finite, evaluating, pool, run, watching
+from poisontrace.watching import check_finite, differentiable, evaluating, pool, run, watching
 
 WORDS = 16  # that are left out of an event at a time
 
@@ -206,7 +206,8 @@ def collect(
 
         activations = tuple(found[column_of(place)] for place in range(len(names)))
         means = [Blocks.of(layer, memory).mean() for layer in activations]
-        parts = [_event_features(model, setting, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
+        with differentiable(model):  # what looks up tokens has no other way to a gradient
+            parts = [_event_features(model, setting, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
     bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
     return Features(
         layers=names,

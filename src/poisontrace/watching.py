@@ -71,6 +71,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Let every parameter require gradients inside the block, and after it those that did before."""
+    frozen = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.is_floating_point() and not parameter.requires_grad and not parameter.is_inference()
+    ]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """Return the logits of a batch, or say in one sentence what the model made of it."""
     try:
