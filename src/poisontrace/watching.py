@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from poisontrace._errors import InvalidInputError, UnsupportedModelError, is_out_of_memory
 
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
+STEADY = 1e-2  # of the largest logit, and at least of 1: answers to one input differ by less, in any number format
 
 
 def pool(activation: Tensor, *, channels_last: bool) -> Tensor:
@@ -122,6 +123,16 @@ def check_finite(values: Tensor, what: str, first_row: int = 0) -> None:
     if not bool(torch.isfinite(values).all()):
         row = first_row + int((~torch.isfinite(values).all(1)).nonzero()[0])
         raise InvalidInputError(f"'weights' must give finite outputs (got NaN or infinity for {what} {row}).")
+
+
+def check_steady(logits: Tensor) -> None:
+    """Refuse logits (b, k) that differ though the inputs were the same."""
+    off = float((logits - logits[:1]).abs().max())
+    if off > STEADY * (1 + float(logits.abs().max())):
+        raise UnsupportedModelError(
+            f"'model' must give the same answer to the same input (got logits {off:.2g} apart). "
+            "Switch off sampling and dropout in its forward."
+        )
 
 
 def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[str, ...]:
