@@ -146,6 +146,44 @@ def test_two_heads_are_refused_by_name() -> None:
         find_layers(made(_TwoHeads), noisy(2, 4))
 
 
+class _Auxiliary(nn.Module):
+    """The head also answers on another layer's output, before or after it gives the logits."""
+
+    def __init__(self, *, is_first: bool) -> None:
+        super().__init__()
+        self.body, self.more, self.head, self.is_first = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3), is_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        inputs = (h, self.more(h)) if self.is_first else (self.more(h), h)
+        first, second = map(self.head, inputs)
+        return second if self.is_first else first
+
+
+class _Scaled(nn.Linear):
+    """A head that does more than its weights say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * super().forward(x)
+
+
+def test_a_head_whose_first_run_is_not_the_output_is_refused() -> None:
+    """What is kept is the input of the first run; a second run after the logits does no harm."""
+    message = (
+        r"'model' must answer with the input .* away from those of the first run of 'head'\)\. Run that layer once"
+    )
+    for layer in (None, "head"):
+        with pytest.raises(UnsupportedModelError, match=message):
+            find_layers(made(lambda: _Auxiliary(is_first=True)), noisy(2, 4), layer)
+    assert find_layers(made(lambda: _Auxiliary(is_first=False)), noisy(2, 4)) == ("body", "more", "head")
+
+
+def test_a_head_that_does_more_than_its_weights_is_refused() -> None:
+    """Its weights are what unlearning changes."""
+    with pytest.raises(UnsupportedModelError, match=r"first run of '1'\)\. .* let it do nothing else"):
+        find_layers(made(lambda: nn.Sequential(nn.Linear(4, 6), _Scaled(6, 3))), noisy(2, 4))
+
+
 def test_a_model_without_a_linear_layer_is_refused() -> None:
     """The message says what to wrap."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())

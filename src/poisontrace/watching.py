@@ -15,6 +15,7 @@ from poisontrace._errors import InvalidInputError, UnsupportedModelError, is_out
 
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
 STEADY = 1e-2  # of the largest logit, and at least of 1: answers to one input differ by less, in any number format
+ALIKE = 2e-2  # likewise, an output and what the last layer's weights make of its input
 
 
 def pool(activation: Tensor, *, channels_last: bool) -> Tensor:
@@ -135,6 +136,22 @@ def check_steady(logits: Tensor) -> None:
         )
 
 
+def check_head(layer: nn.Module, below: Tensor, output: Tensor, name: str) -> None:
+    """Refuse a last layer whose weights do not make the model's output of what it was fed."""
+    assert isinstance(layer, nn.Linear)
+    off = float("inf")
+    if below.shape == (len(output), layer.in_features):
+        with torch.no_grad():
+            bias = 0 if layer.bias is None else layer.bias.float()
+            logits = below.float() @ layer.weight.float().T + bias  # (n, d) @ (d, k) -> (n, k)
+        off = float((logits.log_softmax(1) - output.float().log_softmax(1)).abs().max())
+    if off > ALIKE * (1 + float(output.abs().max())):
+        raise UnsupportedModelError(
+            "'model' must answer with the input of its last linear layer times its weights (got logits "
+            f"{off:.2g} away from those of the first run of {name!r}). Run that layer once, and let it do nothing else."
+        )
+
+
 def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[str, ...]:
     """Return the names of the layers to watch, in the order they run; the last one is the last linear layer.
 
@@ -179,6 +196,10 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
             f"(got {last!r}; linear layers that ran: {ran}). "
             + ("Name one of them with 'layer'." if linear else "Wrap the model so that it ends in torch.nn.Linear.")
         )
+
+    if any(name == found[0] and is_output(out) for name, _, out in linear):  # else named, though the model goes on
+        below = next(below for name, below, _ in linear if name == found[0])  # of the first run, as in the pass
+        check_head(weighted[found[0]], below, output, found[0])
 
     # Layers fed by the same tensor (a block and its shortcut) are one layer to us; a layer run twice counts once.
     names: list[str] = []
