@@ -357,15 +357,28 @@ def test_infinite_outputs_on_a_later_event_are_refused() -> None:
 
 def test_infinite_activations_behind_finite_outputs_are_refused() -> None:
     """A saturating unit may hide an overflow."""
-    x = noisy(6, 4).numpy()
-    x[5] = 3e38
+    x = 1e-3 * noisy(6, 4).numpy()
+    x[5] = 9e18
     model = made(lambda: nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Sigmoid(), nn.Linear(4, 3)))
     with torch.no_grad():
-        model[0].weight.fill_(1.0)
+        model[0].weight.fill_(1e19)
         model[1].weight.fill_(1.0)
 
     with pytest.raises(InvalidInputError, match=r"infinity for the input of '1' at training sample 5\)"):
         _collect(x=x, model=model)
+
+
+def test_activations_without_a_finite_square_are_refused() -> None:
+    """They have no variance in float32; of a training sample or an event, which are named."""
+    x, large = noisy(6, 4).numpy(), torch.full((4,), 2e19)
+    x[5] = 2e19
+    model = made(lambda: nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)))
+
+    message = r"'weights' must give finite outputs \(got a number beyond 1e19 for the input of '0' at "
+    with pytest.raises(InvalidInputError, match=message + r"training sample 5\)"):
+        _collect(x=x, model=model)
+    with pytest.raises(InvalidInputError, match=message + r"event 0\)"):
+        _collect(event=large, label=answer(model, large), model=model)
 
 
 def test_a_model_that_cuts_gradients_is_refused() -> None:

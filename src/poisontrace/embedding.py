@@ -295,6 +295,7 @@ def _event_features(
     for (name, activation), gradient, mean in zip(values.items(), gradients, means, strict=True):
         is_linear = isinstance(setting.watched[name], nn.Linear)
         pooled.append(pool(activation, channels_last=is_linear).float().cpu())
+        check_finite(pooled[-1], f"the input of {name!r} at event", row)
         axis = -1 if is_linear else 1
         a, g = (
             t.detach().float().cpu().movedim(axis, 1).flatten(2) if t.ndim > 2 else t.detach().float().cpu()[..., None]

@@ -15,6 +15,7 @@ from poisontrace._errors import InvalidInputError, UnsupportedModelError, is_out
 
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
 STEADY = 1e-2  # of the largest logit, and at least of 1: answers to one input differ by less, in any number format
+LARGEST = 1e19  # activation; of what is larger, float32 holds no square, and so no variance
 ALIKE = 2e-2  # likewise, an output and what the last layer's weights make of its input
 
 
@@ -120,10 +121,12 @@ def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
 
 
 def check_finite(values: Tensor, what: str, first_row: int = 0) -> None:
-    """Refuse numbers that are not finite, and name the first row (n, ...) that holds one."""
-    if not bool(torch.isfinite(values).all()):
-        row = first_row + int((~torch.isfinite(values).all(1)).nonzero()[0])
-        raise InvalidInputError(f"'weights' must give finite outputs (got NaN or infinity for {what} {row}).")
+    """Refuse numbers that are not finite, or have no finite square, and name the first row (n, ...) that holds one."""
+    is_fine = values.float().abs() <= LARGEST  # NaN is not
+    if not bool(is_fine.all()):
+        row = int((~is_fine.all(1)).nonzero()[0])
+        got = "a number beyond 1e19" if bool(torch.isfinite(values[row]).all()) else "NaN or infinity"
+        raise InvalidInputError(f"'weights' must give finite outputs (got {got} for {what} {first_row + row}).")
 
 
 def check_steady(logits: Tensor) -> None:
