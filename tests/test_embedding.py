@@ -310,6 +310,20 @@ def test_events_must_carry_the_label_that_the_model_gave() -> None:
         _collect(label=(given + 1) % 3)
 
 
+def test_labels_of_events_are_looked_at_before_the_pass() -> None:
+    """Of each event; a pass takes hours, and without a store they are lost."""
+    model, calls = made(mlp), []
+    given = answer(model, noisy(4))
+    events = [(noisy(4), given), (noisy(4), (given + 1) % 3)]
+
+    with pytest.raises(InvalidInputError, match="'events: y' must hold the wrong label that the model gave"):
+        collect(
+            model, ArraySet(noisy(6, 4).numpy(), np.zeros(6, int)), events, progress=lambda *args: calls.append(args)
+        )
+
+    assert not calls
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 def test_event_labels_out_of_range_are_refused(label: int) -> None:
     """There is no such output."""

@@ -176,7 +176,8 @@ def collect(
         progress: called with (stage, samples done, samples in all).
 
     Raises:
-        InvalidInputError: if an input or a label does not fit the model, or an event is not labelled as stated.
+        InvalidInputError: if an input or a label does not fit the model, or an event is not labelled as stated (which
+            shows before the pass).
         StoreError: if the store cannot be written, or holds something else.
         UnsupportedModelError: if the model has no usable last linear layer.
     """
@@ -185,6 +186,9 @@ def collect(
         names, watched, columns = setting.names, setting.watched, setting.columns
         linear = watched[names[-1]]
         assert isinstance(linear, nn.Linear)
+        with differentiable(model):
+            for row, (x, y) in enumerate(events):  # before the pass, which may take hours
+                _event_logits(model, x.to(device), y, row)
 
         with ExitStack() as stack:
             is_temporary = store is None and size_of(columns, len(train_set)) > memory // 2
@@ -250,6 +254,24 @@ def assist(
             recording.finish()
 
 
+@torch.enable_grad()  # networks may take another way without
+def _event_logits(model: nn.Module, x: Tensor, label: int, row: int) -> Tensor:
+    """Return the logits of an event, (1, k), or refuse it if they are not what was stated."""
+    logits = run(model, x[None].detach().clone().requires_grad_(), "events")
+    check_finite(logits.detach(), "event", row)
+    if not 0 <= label < logits.shape[1]:
+        raise InvalidInputError(
+            f"'events: y' must hold labels below {logits.shape[1]} (got {label}). State the label the model gave."
+        )
+    given = int(logits[0].argmax())
+    if given != label:
+        raise InvalidInputError(
+            f"'events: y' must hold the wrong label that the model gave (got {label}, but the model answers {given}). "
+            "Check the weights and the preprocessing, or state the label the model gave."
+        )
+    return logits
+
+
 def _event_features(
     model: nn.Module, setting: Setting, x: Tensor, label: int, row: int, means: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor, list[Tensor], tuple[Tensor, Tensor]]:
@@ -266,19 +288,8 @@ def _event_features(
             below[name] = activation
             values[name] = activation.detach().clone()  # a later layer may work in place
 
-    with torch.enable_grad(), watching(setting.watched, keep):
-        logits = run(model, x[None].detach().clone().requires_grad_(), "events")
-    check_finite(logits.detach(), "event", row)
-    if not 0 <= label < logits.shape[1]:
-        raise InvalidInputError(
-            f"'events: y' must hold labels below {logits.shape[1]} (got {label}). State the label the model gave."
-        )
-    given = int(logits[0].argmax())
-    if given != label:
-        raise InvalidInputError(
-            f"'events: y' must hold the wrong label that the model gave (got {label}, but the model answers {given}). "
-            "Check the weights and the preprocessing, or state the label the model gave."
-        )
+    with watching(setting.watched, keep):
+        logits = _event_logits(model, x, label, row)
     rival = logits[0].detach().clone()
     rival[label] = -torch.inf
     margin = logits[0, label] - logits[0, int(rival.argmax())]
