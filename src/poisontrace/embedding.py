@@ -212,7 +212,7 @@ def collect(
         means = [Blocks.of(layer, memory).mean() for layer in activations]
         with differentiable(model):  # what looks up tokens has no other way to a gradient
             parts = [_event_features(model, setting, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
-    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
+    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features, dtype=torch.float32)
     return Features(
         layers=names,
         activations=activations,
@@ -325,7 +325,7 @@ def _event_words(model: nn.Module, table: str | None, x: Tensor, label: int, riv
     than a derivative.
     """
     if table is None:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0)
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
     module = model.get_submodule(table)
     assert isinstance(module, nn.Embedding)
     ordinary = module.weight.detach().mean(0)
@@ -348,4 +348,4 @@ def _event_words(model: nn.Module, table: str | None, x: Tensor, label: int, riv
         whole = margins([])
         held = [token for token in sorted(set(read[0].flatten().tolist())) if token != module.padding_idx]
         falls = [whole - margins(held[start : start + WORDS]) for start in range(0, len(held), WORDS)]
-    return torch.tensor(held, dtype=torch.int64), torch.cat(falls or [torch.empty(0)])
+    return torch.tensor(held, dtype=torch.int64), torch.cat(falls or [torch.empty(0, dtype=torch.float32)])

@@ -156,7 +156,7 @@ class Sight:
             positions and labels, (m,) each, one for each of the samples that stand for all outside; m may be 0.
         """
         if not len(self.outside):
-            return torch.empty(0), torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.float32), torch.empty(0, dtype=torch.int64)
         return self.places(cluster, self.outside), self.features.labels[torch.from_numpy(self.outside)]
 
     def places(self, cluster: Indices, others: Indices) -> Tensor:
