@@ -184,6 +184,17 @@ def test_a_head_that_does_more_than_its_weights_is_refused() -> None:
         find_layers(made(lambda: nn.Sequential(nn.Linear(4, 6), _Scaled(6, 3))), noisy(2, 4))
 
 
+def test_normalisation_by_the_batch_is_refused() -> None:
+    """Without running statistics an answer depends on the other inputs; that of each input by itself is none."""
+    layers = nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3)
+    with pytest.raises(
+        UnsupportedModelError, match=r"'model' must answer each input on its own \(got '1', .*track_running_stats=True"
+    ):
+        find_layers(nn.Sequential(*layers).eval(), noisy(2, 4))
+    alone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+    assert find_layers(alone.eval(), noisy(2, 1, 8, 8)) == ("0", "3")
+
+
 def test_a_model_without_a_linear_layer_is_refused() -> None:
     """The message says what to wrap."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from poisontrace._errors import InvalidInputError, UnsupportedModelError, is_out_of_memory
 
@@ -167,8 +168,15 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
         at most ``MAX_LAYERS`` names, spread evenly, the first layer with weights and the last linear layer among them.
 
     Raises:
-        UnsupportedModelError: if no linear layer, or more than one, ends in the model's output.
+        UnsupportedModelError: if no linear layer, or more than one, ends in the model's output, or the model's answer
+            to an input depends on the others.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise UnsupportedModelError(
+                f"'model' must answer each input on its own (got {name!r}, a batch normalisation without running "
+                "statistics). Build it with track_running_stats=True, and train it so."
+            )
     weighted: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
