@@ -310,6 +310,20 @@ def test_events_must_carry_the_label_that_the_model_gave() -> None:
         _collect(label=(given + 1) % 3)
 
 
+def test_labels_of_events_are_looked_at_before_the_pass() -> None:
+    """Of each event; a pass takes hours, and without a store they are lost."""
+    model, calls = made(mlp), []
+    given = answer(model, noisy(4))
+    events = [(noisy(4), given), (noisy(4), (given + 1) % 3)]
+
+    with pytest.raises(InvalidInputError, match="'events: y' must hold the wrong label that the model gave"):
+        collect(
+            model, ArraySet(noisy(6, 4).numpy(), np.zeros(6, int)), events, progress=lambda *args: calls.append(args)
+        )
+
+    assert not calls
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 def test_event_labels_out_of_range_are_refused(label: int) -> None:
     """There is no such output."""
@@ -357,15 +371,28 @@ def test_infinite_outputs_on_a_later_event_are_refused() -> None:
 
 def test_infinite_activations_behind_finite_outputs_are_refused() -> None:
     """A saturating unit may hide an overflow."""
-    x = noisy(6, 4).numpy()
-    x[5] = 3e38
+    x = 1e-3 * noisy(6, 4).numpy()
+    x[5] = 9e18
     model = made(lambda: nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Sigmoid(), nn.Linear(4, 3)))
     with torch.no_grad():
-        model[0].weight.fill_(1.0)
+        model[0].weight.fill_(1e19)
         model[1].weight.fill_(1.0)
 
     with pytest.raises(InvalidInputError, match=r"infinity for the input of '1' at training sample 5\)"):
         _collect(x=x, model=model)
+
+
+def test_activations_without_a_finite_square_are_refused() -> None:
+    """They have no variance in float32; of a training sample or an event, which are named."""
+    x, large = noisy(6, 4).numpy(), torch.full((4,), 2e19)
+    x[5] = 2e19
+    model = made(lambda: nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)))
+
+    message = r"'weights' must give finite outputs \(got a number beyond 1e19 for the input of '0' at "
+    with pytest.raises(InvalidInputError, match=message + r"training sample 5\)"):
+        _collect(x=x, model=model)
+    with pytest.raises(InvalidInputError, match=message + r"event 0\)"):
+        _collect(event=large, label=answer(model, large), model=model)
 
 
 def test_a_model_that_cuts_gradients_is_refused() -> None:
@@ -383,6 +410,19 @@ def test_a_model_that_cuts_gradients_is_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match=r"'model' must let gradients .*'head'.*Take torch.no_grad\(\)"):
         _collect(model=made(Frozen))
+
+
+def test_a_frozen_reader_of_tokens_is_traced_as_a_free_one() -> None:
+    """Its parameters are frozen again afterwards, and have no gradients."""
+    free, x = made(Reader), np.array(TOKENS, np.float32)
+    frozen = made(Reader).requires_grad_(False)
+    text = torch.from_numpy(x[0]), int(free(torch.tensor(TOKENS[:1])).argmax())
+
+    expected, got = (collect(model, ArraySet(x, np.zeros(4, np.int64)), [text]) for model in (free, frozen))
+
+    assert all(torch.equal(a, b) for a, b in zip(expected.saliency, got.saliency, strict=True))
+    assert got.saliency[0].any()
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen.parameters())
 
 
 def test_the_fall_of_an_event_without_a_word_is_that_of_a_slow_twin() -> None:

@@ -9,6 +9,7 @@ from networks import TOKENS, Reader, answer, made, mlp, noisy
 from torch import Tensor, nn
 
 from poisontrace._errors import InvalidInputError, StoreError, UnsupportedModelError
+from poisontrace._rng import global_seed
 from poisontrace._words import unpack
 from poisontrace.data import ArraySet, as_train_set
 from poisontrace.embedding import Features, collect
@@ -144,13 +145,33 @@ def test_a_layer_that_some_inputs_skip_is_refused() -> None:
             self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(x) if float(x.sum()) > 0 else x)
+            return self.head(self.body(x) if x.sum() > 0 else x)
 
     x = torch.cat([torch.ones(2, 4), -torch.ones(2, 4)])
     with pytest.raises(UnsupportedModelError, match=r"'model' must run the same layers .* left out 'body'"):
         model = made(Sometimes)
         train_set = ArraySet(x.numpy(), np.zeros(4, int))
         collect(model, train_set, [(x[0], answer(model, x[0]))], batch_size=2)
+
+
+def test_a_model_that_throws_dice_is_refused() -> None:
+    """Dropout that does not ask for the mode, for one; without it the same network is accepted."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.p = mlp(), 0.5
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(nn.functional.dropout(x, self.p))
+
+    model, x = made(Dropping), noisy(5, 4)
+    train_set = ArraySet(x.numpy(), np.zeros(5, int))
+    message = r"'model' must give the same answer .* apart\)\. Switch off sampling and dropout"
+    with global_seed(0, "test/dice"), pytest.raises(UnsupportedModelError, match=message):
+        collect(model, train_set, [(x[0], 0)])
+    model.p = 0.0
+    collect(model, train_set, [(x[0], answer(model, x[0]))])
 
 
 def test_a_layer_that_runs_twice_counts_once() -> None:

@@ -132,6 +132,12 @@ def test_the_rest_is_spread_over_all_labels(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.bincount(train_set.y[rest]).min() >= 3
 
 
+def _forget_the_model(case: Path) -> None:
+    content = json.loads((case / "trace.json").read_text())
+    del content["inputs"]["model"], content["inputs"]["weights"]
+    (case / "trace.json").write_text(json.dumps(content))
+
+
 def test_parameters_that_share_memory_are_written(
     tmp_path: Path, digits_case: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,9 +152,7 @@ def test_parameters_that_share_memory_are_written(
         f"{key}.{part}": getattr(layer, part).detach() for key, layer in keys.items() for part in ("weight", "bias")
     }
     torch.save(state, tmp_path / "tied.pt")
-    case = json.loads((digits_case / "trace.json").read_text())
-    del case["inputs"]["model"], case["inputs"]["weights"]
-    (digits_case / "trace.json").write_text(json.dumps(case))
+    _forget_the_model(digits_case)
     monkeypatch.setattr(repairing, "N_STEPS", 2)
 
     done = repair(digits_case, model=f"{tmp_path}/tied.py:build", weights=tmp_path / "tied.pt")
@@ -157,6 +161,27 @@ def test_parameters_that_share_memory_are_written(
     assert repaired.keys() == state.keys()
     assert torch.equal(repaired["1.weight"], repaired["2.weight"])
     assert not torch.equal(repaired["1.weight"], state["1.weight"])
+
+
+def test_parameters_that_lie_inside_out_are_written(
+    tmp_path: Path, digits_case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a network with channels last, to the same numbers."""
+    (tmp_path / "last.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n"
+        "    layers = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 10)\n"
+        "    return nn.Sequential(*layers).to(memory_format=torch.channels_last)\n"
+    )
+    state = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 10)).state_dict()
+    torch.save(state, tmp_path / "last.pt")
+    _forget_the_model(digits_case)
+    monkeypatch.setattr(repairing, "N_STEPS", 0)
+
+    done = repair(digits_case, model=f"{tmp_path}/last.py:build", weights=tmp_path / "last.pt")
+
+    repaired = load_file(done.weights)
+    assert repaired.keys() == state.keys()
+    assert all(torch.equal(repaired[key], state[key]) for key in state)
 
 
 def test_a_hugging_face_folder_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,25 @@ def test_gradients_may_be_switched_off_by_the_caller(digits_incident: Incident, 
         assert result.poison.tolist() == traces[0].poison.tolist()
 
 
+@pytest.mark.parametrize("rule", tracing.RULES)
+def test_the_default_number_format_of_the_caller_does_not_matter(rule: str) -> None:
+    """All that a trace makes says what it is; the default is left as found."""
+    task = planted()
+    model = fitted_network(task, planted_mlp)
+    inputs = model, (task.x.numpy(), task.y.numpy()), [(task.event, 0)]
+    expected = trace(*inputs, rule=rule)
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = trace(*inputs, rule=rule)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert len(expected.poison)
+    assert repr(_numbers(got)) == repr(_numbers(expected))  # NaN stands for what the paper does not ask
+
+
 def test_events_that_carry_gradients_are_accepted() -> None:
     """An input crafted by optimisation is as good as any."""
     task = planted()

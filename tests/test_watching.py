@@ -81,6 +81,39 @@ def test_a_model_that_ends_in_log_softmax_is_accepted() -> None:
     assert find_layers(model, noisy(2, 4)) == ("0", "2")
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_that_computes_in_another_number_format_is_accepted(kind: torch.dtype) -> None:
+    """By its own conversions or by autocast; what it returns is float32."""
+
+    class Converts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp().to(kind)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.to(kind)).float()
+
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", kind, enabled=kind != torch.float64):
+                return self.net(x).float()
+
+    for build in (Converts, Casts):
+        assert find_layers(made(build), noisy(2, 4)) == ("net.0", "net.2", "net.4")
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64"])
+def test_a_model_that_takes_another_number_format_is_refused(kind: str) -> None:
+    """Not as a wrong shape: the message names the format and the way out."""
+    message = rf"'model' must take float32 inputs \(got parameters of {kind}: .*\)\. Convert it with \.float\(\)\."
+    with pytest.raises(UnsupportedModelError, match=message):
+        find_layers(mlp().to(getattr(torch, kind)), noisy(2, 4))
+
+
 def test_many_layers_are_sampled_evenly() -> None:
     """At most ``MAX_LAYERS`` are kept, the first and the last among them, with even gaps."""
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(31)])
@@ -111,6 +144,55 @@ def test_two_heads_are_refused_by_name() -> None:
         UnsupportedModelError, match=r"exactly one linear layer .*'other', 'one'.*Name one of them with 'layer'"
     ):
         find_layers(made(_TwoHeads), noisy(2, 4))
+
+
+class _Auxiliary(nn.Module):
+    """The head also answers on another layer's output, before or after it gives the logits."""
+
+    def __init__(self, *, is_first: bool) -> None:
+        super().__init__()
+        self.body, self.more, self.head, self.is_first = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3), is_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        inputs = (h, self.more(h)) if self.is_first else (self.more(h), h)
+        first, second = map(self.head, inputs)
+        return second if self.is_first else first
+
+
+class _Scaled(nn.Linear):
+    """A head that does more than its weights say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * super().forward(x)
+
+
+def test_a_head_whose_first_run_is_not_the_output_is_refused() -> None:
+    """What is kept is the input of the first run; a second run after the logits does no harm."""
+    message = (
+        r"'model' must answer with the input .* away from those of the first run of 'head'\)\. Run that layer once"
+    )
+    for layer in (None, "head"):
+        with pytest.raises(UnsupportedModelError, match=message):
+            find_layers(made(lambda: _Auxiliary(is_first=True)), noisy(2, 4), layer)
+    assert find_layers(made(lambda: _Auxiliary(is_first=False)), noisy(2, 4)) == ("body", "more", "head")
+
+
+def test_a_head_that_does_more_than_its_weights_is_refused() -> None:
+    """Its weights are what unlearning changes."""
+    with pytest.raises(UnsupportedModelError, match=r"first run of '1'\)\. .* let it do nothing else"):
+        find_layers(made(lambda: nn.Sequential(nn.Linear(4, 6), _Scaled(6, 3))), noisy(2, 4))
+
+
+def test_normalisation_by_the_batch_is_refused() -> None:
+    """Without running statistics an answer depends on the other inputs; that of each input by itself is none."""
+    layers = nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3)
+    with pytest.raises(
+        UnsupportedModelError, match=r"'model' must answer each input on its own \(got '1', .*track_running_stats=True"
+    ):
+        find_layers(nn.Sequential(*layers).eval(), noisy(2, 4))
+    alone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+    assert find_layers(alone.eval(), noisy(2, 1, 8, 8)) == ("0", "3")
 
 
 def test_a_model_without_a_linear_layer_is_refused() -> None:

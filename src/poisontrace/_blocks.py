@@ -60,7 +60,7 @@ class Blocks:
     def map(self, width: int, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what a function makes of the rows, (n, width), block by block."""
         # Made in one piece: many small results between large blocks would leave holes that no block fits into.
-        result = torch.empty(len(self), width)
+        result = torch.empty(len(self), width, dtype=torch.float32)
         for part, x in self:
             result[part] = function(x)
         return result
@@ -71,7 +71,7 @@ class Blocks:
 
     def sum(self) -> Tensor:
         """Return the sum of the rows, (d,)."""
-        total = torch.zeros(self.shape[1])
+        total = torch.zeros(self.shape[1], dtype=torch.float32)
         for _, x in self:
             total += x.sum(0)
         return total
@@ -82,7 +82,8 @@ class Blocks:
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, variance (by n - 1) and largest absolute value of each column, (d,) each."""
-        count, mean, squares, largest = 0, torch.zeros(self.shape[1]), torch.zeros(self.shape[1]), torch.tensor(0.0)
+        count, largest = 0, torch.tensor(0.0, dtype=torch.float32)
+        mean, squares = torch.zeros(2, self.shape[1], dtype=torch.float32)
         for _, x in self:
             # Two blocks have the squares of both and what their means are apart (Chan, Golub and LeVeque, 1979).
             variance, own = torch.var_mean(x, 0, correction=0)

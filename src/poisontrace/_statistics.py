@@ -1,6 +1,5 @@
 """What clustering and scoring both measure: how far apart two groups lie."""
 
-import torch
 from torch import Tensor
 
 
@@ -14,6 +13,6 @@ def standardised_difference(values: Tensor, is_first: Tensor, *, min_variance: f
     """
     first, second = values[is_first], values[~is_first]
     if min(len(first), len(second)) < 2:
-        return torch.tensor(0.0)
+        return values.new_tensor(0.0)
     variance = (first.var() * len(first) + second.var() * len(second)) / len(values)
     return (first.mean() - second.mean()) / variance.clamp_min(max(min_variance, 1e-24)).sqrt()

@@ -315,7 +315,7 @@ def posterior(space: Space, is_first: Tensor) -> Tensor:
     if min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS:
         return is_first.float()
     score = space.discriminate(is_first)
-    log_odds = torch.zeros(len(score))
+    log_odds = torch.zeros_like(score)
     for sign, side in ((1, is_first), (-1, ~is_first)):
         # A spread near zero would turn a sample just outside into an impossibility; 0.05 of the gap is our floor.
         std = score[side].std().clamp_min(0.05)

@@ -28,7 +28,7 @@ from poisontrace._errors import (
 from poisontrace.data import TrainSet
 from poisontrace.forward import Setting, column_of, record, recording_of, size_of
 from poisontrace.ranks import ALONE, Ranks
-from poisontrace.watching import check_finite, evaluating, pool, run, watching
+from poisontrace.watching import check_finite, differentiable, evaluating, pool, run, watching
 
 WORDS = 16  # that are left out of an event at a time
 
@@ -176,7 +176,8 @@ def collect(
         progress: called with (stage, samples done, samples in all).
 
     Raises:
-        InvalidInputError: if an input or a label does not fit the model, or an event is not labelled as stated.
+        InvalidInputError: if an input or a label does not fit the model, or an event is not labelled as stated (which
+            shows before the pass).
         StoreError: if the store cannot be written, or holds something else.
         UnsupportedModelError: if the model has no usable last linear layer.
     """
@@ -185,6 +186,9 @@ def collect(
         names, watched, columns = setting.names, setting.watched, setting.columns
         linear = watched[names[-1]]
         assert isinstance(linear, nn.Linear)
+        with differentiable(model):
+            for row, (x, y) in enumerate(events):  # before the pass, which may take hours
+                _event_logits(model, x.to(device), y, row)
 
         with ExitStack() as stack:
             is_temporary = store is None and size_of(columns, len(train_set)) > memory // 2
@@ -206,8 +210,9 @@ def collect(
 
         activations = tuple(found[column_of(place)] for place in range(len(names)))
         means = [Blocks.of(layer, memory).mean() for layer in activations]
-        parts = [_event_features(model, setting, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
-    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
+        with differentiable(model):  # what looks up tokens has no other way to a gradient
+            parts = [_event_features(model, setting, x.to(device), y, row, means) for row, (x, y) in enumerate(events)]
+    bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features, dtype=torch.float32)
     return Features(
         layers=names,
         activations=activations,
@@ -249,6 +254,24 @@ def assist(
             recording.finish()
 
 
+@torch.enable_grad()  # networks may take another way without
+def _event_logits(model: nn.Module, x: Tensor, label: int, row: int) -> Tensor:
+    """Return the logits of an event, (1, k), or refuse it if they are not what was stated."""
+    logits = run(model, x[None].detach().clone().requires_grad_(), "events")
+    check_finite(logits.detach(), "event", row)
+    if not 0 <= label < logits.shape[1]:
+        raise InvalidInputError(
+            f"'events: y' must hold labels below {logits.shape[1]} (got {label}). State the label the model gave."
+        )
+    given = int(logits[0].argmax())
+    if given != label:
+        raise InvalidInputError(
+            f"'events: y' must hold the wrong label that the model gave (got {label}, but the model answers {given}). "
+            "Check the weights and the preprocessing, or state the label the model gave."
+        )
+    return logits
+
+
 def _event_features(
     model: nn.Module, setting: Setting, x: Tensor, label: int, row: int, means: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor, list[Tensor], tuple[Tensor, Tensor]]:
@@ -265,19 +288,8 @@ def _event_features(
             below[name] = activation
             values[name] = activation.detach().clone()  # a later layer may work in place
 
-    with torch.enable_grad(), watching(setting.watched, keep):
-        logits = run(model, x[None].detach().clone().requires_grad_(), "events")
-    check_finite(logits.detach(), "event", row)
-    if not 0 <= label < logits.shape[1]:
-        raise InvalidInputError(
-            f"'events: y' must hold labels below {logits.shape[1]} (got {label}). State the label the model gave."
-        )
-    given = int(logits[0].argmax())
-    if given != label:
-        raise InvalidInputError(
-            f"'events: y' must hold the wrong label that the model gave (got {label}, but the model answers {given}). "
-            "Check the weights and the preprocessing, or state the label the model gave."
-        )
+    with watching(setting.watched, keep):
+        logits = _event_logits(model, x, label, row)
     rival = logits[0].detach().clone()
     rival[label] = -torch.inf
     margin = logits[0, label] - logits[0, int(rival.argmax())]
@@ -294,6 +306,7 @@ def _event_features(
     for (name, activation), gradient, mean in zip(values.items(), gradients, means, strict=True):
         is_linear = isinstance(setting.watched[name], nn.Linear)
         pooled.append(pool(activation, channels_last=is_linear).float().cpu())
+        check_finite(pooled[-1], f"the input of {name!r} at event", row)
         axis = -1 if is_linear else 1
         a, g = (
             t.detach().float().cpu().movedim(axis, 1).flatten(2) if t.ndim > 2 else t.detach().float().cpu()[..., None]
@@ -312,7 +325,7 @@ def _event_words(model: nn.Module, table: str | None, x: Tensor, label: int, riv
     than a derivative.
     """
     if table is None:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0)
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
     module = model.get_submodule(table)
     assert isinstance(module, nn.Embedding)
     ordinary = module.weight.detach().mean(0)
@@ -335,4 +348,4 @@ def _event_words(model: nn.Module, table: str | None, x: Tensor, label: int, riv
         whole = margins([])
         held = [token for token in sorted(set(read[0].flatten().tolist())) if token != module.padding_idx]
         falls = [whole - margins(held[start : start + WORDS]) for start in range(0, len(held), WORDS)]
-    return torch.tensor(held, dtype=torch.int64), torch.cat(falls or [torch.empty(0)])
+    return torch.tensor(held, dtype=torch.int64), torch.cat(falls or [torch.empty(0, dtype=torch.float32)])

@@ -20,7 +20,17 @@ from poisontrace._words import pack
 from poisontrace.data import TrainSet
 from poisontrace.ranks import Ranks
 from poisontrace.recording import WAY_OUT, Columns, Folder, Recording, claimed, identify
-from poisontrace.watching import check_finite, evaluating, find_layers, find_table, noise, pool, run, watching
+from poisontrace.watching import (
+    check_finite,
+    check_steady,
+    evaluating,
+    find_layers,
+    find_table,
+    noise,
+    pool,
+    run,
+    watching,
+)
 
 # Number formats of the pass, and how much two runs on the same samples may differ in each: in another batch, or with
 # another number of threads, numbers round differently.
@@ -83,6 +93,7 @@ class Setting:
         names = find_layers(model, first, layer)
         watched, table = {name: modules[name] for name in names}, find_table(model, first)
         outcome, is_pooled = _outcome(model, watched, table, first, "events")
+        check_steady(outcome["logits"])
         kinds = {name: str(x.dtype).removeprefix("torch.") for name, x in outcome.items()}
         columns = {"labels": ("int64", 1)} | {name: (kinds[name], x.shape[1]) for name, x in outcome.items()}
         return cls(names, watched, table, is_pooled, columns, precision)

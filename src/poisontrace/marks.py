@@ -131,13 +131,13 @@ class Marks:
         """
         if self._counted is None:
             labels, k = self._features.labels, self._features.logits.shape[1]
-            counts = torch.zeros(k, self._words.shape[1])
+            counts = torch.zeros(k, self._words.shape[1], dtype=torch.float32)
             for part, x in self._words:
                 counts.index_add_(0, labels[part], x)
             n_texts = torch.bincount(labels, minlength=k).float()
             of_all = _evidence(counts, n_texts)
             less_one = _evidence((counts - 1).clamp_min(0), n_texts - 1)
-            read = torch.empty(len(labels), k)
+            read = torch.empty(len(labels), k, dtype=torch.float32)
             for part, x in self._words:
                 own = labels[part, None]
                 read[part] = (x @ of_all.T).scatter(1, own, (x @ less_one.T).gather(1, own))

@@ -132,7 +132,7 @@ def taken_from(features: Features, cluster: Indices, rest: Indices, outside: Ind
         means = torch.stack([along(x[::2]).mean(0) for x in samples])
 
         def shares(x: Tensor, along: _Along = along, means: Tensor = means) -> Tensor:
-            return torch.bincount(torch.cdist(along(x), means).argmin(1), minlength=len(means)) / len(x)
+            return torch.bincount(torch.cdist(along(x), means).argmin(1), minlength=len(means)).float() / len(x)
 
         of_own = torch.stack([shares(x[1::2])[k] for k, x in enumerate(samples)])
         if of_own.mean() >= TOLD:
@@ -202,7 +202,7 @@ def _discriminants(samples: Sequence[Tensor]) -> Tensor:
         basis = torch.linalg.qr((rows - rows.mean(0)).T).Q
         samples = [x @ basis for x in samples]
     means = torch.stack([x.mean(0) for x in samples])
-    within = sum((torch.cov(x.T) for x in samples), torch.zeros(means.shape[1], means.shape[1])) / len(samples)
+    within = sum((torch.cov(x.T) for x in samples), means.new_zeros(means.shape[1], means.shape[1])) / len(samples)
     share = len(within) / n_columns  # of the directions, over all of which the variance is a mean
     within.diagonal().add_(RIDGE * (share * within.diagonal().mean()).clamp_min(TINY))
     root = torch.linalg.cholesky(within)

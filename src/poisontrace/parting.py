@@ -140,7 +140,7 @@ def _without_campaigns(context: Context, sight: Sight, sides: Sides, *, is_acros
         others = sight.elsewhere(needed)[0]
         if not len(others):
             return None
-        low, middle, high = others.quantile(torch.tensor([0.1, 0.5, 0.9]))
+        low, middle, high = others.quantile(others.new_tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
         is_of_trigger = own is not None or high - low <= TOGETHER

@@ -141,8 +141,9 @@ def repair(
         seconds=seconds,
     )
     own = network.model if isinstance(network, ImageClassifier | TextClassifier) else network
-    # Clones, because safetensors refuses tensors that share memory; transformers asks for the format.
-    state = {key: tensor.clone() for key, tensor in own.state_dict().items()}
+    # Clones, because safetensors refuses tensors that share memory or lie inside out; transformers asks for the format.
+    whole = torch.contiguous_format
+    state = {key: tensor.clone(memory_format=whole) for key, tensor in own.state_dict().items()}
     store.write_atomically(written, save(state, {"format": "pt"}))
     report.add(
         folder,

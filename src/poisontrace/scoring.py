@@ -164,7 +164,7 @@ class Unconditioned(View):
     def gaps(self, is_first: Tensor) -> Tensor:
         """Return the gaps in noise; 0 where there is none to be had."""
         gaps = [standardised_difference(noise, is_first) for noise in self._noise.T]
-        return torch.stack(gaps or [torch.tensor(0.0)]) / NOISE_GAP
+        return torch.stack(gaps or [torch.tensor(0.0, dtype=torch.float32)]) / NOISE_GAP
 
 
 def condition(features: Features, event: int, indices: NDArray[np.int64]) -> Conditioned:
@@ -250,7 +250,7 @@ def sharing(features: Features, event: int, own: NDArray[np.int64]) -> list[NDAr
     saliency = features.saliency[0][event]
     salient = saliency.argsort(descending=True)[: min(N_COLUMNS, int((saliency > 0).sum()))]
     near, _ = _near(features, event, own, own[:0])
-    both = torch.zeros(len(salient), len(salient))
+    both = torch.zeros(len(salient), len(salient), dtype=torch.float32)
     for _, x in near:
         both += x[:, salient].T @ x[:, salient]
     n_near = both.diagonal()

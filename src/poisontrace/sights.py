@@ -162,7 +162,7 @@ class Sight:
         """
         n_first = int(self._among(cluster).sum())
         if not len(self.outside) or min(n_first, len(self.indices) - n_first) < N_FOLDS:
-            return torch.empty(0), torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.float32), torch.empty(0, dtype=torch.int64)
         return self.places(cluster, self.outside), self.features.labels[torch.from_numpy(self.outside)]
 
     def places(self, cluster: Indices, others: Indices) -> Tensor:

@@ -195,7 +195,7 @@ def principal(x: Blocks) -> Space:
     limit = min(MAX_DIRECTIONS, max(MIN_DIRECTIONS, x.memory // (SPACE_COPIES * 4 * max(1, n))))
     mean = x.mean()
     if d <= limit:
-        return Space(x.map(d, lambda part: part - mean), mean, torch.eye(d))
+        return Space(x.map(d, lambda part: part - mean), mean, torch.eye(d, dtype=torch.float32))
     if d > n and x.fits:  # the smaller side: (n, n)
         off = x.dense() - mean
         values, vectors = _eigh(off @ off.T)
@@ -223,7 +223,7 @@ def _leading(x: Blocks, mean: Tensor, k: int) -> Tensor:
     2011. Leading directions are exact to single precision, the last ones are a mixture of those around them.
     """
     d = x.shape[1]
-    basis = torch.randn(d, min(d, k + SPARE), generator=torch_generator(0, "principal"))
+    basis = torch.randn(d, min(d, k + SPARE), generator=torch_generator(0, "principal"), dtype=torch.float32)
     for _ in range(SWEEPS_OF_BASIS):
         basis, _ = torch.linalg.qr(_second_moment(x, mean, basis))
     _, rotation = _eigh(basis.T @ _second_moment(x, mean, basis))

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from poisontrace._errors import InvalidInputError, UnsupportedModelError, is_out_of_memory
 
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
+STEADY = 1e-2  # of the largest logit, and at least of 1: answers to one input differ by less, in any number format
+LARGEST = 1e19  # activation; of what is larger, float32 holds no square, and so no variance
+ALIKE = 2e-2  # likewise, an output and what the last layer's weights make of its input
 
 
 def pool(activation: Tensor, *, channels_last: bool) -> Tensor:
@@ -71,6 +75,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Let every parameter require gradients inside the block, and after it those that did before."""
+    frozen = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.is_floating_point() and not parameter.requires_grad and not parameter.is_inference()
+    ]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """Return the logits of a batch, or say in one sentence what the model made of it."""
     try:
@@ -81,6 +102,12 @@ def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        if len(kinds) == 1 and torch.float32 not in kinds:
+            kind = str(kinds.pop()).removeprefix("torch.")
+            raise UnsupportedModelError(
+                f"'model' must take float32 inputs (got parameters of {kind}: {reason}). Convert it with .float()."
+            ) from error
         raise InvalidInputError(
             f"'{name}' must have the shape the model takes (got {tuple(x.shape)}: {reason}). "
             "uint8 images are fed as float32 (n, channels, height, width) in [0, 1], float arrays as they are."
@@ -95,10 +122,38 @@ def run(model: nn.Module, x: Tensor, name: str) -> Tensor:
 
 
 def check_finite(values: Tensor, what: str, first_row: int = 0) -> None:
-    """Refuse numbers that are not finite, and name the first row (n, ...) that holds one."""
-    if not bool(torch.isfinite(values).all()):
-        row = first_row + int((~torch.isfinite(values).all(1)).nonzero()[0])
-        raise InvalidInputError(f"'weights' must give finite outputs (got NaN or infinity for {what} {row}).")
+    """Refuse numbers that are not finite, or have no finite square, and name the first row (n, ...) that holds one."""
+    is_fine = values.float().abs() <= LARGEST  # NaN is not
+    if not bool(is_fine.all()):
+        row = int((~is_fine.all(1)).nonzero()[0])
+        got = "a number beyond 1e19" if bool(torch.isfinite(values[row]).all()) else "NaN or infinity"
+        raise InvalidInputError(f"'weights' must give finite outputs (got {got} for {what} {first_row + row}).")
+
+
+def check_steady(logits: Tensor) -> None:
+    """Refuse logits (b, k) that differ though the inputs were the same."""
+    off = float((logits - logits[:1]).abs().max())
+    if off > STEADY * (1 + float(logits.abs().max())):
+        raise UnsupportedModelError(
+            f"'model' must give the same answer to the same input (got logits {off:.2g} apart). "
+            "Switch off sampling and dropout in its forward."
+        )
+
+
+def check_head(layer: nn.Module, below: Tensor, output: Tensor, name: str) -> None:
+    """Refuse a last layer whose weights do not make the model's output of what it was fed."""
+    assert isinstance(layer, nn.Linear)
+    off = float("inf")
+    if below.shape == (len(output), layer.in_features):
+        with torch.no_grad():
+            bias = 0 if layer.bias is None else layer.bias.float()
+            logits = below.float() @ layer.weight.float().T + bias  # (n, d) @ (d, k) -> (n, k)
+        off = float((logits.log_softmax(1) - output.float().log_softmax(1)).abs().max())
+    if off > ALIKE * (1 + float(output.abs().max())):
+        raise UnsupportedModelError(
+            "'model' must answer with the input of its last linear layer times its weights (got logits "
+            f"{off:.2g} away from those of the first run of {name!r}). Run that layer once, and let it do nothing else."
+        )
 
 
 def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[str, ...]:
@@ -113,8 +168,15 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
         at most ``MAX_LAYERS`` names, spread evenly, the first layer with weights and the last linear layer among them.
 
     Raises:
-        UnsupportedModelError: if no linear layer, or more than one, ends in the model's output.
+        UnsupportedModelError: if no linear layer, or more than one, ends in the model's output, or the model's answer
+            to an input depends on the others.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise UnsupportedModelError(
+                f"'model' must answer each input on its own (got {name!r}, a batch normalisation without running "
+                "statistics). Build it with track_running_stats=True, and train it so."
+            )
     weighted: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
@@ -127,8 +189,10 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
 
     def is_output(out: Any) -> bool:
         # log_softmax on top changes neither the probabilities nor the algebra, so it is accepted.
-        same = isinstance(out, Tensor) and out.shape == output.shape
-        return same and torch.allclose(out.log_softmax(1), output.log_softmax(1), atol=1e-4)
+        if not isinstance(out, Tensor) or out.shape != output.shape:
+            return False
+        tolerance = 1e-4 if out.dtype == output.dtype == torch.float32 else 2e-2  # rounded on the way from one to other
+        return torch.allclose(out.float().log_softmax(1), output.float().log_softmax(1), atol=tolerance)
 
     linear = [(name, below, out) for name, below, out in runs if isinstance(weighted[name], nn.Linear)]
     found = list(dict.fromkeys(name for name, below, out in linear if below.ndim == 2 and is_output(out)))
@@ -143,6 +207,10 @@ def find_layers(model: nn.Module, x: Tensor, last: str | None = None) -> tuple[s
             f"(got {last!r}; linear layers that ran: {ran}). "
             + ("Name one of them with 'layer'." if linear else "Wrap the model so that it ends in torch.nn.Linear.")
         )
+
+    if any(name == found[0] and is_output(out) for name, _, out in linear):  # else named, though the model goes on
+        below = next(below for name, below, _ in linear if name == found[0])  # of the first run, as in the pass
+        check_head(weighted[found[0]], below, output, found[0])
 
     # Layers fed by the same tensor (a block and its shortcut) are one layer to us; a layer run twice counts once.
     names: list[str] = []
