@@ -221,15 +221,17 @@ def test_what_shows_no_sign_of_having_been_planted_is_not_accused_with_doubt(
 def test_in_a_label_that_is_broad_by_nature_no_kind_shows_that_it_was_planted(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However diverse it is, and whatever tells it from others: its rest is as diverse as relabelled samples are."""
+    """However diverse it is, and whatever tells it from others: most of its rest is of many labels as well."""
     context = context_of(_features(digits_incident, 0))
-    _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.3, told_from_others=7.0, spread_of_most=0.8, spread=2.0)
+    _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.3, told_from_others=7.0, spread_of_most=0.8)
     _sees(monkeypatch, taken_from=(context.own, 0.0))
     monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: False)
     suspect = _suspect(context, context.own[: len(context.own) // 4])
 
     doubted, sure = (contradicted(context, suspect, margin) for margin in (1.5, 2.5))
-    monkeypatch.setattr(Sight, "spread", lambda sight, cluster: 0.7)
+    monkeypatch.setattr(
+        Sight, "spread_of_most", lambda sight, cluster: 0.8 if len(cluster) == len(suspect.cluster) else 0.4
+    )
 
     assert doubted[0] >= 1 and "nothing shows" in doubted[1]
     assert sure[0] == contradicted(context, suspect, 1.5)[0] == 0

@@ -27,7 +27,9 @@ LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from an
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
 # hold samples like them, or most of the samples barely are of many labels; and where some labels hold such.
 SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
-BARELY = 0.5  # of what samples that were relabelled are spread, by most of them: natural kinds of signs come to 0.39
+BARELY = (
+    0.5  # of what relabelled samples are spread, by most of them: kinds of signs come to 0.39, in broad labels more
+)
 
 
 def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
@@ -95,8 +97,8 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
 
 
 def _is_broad(context: Context, suspect: Suspect) -> bool:
-    """Whether the rest of the label is as diverse as relabelled samples are: so are natural kinds of it."""
-    return context.sight.spread(np.setdiff1d(context.own, suspect.cluster)) >= 1
+    """Whether most of the rest of the label is of many labels as well: then its natural kinds are."""
+    return context.sight.spread_of_most(np.setdiff1d(context.own, suspect.cluster)) >= BARELY
 
 
 def _taken(context: Context, suspect: Suspect) -> float:
