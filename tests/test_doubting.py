@@ -32,6 +32,12 @@ def _sees(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
         monkeypatch.setattr(Sight, name, lambda *asked, answer=answer, **options: answer)
 
 
+@pytest.fixture
+def is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no label be broad by nature."""
+    monkeypatch.setattr(doubting, "_is_broad", lambda context, suspect: False)
+
+
 def _suspect(context: Context, cluster: NDArray[np.int64]) -> Suspect:
     """Return a cluster of the label that was set apart from all of the rest, and of which nothing else speaks."""
     is_first, losses = torch.from_numpy(np.isin(context.own, cluster)), Losses(0, 5.0, 0, 0.0)
@@ -49,6 +55,7 @@ def _suspect(context: Context, cluster: NDArray[np.int64]) -> Suspect:
         (0.7, 0.8, 0.0, 0.9, None),
     ],
 )
+@pytest.mark.usefixtures("is_narrow")
 def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     digits_incident: Incident,
     monkeypatch: pytest.MonkeyPatch,
@@ -76,6 +83,7 @@ def test_what_nearly_all_others_are_like_is_not_accused_with_doubt(
     ("told", "relabelled", "margin", "is_let_go"),
     [(2.8, 1.2, 1.5, True), (2.8, 0.9, 1.5, False), (2.8, 0.0, 1.1, True), (5.5, 1.2, 1.5, False), (5.5, 0, 1, False)],
 )
+@pytest.mark.usefixtures("is_narrow")
 def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_label(
     digits_incident: Incident,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,6 +117,7 @@ def test_wrong_labels_have_nothing_that_tells_them_from_others_and_are_in_every_
         (0.05, 5.5, 0.4, 1.15, False),
     ],
 )
+@pytest.mark.usefixtures("is_narrow")
 def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
     digits_incident: Incident,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,6 +177,7 @@ def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_
     ("n", "variety", "margin", "is_let_go"),
     [(10, 0.02, 1.3, True), (10, 0.2, 1.3, False), (10, 0.02, 2.5, False), (60, 0.02, 1.3, False)],
 )
+@pytest.mark.usefixtures("is_narrow")
 def test_pictures_of_one_scene_are_not_accused_with_doubt(
     digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n: int, variety: float, margin: float, is_let_go: bool
 ) -> None:
