@@ -43,11 +43,11 @@ from poisontrace.filing import (
 
 # What is said of each event, of the statistics in trace.json.
 FACTS = {
-    "separation": "standard deviations apart",
-    "certainty": "standard errors less like its label",
-    "event_rise": "rise of the event’s loss, in nats",
-    "control_rise": "rise of ordinary samples’ loss, in nats",
-    "margin": "margin, of which 1 accuses",
+    "separation": "apart, in std. deviations",
+    "certainty": "unlike its label, in std. errors",
+    "event_rise": "rise of the event’s loss",
+    "control_rise": "rise of others’ loss",
+    "margin": "margin (1 accuses)",
     "p_poison": "probability of poison",
 }
 N_THUMBNAILS = 24  # without scripts; with them all that are in the exhibits
