@@ -138,6 +138,14 @@ def _forget_the_model(case: Path) -> None:
     (case / "trace.json").write_text(json.dumps(content))
 
 
+def _repaired(case: Path, code: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Repair the network that ``build`` of some code makes, with these weights, in place of a case's own."""
+    weights = code.with_suffix(".pt")
+    torch.save(state, weights)
+    _forget_the_model(case)
+    return load_file(repair(case, model=f"{code}:build", weights=weights).weights)
+
+
 def test_parameters_that_share_memory_are_written(
     tmp_path: Path, digits_case: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,13 +159,10 @@ def test_parameters_that_share_memory_are_written(
     state = {
         f"{key}.{part}": getattr(layer, part).detach() for key, layer in keys.items() for part in ("weight", "bias")
     }
-    torch.save(state, tmp_path / "tied.pt")
-    _forget_the_model(digits_case)
     monkeypatch.setattr(repairing, "N_STEPS", 2)
 
-    done = repair(digits_case, model=f"{tmp_path}/tied.py:build", weights=tmp_path / "tied.pt")
+    repaired = _repaired(digits_case, tmp_path / "tied.py", state)
 
-    repaired = load_file(done.weights)
     assert repaired.keys() == state.keys()
     assert torch.equal(repaired["1.weight"], repaired["2.weight"])
     assert not torch.equal(repaired["1.weight"], state["1.weight"])
@@ -173,13 +178,10 @@ def test_parameters_that_lie_inside_out_are_written(
         "    return nn.Sequential(*layers).to(memory_format=torch.channels_last)\n"
     )
     state = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 10)).state_dict()
-    torch.save(state, tmp_path / "last.pt")
-    _forget_the_model(digits_case)
     monkeypatch.setattr(repairing, "N_STEPS", 0)
 
-    done = repair(digits_case, model=f"{tmp_path}/last.py:build", weights=tmp_path / "last.pt")
+    repaired = _repaired(digits_case, tmp_path / "last.py", state)
 
-    repaired = load_file(done.weights)
     assert repaired.keys() == state.keys()
     assert all(torch.equal(repaired[key], state[key]) for key in state)
 

@@ -27,9 +27,7 @@ LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from an
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
 # hold samples like them, or most of the samples barely are of many labels; and where some labels hold such.
 SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
-BARELY = (
-    0.5  # of what relabelled samples are spread, by most of them: kinds of signs come to 0.39, in broad labels more
-)
+BARELY = 0.5  # of what relabelled samples are spread, by most of them: natural kinds come to 0.39, in broad labels more
 
 
 def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:

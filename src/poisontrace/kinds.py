@@ -168,8 +168,10 @@ class Kinds:
         A mark is planted in rows like any: without it, they are like the rest of their label, or of another label if
         they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
         """
+        if not self.are_rows:
+            return 0.0
         features, label, siblings = self._features, self._labels[cluster[0]], self._siblings(cluster)
-        if not self.are_rows or min(len(siblings), len(cluster)) < N_FOLDS:
+        if min(len(siblings), len(cluster)) < N_FOLDS:
             return 0.0
         is_marked = marked(features, event, cluster, siblings)
         rest = [np.flatnonzero(self._labels == other) for other in np.unique(self._labels) if other != label]

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from poisontrace._errors import InvalidInputError, UnsupportedModelError, is_out_of_memory
 
 MAX_LAYERS = 10  # enough to hold every layer of a ResNet-9; deeper networks are sampled evenly
-STEADY = 1e-2  # of the largest logit, and at least of 1: answers to one input differ by less, in any number format
 LARGEST = 1e19  # activation; of what is larger, float32 holds no square, and so no variance
+STEADY = 1e-2  # of the largest logit, and at least of 1: answers to one input differ by less, in any number format
 ALIKE = 2e-2  # likewise, an output and what the last layer's weights make of its input
 
 
