@@ -113,6 +113,7 @@ RULES = (
     Rule("doubt: ordinary samples suffer", (22,), ((Suspect, "harm"),), says(0.0)),
     Rule("doubt: hardly a sample would be left", (36,), ((Kinds, "smallest_beside"),), says(0)),
     Rule("doubt: where other samples lie", (22, 28), ((Sight, "share_elsewhere"),), says((0.0, 0.0))),
+    Rule("doubt: the rest of the label is of many labels", (44,), ((doubting, "_is_broad"),), says(False)),
     Rule("what is seen early", (29,), ((Sight, "told_from_others"),), says(0.0)),
     Rule("pictures of one scene", (42,), ((Sight, "variety"),), says(1.0)),
     Rule("taken from one label", (34,), ((doubting, "_taken"),), says(0.0)),
