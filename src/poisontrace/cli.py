@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
 from poisontrace._errors import (
     InvalidInputError,
@@ -27,6 +25,7 @@ from poisontrace._errors import (
     UnsupportedModelError,
     is_out_of_memory,
 )
+from poisontrace.screen import new_console, one_line, print_added, print_line, print_rows, print_trace, progress_bars
 
 if TYPE_CHECKING:
     from poisontrace.ranks import Ranks
@@ -120,13 +119,13 @@ def trace(
                 f"'label' must be given with 'event' (got {label}). It is the wrong label that the model gave the "
                 "image; an events file holds its own."
             )
-        console = _console(stderr=True)
+        console = new_console(stderr=True)
         # Standard output is ours, whatever code of the evidence prints.
         with redirect_stdout(sys.stderr):
             names = None if classes is None else readers.read_classes(classes)
             for spec in (model, data, events):
                 if spec is not None and readers.is_factory(spec):
-                    _print_line(console, f"Running the code of {spec}.")
+                    print_line(console, f"Running the code of {spec}.")
             loaded = readers.read_model(model, weights)
             train_set, data_file = readers.read(
                 data,
@@ -166,10 +165,10 @@ def trace(
             if as_json:
                 print(json.dumps(forecast.as_dict()))
             else:
-                _print_rows(_console(), forecast.rows())
+                print_rows(new_console(), forecast.rows())
             return
-        _print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
-        with _kept(console, store_folder or partial), redirect_stdout(sys.stderr), _progress(console) as progress:
+        print_line(console, f"Plan: {', '.join(forecast.rows().values())}.")
+        with _kept(console, store_folder or partial), redirect_stdout(sys.stderr), progress_bars(console) as progress:
             result = tracing.trace(
                 *(loaded.network, train_set, pairs),
                 **options,
@@ -204,9 +203,9 @@ def trace(
         if as_json:
             print(json.dumps({**case, "poison": result.poison.tolist(), "case": str(out)}))
             return
-        _print_trace(case, out)
+        print_trace(case, out)
         for warning in result.warnings:
-            _print_line(console, f"Warning: {warning}")
+            print_line(console, f"Warning: {warning}")
 
 
 @app.command()
@@ -257,7 +256,7 @@ def attack(
             smoothing=smoothing,
             options=_options(option or []),
         )
-        with _progress(_console(stderr=True)) as progress:
+        with progress_bars(new_console(stderr=True)) as progress:
             incident = incidents.make(plan, progress=progress)
         incidents.save(incident, out)
         facts = incident.facts
@@ -286,7 +285,7 @@ def attack(
         }
         if not facts["succeeded"]:
             rows = {"NOTE": "this attack FAILED: its success is too low, or the trigger alone already works", **rows}
-        _print_rows(_console(), rows)
+        print_rows(new_console(), rows)
 
 
 @app.command()
@@ -319,7 +318,7 @@ def verify(
                 model=model,
                 **reports,
             )
-        _print_added(case, "verify", as_json, {"result": done.result, "summary": done.summary})
+        print_added(case, "verify", as_json, {"result": done.result, "summary": done.summary})
 
 
 @app.command()
@@ -356,7 +355,7 @@ def repair(
                 events=events,
                 **reports,
             )
-        _print_added(
+        print_added(
             case, "repair", as_json, {"result": done.result, "summary": done.summary, "weights": str(done.weights)}
         )
 
@@ -376,8 +375,8 @@ def review(
             lists = {name: getattr(done, name).tolist() for name in ("confirmed", "cleared", "let_go", "poison")}
             print(json.dumps({"verdict": done.verdict, "summary": done.summary, **lists, "case": str(case)}))
             return
-        _print_rows(
-            _console(),
+        print_rows(
+            new_console(),
             {"verdict": done.verdict, "summary": done.summary, "report": str(case / "report.html")},
         )
 
@@ -403,7 +402,7 @@ def export(
             "left out": f"{done.n_left_out:,} samples",
             "written": str(done.out),
         }
-        _print_rows(_console(), rows)
+        print_rows(new_console(), rows)
 
 
 @app.command()
@@ -418,7 +417,7 @@ def report(case: Case) -> None:
         except StoreError as error:
             raise InvalidInputError(str(error)) from error  # the folder named is at fault, so exit code 2
         store.write_atomically(case / "report.html", page.encode("utf-8", "surrogateescape"))
-        print(_one_line(str(case / "report.html")))
+        print(one_line(str(case / "report.html")))
 
 
 @app.command(name="list")
@@ -476,33 +475,11 @@ def bench(
             bench_module.read_grid(grid)  # what is wrong with the grid or the page is said before hours of work
             for page in pages:
                 tables.check_page(page)
-            with _progress(_console(stderr=True)) as progress:
+            with progress_bars(new_console(stderr=True)) as progress:
                 bench_module.run(grid, results, progress=progress)
         for page in pages:
             tables.write_tables(results, page)
-            print(_one_line(str(page)))
-
-
-def _print_added(case: Path, name: str, as_json: bool, rows: dict[str, str]) -> None:
-    """Print what was added to a case: what two models answer to each event, and how they do otherwise."""
-    from poisontrace.filing import ADDED
-
-    added = json.loads((case / f"{name}.json").read_text(encoding="utf-8"))
-    if as_json:
-        print(json.dumps({**added, "case": str(case)}))
-        return
-    _, models = ADDED[name]
-    table = Table("event", "wrong label", *models.values(), "", box=None, pad_edge=False)
-    for row, event in enumerate(added["events"]):
-        answers = [f"{_plain(event[key]['label_name'])} ({event[key]['probability']:.1%})" for key in models]
-        table.add_row(str(row), _plain(event["label_name"]), *answers, event["result"])
-    screen = _console()
-    screen.print(table)
-    screen.print("In brackets: belief in the wrong label.", highlight=False)
-    shares = {"accuracy": ("accuracy", added["accuracy_on"]), "attack success": ("success", added["success_on"])}
-    for title, (key, of) in shares.items():
-        rows[title] = ", ".join(f"{added[model][key]:.1%} {words}" for model, words in models.items()) + f"; on {of}"
-    _print_rows(screen, {**rows, "report": str(case / "report.html")})
+            print(one_line(str(page)))
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -527,59 +504,12 @@ def _value(text: str) -> Any:
     return text
 
 
-def _one_line(text: str) -> str:
-    """Return text as one line without the characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _plain(text: str) -> str:
-    """Return text from the evidence for a cell: one line, and nothing that Rich takes for markup."""
-    return _one_line(text).replace("[", "(").replace("]", ")")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, emoji=False)  # or a path with ":key:" in it would be printed as another one
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(_one_line(text), markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_rows(screen: Console, rows: dict[str, str]) -> None:
-    width = max(len(name) for name in rows)
-    for name, value in rows.items():
-        _print_line(screen, f"{name:<{width}}  {value}")
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback that draws one bar a stage, with elapsed and remaining time, on stderr."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("elapsed,"),
-        TimeRemainingColumn(),
-        TextColumn("to go"),
-    )
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_plain(stage), total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield advance
-
-
 @contextmanager
 def _running() -> Iterator[dict[str, Any]]:
     """Yield what work that runs code from outside reports to: ``announce`` and ``progress``; stdout stays ours."""
-    console = _console(stderr=True)
-    with redirect_stdout(sys.stderr), _progress(console) as progress:
-        yield {"announce": lambda code: _print_line(console, f"Running the code of {code}."), "progress": progress}
+    console = new_console(stderr=True)
+    with redirect_stdout(sys.stderr), progress_bars(console) as progress:
+        yield {"announce": lambda code: print_line(console, f"Running the code of {code}."), "progress": progress}
 
 
 @contextmanager
@@ -595,38 +525,6 @@ def _ranks() -> Iterator["Ranks"]:
         yield joined
 
 
-def _print_trace(case: Mapping[str, Any], out: Path) -> None:
-    """Print what a case folder found, given the content of its ``trace.json``."""
-    from poisontrace.filing import AT_EVEN_ODDS, chance_of_error, percent
-
-    events = case["events"]
-    verdict = Column("verdict", no_wrap=True, min_width=max(len(event["verdict"]) for event in events))
-    head = ("event", "answered", "confidence", verdict, "found", "apart", "event rise", "control rise")
-    table = Table(*head, box=None, pad_edge=False)  # fits into 80 columns
-    for number, event in enumerate(events, 1):
-        figures = [event["statistics"].get(key) for key in ("separation", "event_rise", "control_rise")]
-        cells = [str(number), _plain(event["label_name"]), f"{event['probability']:.1%}", event["verdict"]]
-        table.add_row(*cells, f"{event['n_poison']:,}", *("" if one is None else f"{one:.2f}" for one in figures))
-    screen = _console()
-    screen.print(table)
-    rows = {
-        "verdict": case["verdict"],
-        "responsible": f"{case['n_poison']:,} of {case['n_samples']:,} training samples",
-    }
-    chance = chance_of_error(case)
-    if chance is not None:
-        rows["error"] = f"{percent(chance)} chance that this verdict is wrong, {AT_EVEN_ODDS}"
-    for number, campaign in enumerate(case["campaigns"] if len(events) > 1 else [], 1):
-        some = ", ".join(str(event + 1) for event in campaign["events"])
-        some = f"event{'' if len(campaign['events']) == 1 else 's'} {some}, answered {campaign['label_name']}"
-        rows[f"campaign {number}"] = f"{some}: {campaign['n_poison']:,} samples"
-    rows["seconds"] = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in case["seconds"].items())
-    if "truth" in case:
-        rows["against the truth"] = ", ".join(f"{name} {value:.3f}" for name, value in case["truth"].items())
-    rows["report"] = str(out / "report.html")
-    _print_rows(screen, rows)
-
-
 @contextmanager
 def _kept(console: Console, folder: Path) -> Iterator[None]:
     """Say, when the block fails, where the work so far is kept."""
@@ -634,7 +532,7 @@ def _kept(console: Console, folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if folder.is_dir():
-            _print_line(console, f"What was done so far is kept in {folder}; run the same command again to resume.")
+            print_line(console, f"What was done so far is kept in {folder}; run the same command again to resume.")
         raise
 
 
@@ -667,7 +565,7 @@ def _errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"Error: {_one_line(' '.join(message.split()))}", file=sys.stderr)
+    print(f"Error: {one_line(' '.join(message.split()))}", file=sys.stderr)
     raise typer.Exit(code)
 
 
