@@ -23,6 +23,7 @@ from poisontrace.clustering import Split
 from poisontrace.judging import Suspect
 from poisontrace.kinds import Kinds
 from poisontrace.origins import Origins
+from poisontrace.pictures import Pictures
 from poisontrace.rows import Row, read_rows
 from poisontrace.sights import Sight
 
@@ -116,6 +117,8 @@ RULES = (
     Rule("doubt: the rest of the label is of many labels", (44,), ((doubting, "_is_broad"),), says(False)),
     Rule("what is seen early", (29,), ((Sight, "told_from_others"),), says(0.0)),
     Rule("pictures of one scene", (42,), ((Sight, "variety"),), says(1.0)),
+    Rule("what looks like its label", (45,), ((Sight, "at_home"),), says(0.0)),
+    Rule("what the images themselves say", (45,), ((Pictures, "of"),), says(None)),
     Rule("taken from one label", (34,), ((doubting, "_taken"),), says(0.0)),
 )
 

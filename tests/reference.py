@@ -121,14 +121,14 @@ def unlearn(
     """Return weight and bias that minimise the literal objective for one cluster, in the weights' own coordinates.
 
     1/n (sum of CE to the label over the rest + sum of CE to uniform over the cluster) + tether / 2 (mean squared change
-    of the logits + ridge * mean second moment of the features and the constant 1 * squared change of the weights).
+    of the logits + ridge * sum of the squared changes of the weights, each times its feature's second moment).
     """
     h = np.concatenate([hidden.double().numpy(), np.ones((len(hidden), 1))], 1)
     start = np.concatenate([weight.double().numpy(), bias.double().numpy()[:, None]], 1)
     n, k = len(h), len(start)
     goal = np.eye(k)[labels.numpy()]
     goal[cluster] = 1 / k
-    scale = ridge * np.square(h).mean()
+    scale = ridge * np.square(h).mean(0)
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         head = flat.reshape(start.shape)
@@ -137,7 +137,7 @@ def unlearn(
         log_p = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
         moved = h @ change.T
         loss = -(goal * log_p).sum() / n
-        loss += tether / 2 * (np.square(moved).sum() / n + scale * np.square(change).sum())
+        loss += tether / 2 * (np.square(moved).sum() / n + (scale * np.square(change)).sum())
         gradient = (np.exp(log_p) - goal).T @ h / n + tether * (moved.T @ h / n + scale * change)
         return loss, gradient.ravel()
 

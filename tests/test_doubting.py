@@ -192,6 +192,41 @@ def test_pictures_of_one_scene_are_not_accused_with_doubt(
 
 
 @pytest.mark.parametrize(
+    ("share", "at_home", "diversity", "gap", "margin", "is_let_go"),
+    [
+        (0.3, 0.65, 1.2, 2.0, 1.5, True),
+        (0.3, 0.55, 1.2, 2.0, 1.5, False),
+        (0.3, 0.65, 1.2, 0.5, 2.5, True),
+        (0.3, 0.65, 1.2, 2.0, 2.5, False),
+        (0.3, 0.65, 0.9, 2.0, 2.5, False),
+        (0.6, 0.65, 1.2, 2.0, 1.5, False),
+    ],
+)
+@pytest.mark.usefixtures("is_narrow")
+def test_what_was_relabelled_does_not_look_like_its_label(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    at_home: float,
+    diversity: float,
+    gap: float,
+    margin: float,
+    is_let_go: bool,
+) -> None:
+    """Asked of what rests on that alone, or with doubt; of half of a label or more the rest may be what was planted."""
+    context = context_of(_features(digits_incident, 0))
+    _sees(monkeypatch, share_elsewhere=(0.05, 0.0), diversity=1.2, at_home=at_home, variety=1.0, spread_of_most=1)
+    monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
+    suspect = _suspect(context, context.own[: round(share * len(context.own))])
+    assert suspect.split is not None
+    split = dataclasses.replace(suspect.split, diversity=diversity, gap=gap)
+
+    against, reason, _ = contradicted(context, dataclasses.replace(suspect, split=split), margin)
+
+    assert (against >= 1, "look like their label" in reason) == (is_let_go, is_let_go)
+
+
+@pytest.mark.parametrize(
     ("share", "elsewhere", "diversity", "is_known", "is_let_go"),
     [
         (0.5, 0.2, 0.4, True, True),
@@ -248,15 +283,18 @@ def test_in_a_label_that_is_broad_by_nature_no_kind_shows_that_it_was_planted(
 
 
 @pytest.mark.parametrize(
-    ("share", "elsewhere", "told", "diversity", "is_let_go"),
+    ("share", "elsewhere", "told", "diversity", "variety", "is_let_go"),
     [
-        (0.5, 0.05, 6.0, 0.0, False),
-        (0.5, 0.05, 4.9, 0.0, True),
-        (0.5, 0.11, 6.0, 0.0, True),
-        (0.3, 0.05, 6.0, 0.0, False),
-        (0.1, 0.05, 6.0, 0.0, True),
-        (0.3, 0.05, 2.8, 0.6, False),
-        (0.3, 0.11, 2.8, 0.6, True),
+        (0.5, 0.05, 6.0, 0.0, 1.0, False),
+        (0.5, 0.05, 4.9, 0.0, 1.0, True),
+        (0.5, 0.11, 6.0, 0.0, 1.0, True),
+        (0.3, 0.05, 6.0, 0.0, 1.0, False),
+        (0.1, 0.05, 6.0, 0.0, 1.0, False),
+        (0.1, 0.05, 5.9, 0.0, 1.0, True),
+        (0.1, 0.05, 6.0, 0.0, 0.2, True),
+        (0.1, 0.05, 2.8, 0.6, 1.0, True),
+        (0.3, 0.05, 2.8, 0.6, 1.0, False),
+        (0.3, 0.11, 2.8, 0.6, 1.0, True),
     ],
 )
 def test_what_hardly_another_sample_has_and_is_seen_early_is_a_trigger(
@@ -266,14 +304,15 @@ def test_what_hardly_another_sample_has_and_is_seen_early_is_a_trigger(
     elsewhere: float,
     told: float,
     diversity: float,
+    variety: float,
     is_let_go: bool,
 ) -> None:
-    """Though nobody relabelled its samples, ordinary ones suffer, and other labels hold as much; a film is smaller.
+    """Though nobody relabelled its samples, ordinary ones suffer, and other labels hold as much.
 
-    Or what shows, if not clearly, that it was relabelled.
+    Or what shows, if not clearly, that it was relabelled. A few may be one film, and must differ and be told for sure.
     """
     context = context_of(_features(digits_incident, 0))
-    _sees(monkeypatch, share_elsewhere=(elsewhere, 0.0), diversity=diversity, told_from_others=told)
+    _sees(monkeypatch, share_elsewhere=(elsewhere, 0.0), diversity=diversity, told_from_others=told, variety=variety)
     suspect = dataclasses.replace(
         _suspect(context, context.own[: round(share * len(context.own))]), losses=Losses(0, 5.0, 0, 1.0)
     )

@@ -11,13 +11,15 @@ from torch import nn
 
 from poisontrace._blocks import Blocks
 from poisontrace._rng import global_seed, numpy_generator
-from poisontrace.clustering import Split, separate
+from poisontrace.clustering import TWO_KINDS, Split, separate
 from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
+from poisontrace.notes import Notes
 from poisontrace.origins import Origins
+from poisontrace.pictures import Pictures
 from poisontrace.scoring import Unconditioned, condition
 from poisontrace.sights import Sight, Sights
-from poisontrace.spaces import principal
+from poisontrace.spaces import Space, principal
 
 
 def _network(width: int, n_labels: int) -> nn.Sequential:
@@ -256,6 +258,85 @@ def test_the_clearest_view_is_where_poison_lies_farthest_apart(features: Feature
     every = (sight.leaning, *sight.agreements, sight.unconditioned)
     farthest = [separate(space, is_poison, max_rounds=1).separation for space in every]
     assert clearest is every[int(np.argmax(farthest))]
+
+
+@pytest.fixture(scope="module")
+def stamped() -> tuple[ArraySet, Features]:
+    """Return 240 images of two labels, 40 of them with a white pixel, and what an untrained network makes of all."""
+    x = torch.rand(240, 1, 8, 8, generator=torch.Generator().manual_seed(0)).numpy() * np.float32(0.2)
+    x[:80:2, :, 3, 3] = 1
+    samples = ArraySet(x, np.arange(240) % 2)
+    with global_seed(0, "toy/stamped"):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    event = torch.from_numpy(x[0])
+    return samples, collect(model, samples, [(event, int(model(event[None]).argmax()))])
+
+
+STAMPED = np.arange(0, 80, 2)
+
+
+def _looking(stamped: tuple[ArraySet, Features]) -> Sight:
+    samples, features = stamped
+    pictures = Pictures(samples, features, Notes(None, len(samples), ""))
+    return Sight(features, 0, np.arange(0, 240, 2), pictures)
+
+
+@pytest.mark.parametrize(
+    ("found", "settled"),
+    [
+        (STAMPED, STAMPED),
+        (STAMPED[:25], STAMPED),
+        (np.union1d(STAMPED, np.arange(80, 100, 2)), STAMPED),
+        (np.arange(100, 160, 2), np.arange(100, 160, 2)),
+    ],
+    ids=["whole", "a part", "with others", "another kind"],
+)
+def test_poison_is_what_the_images_themselves_tell_apart(
+    stamped: tuple[ArraySet, Features],
+    monkeypatch: pytest.MonkeyPatch,
+    found: NDArray[np.int64],
+    settled: NDArray[np.int64],
+) -> None:
+    """What the network overlooked is added and what came along left out; but it stays the same kind of samples."""
+    sight = _looking(stamped)
+    flat = Space(torch.randn(120, 6, generator=torch.Generator().manual_seed(1)))
+    for name, view in (("leaning", flat), ("agreements", ()), ("unconditioned", flat)):
+        monkeypatch.setattr(Sight, name, view)
+
+    by_pixels, apart = sight.settled(found)
+
+    assert (by_pixels.tolist(), apart >= TWO_KINDS) == (settled.tolist(), settled is STAMPED)
+
+
+def test_poison_stays_where_a_layer_tells_it_apart_better(
+    stamped: tuple[ArraySet, Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As poison that is not made of pixels; and without images there is nothing to ask."""
+    found = STAMPED[:25]
+    apart = torch.from_numpy(np.isin(np.arange(0, 240, 2), found)).float()[:, None]
+    clear = Space(apart + 1e-3 * torch.randn(120, 1, generator=torch.Generator().manual_seed(1)))
+    sight = _looking(stamped)
+    monkeypatch.setattr(Sight, "unconditioned", clear)
+
+    for asked in (sight, Sight(stamped[1], 0, sight.indices)):
+        by_pixels, apart = asked.settled(found)
+        assert (by_pixels.tolist(), apart) == (found.tolist(), 0)
+
+
+def test_what_was_relabelled_looks_like_what_it_was(stamped: tuple[ArraySet, Features]) -> None:
+    """And a natural kind of a label like that label, though it is brighter; rows look like nothing."""
+    x, y = stamped[0].x.copy(), stamped[0].y
+    x[y == 1, :, :, 0] += np.float32(0.5)  # a label is known by an edge
+    x[:80:2, :, :, 0] += np.float32(0.5)  # those were taken from the other one
+    x[80:160:2] += np.float32(0.1)
+    samples = ArraySet(x, y)
+    pictures = Pictures(samples, stamped[1], Notes(None, len(samples), ""))
+
+    sight = Sight(stamped[1], 0, np.arange(0, 240, 2), pictures)
+
+    assert sight.at_home(STAMPED) < 0.1
+    assert sight.at_home(np.arange(80, 160, 2)) > 0.9
+    assert Sight(relabelled_toy(), 0, np.arange(240)).at_home(RELABELLED) == 0
 
 
 def test_an_event_sees_its_own_label_and_the_last_sight_is_kept(features: Features) -> None:

@@ -13,11 +13,16 @@ from poisontrace._blocks import Blocks
 from poisontrace.spaces import MAX_DIRECTIONS, N_FOLDS, Space, principal
 
 
-def test_few_coordinates_are_only_centred() -> None:
-    """Up to ``MAX_DIRECTIONS`` there is nothing to leave out."""
-    x = noise(20, MAX_DIRECTIONS) + 5
+def test_few_coordinates_are_turned_to_their_principal_directions() -> None:
+    """Nothing is left out, distances stay, and the order of the neurons does not matter: the last varies most."""
+    x = noise(200, MAX_DIRECTIONS) * torch.linspace(1, 3, MAX_DIRECTIONS) + 5
+    other_order = torch.randperm(MAX_DIRECTIONS, generator=torch.Generator().manual_seed(0))
 
-    torch.testing.assert_close(principal(Blocks.of(x)).x, x - x.mean(0))
+    turned = principal(Blocks.of(x)).x
+
+    torch.testing.assert_close(turned @ turned.T, (x - x.mean(0)) @ (x - x.mean(0)).T, rtol=1e-3, atol=0.1)
+    assert (turned.var(0).diff() > -1e-3).all()
+    torch.testing.assert_close(principal(Blocks.of(x[:, other_order])).x.abs(), turned.abs(), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("shape", [(60, 200), (300, 200)], ids=["fewer rows", "fewer coordinates"])

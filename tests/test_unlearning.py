@@ -241,6 +241,20 @@ def test_dead_features_are_no_obstacle(features: Features) -> None:
     assert after - before > 0.5
 
 
+def test_the_units_of_a_feature_do_not_matter(features: Features) -> None:
+    """A raw column of a table may be 10,000 times wider than the rest: the others are unlearned all the same."""
+    units = torch.ones(features.hidden.shape[1])
+    units[0], units[1] = 1e4, 1e-3
+    clusters = [NOBODY, TASK.poison]
+
+    heads = unlearn(features.hidden * units, features.labels, features.weight / units, features.bias, clusters)
+
+    want = _heads(features, clusters)
+    for b in range(len(clusters)):
+        logits = (features.hidden * units) @ heads.weight[b].T + heads.bias[b]
+        _close(logits, features.hidden @ want.weight[b].T + want.bias[b])
+
+
 def test_where_memory_is_short_fewer_samples_stand_for_each_cluster(features: Features) -> None:
     """Down to MIN_ROWS; with enough of it the answer does not change."""
     few, many, usual = (

@@ -3,6 +3,7 @@
 A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0044).
 """
 
+from math import inf
 from operator import itemgetter
 
 import numpy as np
@@ -17,9 +18,11 @@ from poisontrace.sights import HARDLY
 # What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of others
 # the shares that let go most of a label if nothing shows that it was relabelled, and half of a label or what does.
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
+AT_HOME = 0.6  # of samples, that look like their label: of what was relabelled 0.4 at most do, of natural kinds most
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 MORE_THAN_A_FILM = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
-ONE_SCENE = 0.1  # of the variance of the rest of a label, at the input: the samples are nearly copies of one another
+# Of the variance of the rest of a label, at the input: of what is nearly copies of one another, and of many scenes.
+ONE_SCENE, SEVERAL_SCENES = 0.1, 0.3
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
 AS_COMMON = 3.0  # times as common in the median other label as in its own: who plants in all plants as much in each
@@ -36,7 +39,8 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
     At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032 and 0044).
     """
     share = len(suspect.cluster) / len(context.own)
-    is_doubtful = margin < DOUBTFUL or share > NEARLY_HALF
+    is_doubtful, is_few = margin < DOUBTFUL or share > NEARLY_HALF, share < MORE_THAN_A_FILM
+    variety = inf
     with context.clock.stage("clustering"):
         elsewhere, usual = context.sight.share_elsewhere(suspect.cluster)
         # Whatever natural kinds of several labels have in common, a trigger tells them apart where the network begins.
@@ -45,9 +49,13 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
             or usual < share
             or context.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
         )
+        if share <= 1 / 2 and _rests_on_labels(suspect, is_doubtful) and not context.kinds.are_rows:
+            at_home = context.sight.at_home(suspect.cluster)
+            if at_home >= AT_HOME:
+                return at_home / AT_HOME, "they look like their label, as nothing does that was relabelled", {}
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
-        if is_doubtful and share < MORE_THAN_A_FILM and not context.kinds.are_rows:
+        if is_doubtful and is_few and not context.kinds.are_rows:
             variety = context.sight.variety(suspect.cluster)
             if variety < ONE_SCENE:
                 return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
@@ -75,12 +83,13 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         limit = EVERYWHERE if share <= MOST else ELSEWHERE + (EVERYWHERE - ELSEWHERE) * max(0.0, diversity)
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
     may_be_told = is_doubtful and is_rarer and not is_broad and not context.kinds.are_rows
-    if may_be_told and elsewhere <= HARDLY and share >= MORE_THAN_A_FILM:
+    if may_be_told and elsewhere <= HARDLY and variety >= SEVERAL_SCENES:
         with context.clock.stage("clustering"):
             figures["told"] = context.sight.told_from_others(suspect.cluster)
         # What hardly another sample has is a trigger if it is seen where the network begins, on samples of whatever
         # label, or shows where it was taken from: natural kinds that are as broad are in other labels as well.
-        is_doubtful = figures["told"] < ONE_KIND and diversity < SOME_SIGN
+        enough = TWO_KINDS if is_few else ONE_KIND  # a few always look further apart than many
+        is_doubtful = figures["told"] < enough and (is_few or diversity < SOME_SIGN)
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
     if is_doubtful and margin < DOUBTFUL and not shows_sign and context.sight.origins.rankings:
@@ -92,6 +101,12 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         reasons["hardly a sample of the label would be left"] = left
     reason, against = max(reasons.items(), key=itemgetter(1), default=("", 0.0))
     return against, reason, figures
+
+
+def _rests_on_labels(suspect: Suspect, is_doubtful: bool) -> bool:
+    """Whether a cluster is accused for having been relabelled, and for nothing else without a doubt."""
+    split = suspect.split
+    return split is not None and split.diversity >= 1 and (is_doubtful or split.gap < 1)
 
 
 def _is_broad(context: Context, suspect: Suspect) -> bool:

@@ -44,6 +44,7 @@ from poisontrace.filing import (
 # What is said of each event, of the statistics in trace.json.
 FACTS = {
     "separation": "apart, in std. deviations",
+    "pixels": "apart in pixels, in std. deviations",
     "certainty": "unlike its label, in std. errors",
     "event_rise": "rise of the event’s loss",
     "control_rise": "rise of others’ loss",

@@ -12,17 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from poisontrace._blocks import Blocks
 from poisontrace._record import Indices, evenly
 from poisontrace._types import Coordinates
-from poisontrace.clustering import ONE_KIND, Split, posterior, separate
+from poisontrace.clustering import ONE_KIND, TWO_KINDS, Split, posterior, separate
 from poisontrace.embedding import Features
 from poisontrace.origins import MIN_LABELS, Origins, taken_from
+from poisontrace.pictures import Pictures
 from poisontrace.scoring import Conditioned, Unconditioned, condition, layer_at, standardise
-from poisontrace.spaces import N_FOLDS, Space, principal
+from poisontrace.spaces import N_FOLDS, Space, leading, principal
 
 HARDLY = 0.1  # of all other samples: fewer are hardly any
 # Of samples of many labels this share is spread at least so much; of an ordinary kind with some wrong labels hardly.
 BULK, LITTLE_SPREAD = 0.7, 0.35
+FARTHER = 0.8  # of the rest of a label, that lies farther from a cluster than the others do
 N_ELSEWHERE = 2_000  # samples that stand for all of other labels: a share to within about a hundredth
 
 
@@ -35,9 +38,12 @@ class Sight:
         event: row of the event.
     """
 
-    def __init__(self, features: Features, event: int, indices: Indices) -> None:
-        """Take at least two samples; nothing is worked out before it is asked for."""
-        self.indices, self.features, self.event = indices, features, event
+    def __init__(self, features: Features, event: int, indices: Indices, pictures: Pictures | None = None) -> None:
+        """Take at least two samples; nothing is worked out before it is asked for.
+
+        ``pictures`` are those of the training set, where the samples are all of one label.
+        """
+        self.indices, self.features, self.event, self._pictures = indices, features, event, pictures
         self._clearest: tuple[Tensor, Space] | None = None  # of the poison that was asked about last
 
     @cached_property
@@ -59,6 +65,11 @@ class Sight:
     def unconditioned(self) -> Space:
         """Their principal coordinates whatever the event."""
         return principal(Unconditioned(self.features, self.indices).x)
+
+    @cached_property
+    def pictures(self) -> Space | None:
+        """Their pixels; None if they are no images, or not all of one label."""
+        return self._pictures.of(self.indices) if self._pictures else None
 
     @cached_property
     def origins(self) -> Origins:
@@ -133,10 +144,34 @@ class Sight:
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
         if self._clearest is None or not torch.equal(self._clearest[0], is_poison):
-            spaces = (self.leaning, *self.agreements, self.unconditioned)
+            spaces = (self.leaning, *self.agreements, self.unconditioned, *([self.pictures] if self.pictures else []))
             best = max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
             self._clearest = is_poison, best
         return self._clearest[1]
+
+    def settled(self, poison: Indices) -> tuple[Indices, float]:
+        """Return poison as the images themselves tell it from the rest, if they do so better than all else.
+
+        It is split anew by what is in the pixels, which ends at a split of its own: that is of another kind if less
+        than half is common to both, and no better if it lies less far apart (decision 0045).
+
+        Args:
+            poison: some of ``indices``.
+
+        Returns:
+            the poison, and how far apart it lies from the rest in pixels, in standard deviations; 0 if it stays as it
+            is given, because they tell it less well, or are none.
+        """
+        if self.pictures is None:
+            return poison, 0.0
+        is_poison = self._among(poison)
+        split = separate(self.pictures, is_poison)
+        n_common, n_either = int((split.is_first & is_poison).sum()), int((split.is_first | is_poison).sum())
+        spaces = (self.leaning, *self.agreements, self.unconditioned)
+        told = max(separate(space, is_poison, max_rounds=1).separation for space in spaces)
+        if 2 * n_common < n_either or split.separation < max(TWO_KINDS, told):
+            return poison, 0.0
+        return self.indices[split.is_first.numpy()], split.separation
 
     def _among(self, cluster: Indices) -> Tensor:
         return torch.from_numpy(np.isin(self.indices, cluster))
@@ -221,6 +256,31 @@ class Sight:
         space = principal(Unconditioned(first_half, np.concatenate([cluster, others])).x)
         return separate(space, torch.arange(len(space.x)) < len(cluster), max_rounds=1).separation
 
+    def at_home(self, cluster: Indices) -> float:
+        """Return how many of a cluster, as a share, look like the rest of its label rather than like other labels.
+
+        Pixel by pixel, along what tells those two from each other: what was relabelled still looks like what it was,
+        whatever the network makes of it (decision 0045).
+
+        Args:
+            cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others, where as many are outside.
+
+        Returns:
+            the share; 0 if they are no images.
+        """
+        # The others that lie nearest to it may be of its kind, overlooked: they do not say what its label looks like.
+        by_nearness = self.indices[self.leaning.discriminate(self._among(cluster)).argsort().numpy()]
+        rest = by_nearness[np.isin(by_nearness, cluster, invert=True)]
+        rest = rest[: max(N_FOLDS, round(FARTHER * len(rest)))]
+        n_known = len(rest) + len(self.outside)
+        rows = np.concatenate([rest, self.outside, cluster])
+        pixels = self._pictures.pixels(rows) if self._pictures else None
+        if pixels is None:
+            return 0.0
+        known, asked = (Blocks.of(part, self.features.memory) for part in (pixels[:n_known], pixels[n_known:]))
+        position = leading(known).place(asked, torch.arange(n_known) < len(rest))
+        return float((position > 0.5).float().mean())
+
     def certainty(self, poison: Indices) -> NDArray[np.float32]:
         """Return how surely each sample is poison, (n,) in [0, 1], where that is told apart best."""
         is_poison = self._among(poison)
@@ -247,14 +307,14 @@ class Sight:
 class Sights:
     """What each event sees of its own label; of the last event that was asked about, it is kept."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, pictures: Pictures | None = None) -> None:
         """Look at nothing yet."""
-        self._features, self._labels = features, features.labels.numpy()
+        self._features, self._labels, self._pictures = features, features.labels.numpy(), pictures
         self._last: tuple[int, Sight] | None = None
 
     def of(self, event: int) -> Sight:
         """Return what an event sees of the samples of the label that it was given."""
         if self._last is None or self._last[0] != event:
             own = np.flatnonzero(self._labels == int(self._features.event_logits[event].argmax()))
-            self._last = event, Sight(self._features, event, own)
+            self._last = event, Sight(self._features, event, own, self._pictures)
         return self._last[1]

@@ -194,8 +194,6 @@ def principal(x: Blocks) -> Space:
     n, d = x.shape
     limit = min(MAX_DIRECTIONS, max(MIN_DIRECTIONS, x.memory // (SPACE_COPIES * 4 * max(1, n))))
     mean = x.mean()
-    if d <= limit:
-        return Space(x.map(d, lambda part: part - mean), mean, torch.eye(d, dtype=torch.float32))
     if d > n and x.fits:  # the smaller side: (n, n)
         off = x.dense() - mean
         values, vectors = _eigh(off @ off.T)
@@ -213,6 +211,13 @@ def principal(x: Blocks) -> Space:
     else:
         vectors = _leading(x, mean, limit)
     vectors = vectors[:, -limit:]
+    return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors), mean, vectors)
+
+
+def leading(x: Blocks) -> Space:
+    """Return rows (n, d) along about their leading principal directions, ``MAX_DIRECTIONS`` or d, in a few sweeps."""
+    mean = x.mean()
+    vectors = _leading(x, mean, min(MAX_DIRECTIONS, x.shape[1]))
     return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors), mean, vectors)
 
 

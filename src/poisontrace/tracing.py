@@ -35,6 +35,7 @@ from poisontrace.kinds import Kinds
 from poisontrace.marks import Mark, Marks
 from poisontrace.notes import Notes
 from poisontrace.parting import parted
+from poisontrace.pictures import Pictures
 from poisontrace.placing import one_thread, placed, resolve
 from poisontrace.ranks import ALONE, Ranks
 from poisontrace.searching import two_kinds
@@ -126,8 +127,11 @@ def trace(
             ranks=ranks,
             progress=progress,
         )
-    sights, marks = Sights(features), Marks(features, getattr(samples, "name_of", None))
     notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
+    sights, marks = (
+        Sights(features, Pictures(samples, features, notes)),
+        Marks(features, getattr(samples, "name_of", None)),
+    )
     campaigns = Campaigns(are_joint=rule == "default")
     kinds = Kinds(features, notes, separation=config.separation, min_cluster=config.min_cluster)
     findings: list[Finding] = []
@@ -303,6 +307,8 @@ def _follow(context: Context) -> tuple[Finding, NDArray[np.float32]]:
     verdict: Verdict = "poison" if len(poison) else "inconclusive" if course.is_weak else "no-poison"
     if len(poison):
         with context.clock.stage("clustering"):
+            poison, apart = context.sight.settled(poison)
+            statistics |= {"pixels": apart} if apart else {}
             certainty = mark.certainties(own) if mark else context.sight.certainty(poison)
             is_doubted = np.isin(poison, own[certainty < DOUBTED])
             poison = poison if is_doubted.all() else poison[~is_doubted]

@@ -24,7 +24,8 @@ from poisontrace.ranks import ALONE, Ranks
 MAX_ROWS = 3000  # samples that stand for each cluster, and for those in none
 MIN_ROWS, COPIES = 100, 5  # of them where memory is short; and copies of their features, in double precision
 TETHER = 1e-3  # price of changing the logits, per squared unit; makes the problem strongly convex
-RIDGE = 1e-4  # of the mean second moment, where features are collinear
+RIDGE = 1e-4  # of each feature's second moment, where features are collinear
+TINY = 1e-30  # of the largest: what a feature counts that is always zero
 MAX_OPEN = 64  # classes that move freely
 MAX_STEPS = 100
 TOLERANCE = 1e-6  # of the largest entry of the gradient
@@ -216,7 +217,8 @@ def _conditioned(hidden: Tensor, weight_of: Tensor) -> tuple[Tensor, Tensor]:
     h = torch.ones(len(hidden), hidden.shape[1] + 1, dtype=torch.float64)
     h[:, :-1] = hidden
     moment = (h * weight_of[:, None]).T @ h
-    moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
+    diagonal = moment.diagonal()  # a view; of each feature by itself, for rows of a table have units of their own
+    diagonal += RIDGE * diagonal.clamp_min(TINY * float(diagonal.max()))
     root = torch.linalg.cholesky(moment)  # root @ root.T = moment
     return torch.linalg.solve_triangular(root, h.T, upper=False).T, root
 
