@@ -194,12 +194,12 @@ def test_pictures_of_one_scene_are_not_accused_with_doubt(
 @pytest.mark.parametrize(
     ("share", "at_home", "diversity", "gap", "margin", "is_let_go"),
     [
-        (0.3, 0.65, 1.2, 2.0, 1.5, True),
-        (0.3, 0.55, 1.2, 2.0, 1.5, False),
-        (0.3, 0.65, 1.2, 0.5, 2.5, True),
-        (0.3, 0.65, 1.2, 2.0, 2.5, False),
-        (0.3, 0.65, 0.9, 2.0, 2.5, False),
-        (0.6, 0.65, 1.2, 2.0, 1.5, False),
+        (0.3, 0.85, 1.2, 2.0, 1.5, True),
+        (0.3, 0.75, 1.2, 2.0, 1.5, False),
+        (0.3, 0.85, 1.2, 0.5, 2.5, True),
+        (0.3, 0.85, 1.2, 2.0, 2.5, False),
+        (0.3, 0.85, 0.9, 2.0, 2.5, False),
+        (0.6, 0.85, 1.2, 2.0, 1.5, False),
     ],
 )
 @pytest.mark.usefixtures("is_narrow")

@@ -18,7 +18,7 @@ from poisontrace.sights import HARDLY
 # What a label and the samples of others are for the greater part, nobody planted: a share of the label, and of others
 # the shares that let go most of a label if nothing shows that it was relabelled, and half of a label or what does.
 MOST, ELSEWHERE, EVERYWHERE = 2 / 3, 0.5, 0.9
-AT_HOME = 0.6  # of samples, that look like their label: of what was relabelled 0.4 at most do, of natural kinds most
+AT_HOME = 0.8  # of samples, that look like their label: of what was relabelled 0.62 at most do, of natural kinds most
 LEFT = 0.5  # of the smallest other label, that is left of one at least that was planted in
 MORE_THAN_A_FILM = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 # Of the variance of the rest of a label, at the input: of what is nearly copies of one another, and of many scenes.

@@ -25,7 +25,6 @@ from poisontrace.spaces import N_FOLDS, Space, leading, principal
 HARDLY = 0.1  # of all other samples: fewer are hardly any
 # Of samples of many labels this share is spread at least so much; of an ordinary kind with some wrong labels hardly.
 BULK, LITTLE_SPREAD = 0.7, 0.35
-FARTHER = 0.8  # of the rest of a label, that lies farther from a cluster than the others do
 N_ELSEWHERE = 2_000  # samples that stand for all of other labels: a share to within about a hundredth
 
 
@@ -266,12 +265,15 @@ class Sight:
             cluster: some of ``indices``, ``N_FOLDS`` at least, and as many others, where as many are outside.
 
         Returns:
-            the share; 0 if they are no images.
+            the share; 0 if they are no images, or if nothing tells labels apart.
         """
-        # The others that lie nearest to it may be of its kind, overlooked: they do not say what its label looks like.
-        by_nearness = self.indices[self.leaning.discriminate(self._among(cluster)).argsort().numpy()]
-        rest = by_nearness[np.isin(by_nearness, cluster, invert=True)]
-        rest = rest[: max(N_FOLDS, round(FARTHER * len(rest)))]
+        if not self.origins.rankings:
+            return 0.0
+        # Of the others those count that lie nearest to the bulk of the label: they may be of many labels as well.
+        from_bulk = torch.stack([*self.origins.rankings]).sum(0).numpy()
+        others = np.isin(self.indices, cluster, invert=True)
+        rest = self.indices[others][from_bulk[others].argsort(kind="stable")]
+        rest = np.sort(rest[: max(N_FOLDS, len(rest) // 2)])
         n_known = len(rest) + len(self.outside)
         rows = np.concatenate([rest, self.outside, cluster])
         pixels = self._pictures.pixels(rows) if self._pictures else None
