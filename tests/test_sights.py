@@ -331,12 +331,10 @@ def test_what_was_relabelled_looks_like_what_it_was(
     x[y == 1, :, :, 0] += np.float32(0.5)  # a label is known by an edge
     x[:80:2, :, :, 0] += np.float32(0.5)  # those were taken from the other one
     x[80:160:2] += np.float32(0.1)
-    samples = ArraySet(x, y)
-    pictures = Pictures(samples, stamped[1], Notes(None, len(samples), ""))
     from_bulk = torch.tensor([9.0] * 40 + [0.0] * 80)
     monkeypatch.setattr(Origins, "__init__", lambda origins, *asked: setattr(origins, "rankings", [from_bulk]))
 
-    sight = Sight(stamped[1], 0, np.arange(0, 240, 2), pictures)
+    sight = _looking((ArraySet(x, y), stamped[1]))
 
     assert sight.at_home(STAMPED) < 0.1
     assert sight.at_home(STAMPED[:20]) < 0.1

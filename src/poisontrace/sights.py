@@ -140,10 +140,14 @@ class Sight:
         shares = (of_cluster.moments()[1] / std.square())[~is_constant]
         return float(shares.mean()) if len(shares) else 1.0
 
+    @property
+    def _of_layers(self) -> tuple[Space, ...]:
+        return self.leaning, *self.agreements, self.unconditioned
+
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
         if self._clearest is None or not torch.equal(self._clearest[0], is_poison):
-            spaces = (self.leaning, *self.agreements, self.unconditioned, *([self.pictures] if self.pictures else []))
+            spaces = (*self._of_layers, self.pictures) if self.pictures else self._of_layers
             best = max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
             self._clearest = is_poison, best
         return self._clearest[1]
@@ -166,8 +170,7 @@ class Sight:
         is_poison = self._among(poison)
         split = separate(self.pictures, is_poison)
         n_common, n_either = int((split.is_first & is_poison).sum()), int((split.is_first | is_poison).sum())
-        spaces = (self.leaning, *self.agreements, self.unconditioned)
-        told = max(separate(space, is_poison, max_rounds=1).separation for space in spaces)
+        told = max(separate(space, is_poison, max_rounds=1).separation for space in self._of_layers)
         if 2 * n_common < n_either or split.separation < max(TWO_KINDS, told):
             return poison, 0.0
         return self.indices[split.is_first.numpy()], split.separation
@@ -270,8 +273,7 @@ class Sight:
         if not self.origins.rankings:
             return 0.0
         # Of the others those count that lie nearest to the bulk of the label: they may be of many labels as well.
-        from_bulk = torch.stack([*self.origins.rankings]).sum(0).numpy()
-        others = np.isin(self.indices, cluster, invert=True)
+        from_bulk, others = torch.stack(self.origins.rankings).sum(0).numpy(), ~self._among(cluster).numpy()
         rest = self.indices[others][from_bulk[others].argsort(kind="stable")]
         rest = np.sort(rest[: max(N_FOLDS, len(rest) // 2)])
         n_known = len(rest) + len(self.outside)

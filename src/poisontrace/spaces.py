@@ -211,14 +211,19 @@ def principal(x: Blocks) -> Space:
     else:
         vectors = _leading(x, mean, limit)
     vectors = vectors[:, -limit:]
-    return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors), mean, vectors)
+    return _along(x, mean, vectors)
 
 
 def leading(x: Blocks) -> Space:
     """Return rows (n, d) along about their leading principal directions, ``MAX_DIRECTIONS`` or d, in a few sweeps."""
     mean = x.mean()
     vectors = _leading(x, mean, min(MAX_DIRECTIONS, x.shape[1]))
-    return Space(x.map(vectors.shape[1], lambda part: (part - mean) @ vectors), mean, vectors)
+    return _along(x, mean, vectors)
+
+
+def _along(x: Blocks, mean: Tensor, directions: Tensor) -> Space:
+    """Return rows (n, w) less their mean (w,) along directions (w, d)."""
+    return Space(x.map(directions.shape[1], lambda part: (part - mean) @ directions), mean, directions)
 
 
 def _leading(x: Blocks, mean: Tensor, k: int) -> Tensor:

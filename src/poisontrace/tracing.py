@@ -128,10 +128,8 @@ def trace(
             progress=progress,
         )
     notes = Notes(features.folder, len(samples), repr((rule, seed, config, memory)))
-    sights, marks = (
-        Sights(features, Pictures(samples, features, notes)),
-        Marks(features, getattr(samples, "name_of", None)),
-    )
+    sights = Sights(features, Pictures(samples, features, notes))
+    marks = Marks(features, getattr(samples, "name_of", None))
     campaigns = Campaigns(are_joint=rule == "default")
     kinds = Kinds(features, notes, separation=config.separation, min_cluster=config.min_cluster)
     findings: list[Finding] = []
