@@ -49,7 +49,7 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
             or usual < share
             or context.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
         )
-        if share <= 1 / 2 and _rests_on_labels(suspect, is_doubtful) and not context.kinds.are_rows:
+        if share <= 1 / 2 and _rests_on_labels(suspect, is_doubtful):
             at_home = context.sight.at_home(suspect.cluster)
             if at_home >= AT_HOME:
                 return at_home / AT_HOME, "they look like their label, as nothing does that was relabelled", {}
