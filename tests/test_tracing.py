@@ -37,7 +37,7 @@ from poisontrace.incidents import Incident
 from poisontrace.judging import Judge, Suspect
 from poisontrace.searching import two_kinds
 from poisontrace.sights import Sight
-from poisontrace.tracing import Config, _follow
+from poisontrace.tracing import Config, _as_certain, _follow
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +357,23 @@ def test_a_poisoned_and_an_ordinary_event_are_told_apart() -> None:
     assert result.poison.tolist() == task.poison.tolist()
     assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
     _check_tree(result)
+
+
+@pytest.mark.parametrize(
+    ("certainty", "may_join", "poison"),
+    [
+        ([0.95, 0.05, 0.5, 0.95, 0.5], True, [10, 14, 16]),  # one clearly is, one clearly not; doubt changes nothing
+        ([0.95, 0.05, 0.5, 0.95, 0.5], False, [10, 14]),
+        ([0.05, 0.05, 0.05, 0.95, 0.95], True, [10, 12, 14]),  # what speaks against all of them knows another cluster
+    ],
+)
+def test_a_clear_posterior_overrules_the_tree(certainty: list[float], may_join: bool, poison: list[int]) -> None:
+    """Of samples 10, 12 and 14, accused of five of a label, or of the other two."""
+    own, accused = np.arange(10, 20, 2), np.array([10, 12, 14])
+
+    kept = _as_certain(own, accused, np.array(certainty, np.float32), may_join=may_join)
+
+    assert kept.tolist() == poison
 
 
 def test_noisy_images_of_one_label_are_found_without_the_event() -> None:

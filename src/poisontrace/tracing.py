@@ -19,7 +19,7 @@ from torch import nn
 from poisontrace import embedding, paper, unlearning
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
-from poisontrace._record import Clock, Tree
+from poisontrace._record import Clock, Indices, Tree
 from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
@@ -46,7 +46,8 @@ Progress = Callable[[str, int, int], None]
 
 MIN_MEMORY = 1 << 24
 RULES = ("default", "paper")
-DOUBTED = 0.1  # certainty below which a sample is let go, though it lies on the responsible side
+# Certainty below which a sample is let go though it lies on the responsible side, and this far from 1 one may join it.
+DOUBTED = 0.1
 N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
 
 
@@ -308,15 +309,30 @@ def _follow(context: Context) -> tuple[Finding, NDArray[np.float32]]:
             poison, apart = context.sight.settled(poison)
             statistics |= {"pixels": apart} if apart else {}
             certainty = mark.certainties(own) if mark else context.sight.certainty(poison)
-            is_doubted = np.isin(poison, own[certainty < DOUBTED])
-            poison = poison if is_doubted.all() else poison[~is_doubted]
-        # The tree says who belongs to whom, unless the posterior clearly speaks against it.
+            # The tree says who belongs to whom, unless the posterior clearly speaks against it. Among rows and texts a
+            # mark does, so none join them.
+            poison = _as_certain(own, poison, certainty, may_join=not (mark or context.kinds.are_rows))
         scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
         after = responsible[0][1].losses if len(responsible) == 1 else context.judge.losses(poison)[0]
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
     statistics |= {"margin": margin, "p_poison": p_poison(margin)}
     probability = float(features.event_logits[context.event].softmax(0)[label])
     return Finding(label, probability, verdict, poison, statistics), scores
+
+
+def _as_certain(own: Indices, poison: Indices, certainty: NDArray[np.float32], *, may_join: bool) -> Indices:
+    """Return poison without whom the posterior clearly speaks against, and with whom it clearly speaks for.
+
+    Args:
+        own: samples of the label, in order.
+        poison: some of them.
+        certainty: (len(own),), how surely each is poison.
+        may_join: whether others of the label may become poison (decision 0046).
+    """
+    is_kept = np.isin(own, poison) & (certainty >= DOUBTED)
+    if not is_kept.any():
+        return poison
+    return own[is_kept | (certainty > 1 - DOUBTED)] if may_join else own[is_kept]
 
 
 def _cluster_and_prune(context: Context, whole: Suspect, course: Course) -> None:
