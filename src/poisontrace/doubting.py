@@ -1,6 +1,6 @@
 """What speaks against an accusation: that it is of what is ordinary.
 
-A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0044).
+A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0045).
 """
 
 from math import inf
@@ -36,7 +36,7 @@ BARELY = 0.5  # of what relabelled samples are spread, by most of them: natural 
 def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032 and 0044).
+    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032, 0044 and 0045).
     """
     share = len(suspect.cluster) / len(context.own)
     is_doubtful, is_few = margin < DOUBTFUL or share > NEARLY_HALF, share < MORE_THAN_A_FILM

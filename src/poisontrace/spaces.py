@@ -222,7 +222,7 @@ def leading(x: Blocks) -> Space:
 
 
 def _along(x: Blocks, mean: Tensor, directions: Tensor) -> Space:
-    """Return rows (n, w) less their mean (w,) along directions (w, d)."""
+    """Return rows (n, d) less their mean (d,) along directions (d, w)."""
     return Space(x.map(directions.shape[1], lambda part: (part - mean) @ directions), mean, directions)
 
 
