@@ -87,6 +87,16 @@ def one_search(function: Callable[..., Split], *args: Any, **options: Any) -> Sp
     return replace(split, separation=0.0) if options.get("growth") == 4 else split
 
 
+def all_judged(function: Callable[..., Indices], own: Indices, poison: Indices, *args: Any, **options: Any) -> Indices:
+    """Stand in for what the posterior makes of an accusation: nobody is let go."""
+    return np.union1d(function(own, poison, *args, **options), poison)
+
+
+def only_judged(function: Callable[..., Indices], own: Indices, poison: Indices, *args: Any, **options: Any) -> Indices:
+    """Stand in for the same: nobody joins."""
+    return np.intersect1d(function(own, poison, *args, **options), poison)
+
+
 RULES = (
     Rule("each layer is searched on its own", (17,), ((searching, "search"),), one_search),
     Rule("samples that come from many labels", (27, 28), ((Origins, "__init__"),), nobody, False),
@@ -120,6 +130,8 @@ RULES = (
     Rule("what looks like its label", (45,), ((Sight, "at_home"),), says(0.0)),
     Rule("what the images themselves say", (45,), ((Pictures, "of"),), says(None)),
     Rule("taken from one label", (34,), ((doubting, "_taken"),), says(0.0)),
+    Rule("whom the posterior speaks against", (12,), ((tracing, "_as_certain"),), all_judged),
+    Rule("whom the posterior speaks for", (46,), ((tracing, "_as_certain"),), only_judged),
 )
 
 
@@ -185,6 +197,8 @@ def ablated(subject: bench.Subject, asked: str, event: int) -> Iterator[Row]:
     def is_other(answer: Any, stand_in: Any) -> bool:
         if isinstance(answer, Split) and isinstance(stand_in, Split):
             return answer is not stand_in and (answer.separation, answer.gap) != (stand_in.separation, stand_in.gap)
+        if isinstance(answer, np.ndarray):
+            return not np.array_equal(answer, stand_in)
         return bool(answer != stand_in)
 
     with patched(tuple(rule for rule in RULES if rule.is_asked), listening):

@@ -43,7 +43,7 @@ class Sight:
         ``pictures`` are those of the training set, where the samples are all of one label.
         """
         self.indices, self.features, self.event, self._pictures = indices, features, event, pictures
-        self._clearest: tuple[Tensor, Space] | None = None  # of the poison that was asked about last
+        self._apart: tuple[Tensor, tuple[float, ...]] | None = None  # of the poison that was asked about last
 
     @cached_property
     def seen(self) -> Conditioned:
@@ -140,17 +140,25 @@ class Sight:
         shares = (of_cluster.moments()[1] / std.square())[~is_constant]
         return float(shares.mean()) if len(shares) else 1.0
 
-    @property
-    def _of_layers(self) -> tuple[Space, ...]:
-        return self.leaning, *self.agreements, self.unconditioned
+    @cached_property
+    def _spaces(self) -> tuple[Space, ...]:
+        """All coordinates that poison may be told apart by: of layers, and last of pixels if there are any."""
+        of_layers = self.leaning, *self.agreements, self.unconditioned
+        return (*of_layers, self.pictures) if self.pictures else of_layers
+
+    def _apart_in(self, is_poison: Tensor) -> tuple[float, ...]:
+        """Return how far apart each of the spaces tells poison, (n,) bool, in standard deviations."""
+        if self._apart is None or not torch.equal(self._apart[0], is_poison):
+            self._apart = (
+                is_poison,
+                tuple(separate(space, is_poison, max_rounds=1).separation for space in self._spaces),
+            )
+        return self._apart[1]
 
     def clearest(self, is_poison: Tensor) -> Space:
         """Return the coordinates that tell poison, (n,) bool, apart best."""
-        if self._clearest is None or not torch.equal(self._clearest[0], is_poison):
-            spaces = (*self._of_layers, self.pictures) if self.pictures else self._of_layers
-            best = max(spaces, key=lambda space: separate(space, is_poison, max_rounds=1).separation)
-            self._clearest = is_poison, best
-        return self._clearest[1]
+        apart = self._apart_in(is_poison)
+        return self._spaces[apart.index(max(apart))]
 
     def settled(self, poison: Indices) -> tuple[Indices, float]:
         """Return poison as the images themselves tell it from the rest, if they do so better than all else.
@@ -170,8 +178,7 @@ class Sight:
         is_poison = self._among(poison)
         split = separate(self.pictures, is_poison)
         n_common, n_either = int((split.is_first & is_poison).sum()), int((split.is_first | is_poison).sum())
-        told = max(separate(space, is_poison, max_rounds=1).separation for space in self._of_layers)
-        if 2 * n_common < n_either or split.separation < max(TWO_KINDS, told):
+        if 2 * n_common < n_either or split.separation < max(TWO_KINDS, *self._apart_in(is_poison)[:-1]):
             return poison, 0.0
         return self.indices[split.is_first.numpy()], split.separation
 
