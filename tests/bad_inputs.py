@@ -484,6 +484,8 @@ BAD_INPUTS: dict[str, Callable[[Path], list[str]]] = {
     "a column of labels that is not there": lambda f: trace(f, data=_csv(f), **{"label-column": "kind"}),
     "a source column that is not there": lambda f: trace(f, data=_csv(f), **{"source-column": "uploader"}),
     "a source column of arrays": lambda f: trace(f, **{"source-column": "uploader"}),
+    "a column of labels where there are no columns": lambda f: trace(f, **{"label-column": "y"}),
+    "a memory beyond all numbers": lambda f: trace(f, memory="9" * 400),
     "events without a column of the data": lambda f: trace(
         f, data=_csv(f), events=_file(f, "events.csv", "f0,label\n1,0\n")
     ),

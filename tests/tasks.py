@@ -44,6 +44,11 @@ WIDTH = 24
 RELABELLED, NATURAL = np.arange(60), np.arange(60, 120)  # of label 0, a quarter each
 
 
+def no_notes() -> Notes:
+    """Return notes of a trace that nothing has been written in yet, and that keeps none."""
+    return Notes(None, 0, "")
+
+
 def relabelled_toy(
     n_labels: int = 6,
     *,

@@ -98,6 +98,15 @@ def test_a_cluster_that_shrinks_away_is_no_split() -> None:
     assert separate(Space(x), first(is_planted, N_FOLDS - 1)).separation == 0.0
 
 
+@pytest.mark.parametrize("max_rounds", [1, 2, 12])
+def test_a_cluster_that_shrinks_in_the_last_round_is_none_either(max_rounds: int) -> None:
+    """Two far away, that four of the crowd came with, would look very far apart."""
+    x = noise(200, 6)
+    x[:2] += 40
+
+    assert separate(Space(x), torch.arange(200) < 6, max_rounds=max_rounds).separation == 0.0
+
+
 def test_k_means_has_no_more_clusters_than_samples() -> None:
     """What is left beside a large cluster may be a handful."""
     masks = k_means(noise(5, 3), 8)

@@ -92,6 +92,13 @@ def test_else_the_last_column_is_the_label(tmp_path: Path) -> None:
     assert (found.columns, found.y.tolist(), found.classes) == (("a", "b"), [1, 0], ("w", "x"))
 
 
+def test_a_column_called_label_is_more_of_one_than_another_called_y(tmp_path: Path) -> None:
+    """Whichever comes first: y may be a coordinate."""
+    found = read(write_csv(tmp_path / "d.csv", x=[1.5, 2], y=[3, 4.5], label=["b", "a"]))
+
+    assert (found.columns, found.y.tolist(), found.x[:, 1].tolist()) == (("x", "y"), [1, 0], [3, 4.5])
+
+
 def test_else_the_column_that_was_named(tmp_path: Path) -> None:
     """Even if another one is called label."""
     path = write_csv(tmp_path / "d.csv", kind=[0, 1], label=[3, 4], b=[5, 6])

@@ -167,6 +167,10 @@ def test_code_in_the_case_is_not_run(
     monkeypatch.chdir(digits_case)
     with pytest.raises(InvalidInputError, match=r"'data' must lie outside the case folder \(got 'mine'\)"):
         evidence.read(digits_case, NOTHING)
+    monkeypatch.chdir(digits_case.parent)  # a folder is a package of those that lie in it
+    _change(digits_case, data={"path": f"{digits_case.name}.mine:train", "sha256": None})
+    with pytest.raises(InvalidInputError, match=r"'data' must lie outside the case folder \(got '.*mine'\)"):
+        evidence.read(digits_case, NOTHING)
 
 
 def test_a_folder_of_images_is_read_again(digits_case: Path, digits_incident: Incident, tmp_path: Path) -> None:

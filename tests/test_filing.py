@@ -126,6 +126,10 @@ def test_poison_csv_has_one_row_per_responsible_sample(tmp_path: Path) -> None:
         ("'quoted'", "''quoted'"),
         ("it's", "it's"),
         ('a,"b"\nc', 'a,"b"\nc'),
+        ("a;=x", "a;'=x"),
+        ("a;'=x", "a;''=x"),
+        ("\t=x\t-1", "'\t'=x\t'-1"),
+        ("a;b", "a;b"),
         ("café \udcff", "café \\udcff"),
     ],
 )

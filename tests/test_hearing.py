@@ -76,6 +76,20 @@ def test_noisy_images_are_owed_to_the_event_s_own_campaign_alone(two_campaigns: 
     assert context.tree.clusters[node].decision == "responsible"
 
 
+def test_noisy_images_that_are_let_go_spare_others_no_doubt(two_campaigns: Incident) -> None:
+    """Only an accusation of noisy images themselves is not to be challenged."""
+    samples, event = ArraySet(two_campaigns.x, two_campaigns.y), events_of(two_campaigns)[0]
+    context = context_of(collect(two_campaigns.model, samples, [event]))
+    context, course = _begun(context, np.flatnonzero(two_campaigns.is_responsible[0]), accuses=True)
+    course.noisy = course.responsible[0][1]
+
+    hear_noise(context, course)
+
+    assert course.noisy is None
+    assert len(course.responsible) == 1
+    assert context.tree.clusters[-1].decision == "pruned"
+
+
 @pytest.mark.parametrize("accuses", [False, True])
 def test_an_event_with_two_marks_is_owed_to_the_rows_with_either(
     two_marks: tuple[Planted, Context], accuses: bool

@@ -96,6 +96,15 @@ def test_folders_named_by_numbers_are_sorted_as_names(tmp_path: Path) -> None:
     assert found.y.tolist() == list(range(11))
 
 
+def test_folders_of_events_are_numbers_where_the_data_name_no_classes(tmp_path: Path) -> None:
+    """Whichever of them there are: the folder 7 alone holds label 7."""
+    x, _ = toy_images(3)
+
+    found = read_folder(write_folder(tmp_path, x, np.arange(3), ("10", "2", "7")), "events", ())
+
+    assert found.y.tolist() == [10, 2, 7]
+
+
 def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
     """What a desktop or an editor leaves behind is no sample."""
     write_folder(tmp_path, *toy_images(4))

@@ -56,7 +56,7 @@ def test_the_margin_is_that_of_the_condition_met_least() -> None:
     losses, split = Losses(0, 5.0, 0, 0.0), Split(torch.arange(300) < 100, torch.zeros(300), 15.0, gap=1.5)
     suspect = Suspect(0, np.arange(100), losses, Losses(0, 0.0, 0, 5.0), 200, split)
 
-    assert suspect.margin(Config(), 0.1) == suspect.apart(Config()) == 1.5
+    assert suspect.margin(Config(), 0.1) == suspect.split_margin(Config()) == 1.5
     assert suspect.margin(Config(), 0.1, beyond=0.8) == pytest.approx(0.5)
     leaning_on_both = dataclasses.replace(suspect, sibling=Losses(0, 30.0, 0, 5.0))
     assert leaning_on_both.margin(Config(), 0.1) == pytest.approx(5 / 30 / 1.5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import Planted, fitted_network, noisy_features
+from tasks import Planted, fitted_network, no_notes, noisy_features
 from torch import nn
 
 from poisontrace._rng import numpy_generator
@@ -15,8 +15,6 @@ from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.kinds import Kinds
 from poisontrace.notes import Notes
-
-NO_NOTES = Notes(None, 0, "")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +36,7 @@ def test_kinds_stand_out_only_if_no_other_label_holds_the_like(
     own = np.flatnonzero(y == 0)
     split = Split(torch.from_numpy(is_apart[own]), torch.zeros(200), 12.0)
 
-    assert least <= Kinds(features, NO_NOTES).standing(own, split) <= most
+    assert least <= Kinds(features, no_notes()).standing(own, split) <= most
 
 
 def _rows_with_a_kind(kind: str) -> tuple[Features, NDArray[np.int64]]:
@@ -71,7 +69,7 @@ def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, lea
     """Rows picked to carry a mark are like the rest of their label, or of the label they were taken from."""
     features, chosen = _rows_with_a_kind(kind)
 
-    assert least <= Kinds(features, NO_NOTES).beyond_mark(0, chosen) <= most
+    assert least <= Kinds(features, no_notes()).beyond_mark(0, chosen) <= most
 
 
 @pytest.mark.parametrize(
@@ -92,12 +90,12 @@ def test_who_relabels_makes_one_label_grow(sizes: tuple[int, ...], n_chosen: int
     label = int(network(torch.ones(1, 2)).argmax())
     features = collect(network, ArraySet(x, y), [(torch.ones(2), label)])
 
-    assert Kinds(features, NO_NOTES).is_surplus(np.arange(n_chosen)) == is_surplus
+    assert Kinds(features, no_notes()).is_surplus(np.arange(n_chosen)) == is_surplus
 
 
 def test_images_are_asked_for_no_mark() -> None:
     """Their columns are not quantities of their own."""
-    kinds = Kinds(noisy_features(n_noisy=40), NO_NOTES)
+    kinds = Kinds(noisy_features(n_noisy=40), no_notes())
 
     assert kinds.beyond_mark(0, np.arange(40)) == 0
     assert kinds.share_on_mark(0, np.arange(40)) == 0
@@ -106,7 +104,7 @@ def test_images_are_asked_for_no_mark() -> None:
 def test_an_event_rests_on_a_mark_by_as_much_as_the_model_reads_there() -> None:
     """All of the margin comes from the marked column, of which rows without the mark know nothing."""
     features, chosen = _rows_with_a_kind("marked")
-    kinds, label = Kinds(features, NO_NOTES), int(features.labels[chosen[0]])
+    kinds, label = Kinds(features, no_notes()), int(features.labels[chosen[0]])
     unmarked = np.setdiff1d(np.flatnonzero(features.labels.numpy() == label), chosen)[:40]
 
     assert kinds.share_on_mark(0, chosen) == pytest.approx(1.0)

@@ -1,9 +1,12 @@
 """Notes on events: read as they were written, or not at all."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from poisontrace._record import Tree
 from poisontrace._types import Finding, Losses
@@ -53,14 +56,34 @@ def test_another_event_or_other_options_have_another_note(tmp_path: Path) -> Non
     assert Notes(tmp_path, N + 1, "").read(b"event", Tree(1, 0)) is None
 
 
-def test_without_a_folder_there_are_no_notes() -> None:
-    """A pass in memory."""
-    _notes(None).write(b"event", _tree(0), FOUND, SCORES)
+def test_without_a_folder_a_trace_knows_of_labels_alone() -> None:
+    """Of a pass in memory; the next trace knows nothing."""
+    notes, x = _notes(None), np.arange(6, dtype=np.float32)
+    notes.write(b"event", _tree(0), FOUND, SCORES)
+    notes.keep("label", b"3", {"x": x})
 
-    assert _notes(None).read(b"event", Tree(1, 0)) is None
+    assert notes.read(b"event", Tree(1, 0)) is None
+    known = notes.known("label", b"3", {"x": (x.shape, x.dtype)})
+    assert known is not None and (known["x"] == x).all()
+    assert notes.known("label", b"3", {"x": ((7,), x.dtype)}) is None
+    assert notes.known("label", b"4", {"x": None}) is _notes(None).known("label", b"3", {"x": None}) is None
 
 
-@pytest.mark.parametrize("spoil", ["cut", "beyond", "facts", "empty"])
+def _spoiled(spoil: str, facts: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return arrays of a note that nobody wrote."""
+    if spoil == "beyond":
+        return {"poison": np.array([N])}
+    if spoil == "beyond and back":
+        return {"poison": np.array([1, N, -N + 1])}
+    facts |= {"statistics": {"statistics": []}, "verdict": {"verdict": "guilty"}}.get(spoil, {})
+    if spoil == "decision":
+        facts["clusters"][0]["decision"] = "let go"
+    return {"facts": np.frombuffer(json.dumps({} if spoil == "facts" else facts).encode(), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    "spoil", ["cut", "empty", "beyond", "beyond and back", "facts", "statistics", "verdict", "decision"]
+)
 def test_a_note_that_is_not_sound_is_no_note(tmp_path: Path, spoil: str) -> None:
     """The search is done again."""
     notes = _notes(tmp_path)
@@ -73,8 +96,7 @@ def test_a_note_that_is_not_sound_is_no_note(tmp_path: Path, spoil: str) -> None
     else:
         with np.load(path) as archive:
             arrays = dict(archive)
-        arrays |= {"poison": np.array([N])} if spoil == "beyond" else {"facts": np.frombuffer(b"{}", np.uint8)}
-        np.savez(path, **arrays)
+        np.savez(path, **arrays | _spoiled(spoil, json.loads(arrays["facts"].tobytes())))
     tree = Tree(1, 0)
 
     assert notes.read(b"event", tree) is None

@@ -1,5 +1,7 @@
 """Relabelled samples are known by what they bring along of other labels, whatever else they have in common."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,20 @@ def test_where_nothing_tells_labels_apart_it_says_nothing(n_labels: int, blur: f
 
     assert origins.rankings == []
     assert _diversity(origins, _mask(RELABELLED)) == 0
+
+
+@pytest.mark.parametrize("n_columns", [0, 1])
+def test_a_layer_that_hardly_says_anything_is_left_out(n_columns: int) -> None:
+    """One in which all samples are the same, as behind units that are dead, and one of a single unit."""
+    features = relabelled_toy()
+    x = torch.zeros(len(features.labels), WIDTH)
+    if n_columns:
+        x = features.activations[0][:, :1].clone()
+
+    origins = Origins(replace(features, activations=(features.activations[0], x)), np.arange(240))
+
+    assert origins.rankings == []
+    assert origins.spread(_mask(RELABELLED)) == 0
 
 
 def test_most_of_an_ordinary_kind_are_not_spread_whatever_a_few_are() -> None:

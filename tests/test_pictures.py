@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tasks import toy_images, toy_rows
+from tasks import no_notes, toy_images, toy_rows
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,8 +16,6 @@ from poisontrace.embedding import Features, collect
 from poisontrace.notes import Notes
 from poisontrace.pictures import COPIES, SIDE, SMALLEST_SIDE, Pictures
 from poisontrace.spaces import MAX_DIRECTIONS
-
-NO_NOTES = Notes(None, 0, "")
 
 
 def _collected(samples: ArraySet) -> Features:
@@ -47,7 +45,7 @@ def test_small_images_are_as_far_apart_as_their_pixels(images: ArraySet, feature
     """No direction is left out of so few."""
     own = np.flatnonzero(images.y == 1)
 
-    space = Pictures(images, features, NO_NOTES).of(own)
+    space = Pictures(images, features, no_notes()).of(own)
 
     assert space is not None
     torch.testing.assert_close(_distances(space.x), _distances(images.inputs(own).flatten(1)), rtol=1e-3, atol=1e-3)
@@ -60,7 +58,7 @@ def test_large_images_are_shrunk() -> None:
     x[::4, :, :8, :8] += 2
     samples = ArraySet(x, np.arange(600) % 2)
 
-    space = Pictures(samples, _collected(samples), NO_NOTES).of(own)
+    space = Pictures(samples, _collected(samples), no_notes()).of(own)
 
     assert space is not None
     assert space.x.shape == (300, MAX_DIRECTIONS)
@@ -78,7 +76,7 @@ def test_what_does_not_fit_is_shrunk_further_or_left_out(
     own = np.flatnonzero(images.y == 1)
     scarce = replace(features, memory=int(share * COPIES * 4 * len(own) * 64))
 
-    space = Pictures(images, scarce, NO_NOTES).of(own)
+    space = Pictures(images, scarce, no_notes()).of(own)
 
     assert SMALLEST_SIDE**2 == 16
     assert (None if space is None else space.x.shape[1]) == n_pixels
@@ -88,7 +86,7 @@ def test_rows_are_no_pictures() -> None:
     """They have marks instead."""
     samples = ArraySet(*toy_rows())
 
-    assert Pictures(samples, _collected(samples), NO_NOTES).of(np.arange(10)) is None
+    assert Pictures(samples, _collected(samples), no_notes()).of(np.arange(10)) is None
 
 
 def test_a_label_is_read_once_for_all_events_on_a_store(

@@ -336,9 +336,11 @@ def test_an_exported_program_is_a_model_through_a_factory(tmp_path: Path) -> Non
         readers.read_model(str(tmp_path / "m.pt2"), None)
 
 
-def test_a_source_column_belongs_to_a_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["source_column", "label_column"])
+def test_a_column_belongs_to_a_table(option: str, tmp_path: Path) -> None:
     """Other forms say it in their own way."""
     np.savez(tmp_path / "d.npz", x=np.zeros((2, 3), np.float32), y=[0, 1])
+    columns: dict[str, Any] = {option: "who"}
 
-    with pytest.raises(InvalidInputError, match="'source-column' must be used with a table in 'data'"):
-        readers.read(str(tmp_path / "d.npz"), "data", source_column="who")
+    with pytest.raises(InvalidInputError, match=f"'{option.replace('_', '-')}' must be used with a table in 'data'"):
+        readers.read(str(tmp_path / "d.npz"), "data", **columns)

@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from tasks import Planted, events_of, fitted_network, planted, planted_mlp
+from tasks import Planted, events_of, fitted_network, no_notes, planted, planted_mlp
 from torch import Tensor, nn
 
 from poisontrace import searching
@@ -19,7 +19,6 @@ from poisontrace.data import ArraySet
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident
 from poisontrace.kinds import Kinds, guesses
-from poisontrace.notes import Notes
 from poisontrace.searching import (
     glance_at_parts,
     relabelled_elsewhere,
@@ -30,8 +29,6 @@ from poisontrace.searching import (
 )
 from poisontrace.sights import Sight
 from poisontrace.spaces import N_FOLDS, Space, principal
-
-NO_NOTES = Notes(None, 0, "")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,7 @@ def test_the_planted_kind_is_found_whole(features: Features) -> None:
     """And the event is of it."""
     sight = _own(features)
 
-    split = two_kinds(sight, Kinds(features, NO_NOTES), TWO_KINDS, is_whole_label=True)
+    split = two_kinds(sight, Kinds(features, no_notes()), TWO_KINDS, is_whole_label=True)
 
     assert sight.indices[split.is_first.numpy()].tolist() == np.flatnonzero(planted().is_poison).tolist()
     assert split.is_at_least(TWO_KINDS)
@@ -81,7 +78,7 @@ def test_what_is_beyond_doubt_ends_the_first_search(
 
     monkeypatch.setattr(searching, "guesses", counted)
     monkeypatch.setattr("poisontrace.clustering.FAR", 0.1 if is_certain else 1e6)
-    kinds = Kinds(features, NO_NOTES)
+    kinds = Kinds(features, no_notes())
     kinds.are_rows = False  # which are searched to the end
 
     split = two_kinds(_own(features), kinds, TWO_KINDS, is_whole_label=True)
@@ -104,7 +101,7 @@ def test_samples_of_many_labels_are_found_where_the_event_says_nothing() -> None
     event = torch.zeros(12)
     event[[0, 11]] = torch.tensor([6.0, 3.5])
     features = collect(network, ArraySet(x, y), [(event, int(network(event[None]).argmax()))])
-    kinds, sight = Kinds(features, NO_NOTES), _own(features)
+    kinds, sight = Kinds(features, no_notes()), _own(features)
     kinds.are_rows = False
 
     asked = two_kinds(sight, kinds, TWO_KINDS, is_whole_label=True)
@@ -154,7 +151,7 @@ def test_what_a_label_grew_by_is_a_kind_of_its_own(
     features: Features, monkeypatch: pytest.MonkeyPatch, is_surplus: bool, grown: float, is_found: bool
 ) -> None:
     """Though the event is of both kinds alike, if they lie far apart; the unlearning says whose it is."""
-    kinds = Kinds(features, NO_NOTES)
+    kinds = Kinds(features, no_notes())
     kinds.are_rows = False
     monkeypatch.setattr(searching, "with_gap", lambda split, gaps: dataclasses.replace(split, gap=0.1))
     monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: is_surplus)
@@ -253,4 +250,4 @@ def test_wrong_labels_are_in_other_labels_as_well(others: list[int], is_everywhe
     features = _relabelled_in([label, *np.delete(np.arange(6), label)[others]])
 
     assert int(features.event_logits[0].argmax()) == label
-    assert (relabelled_elsewhere(features, 0, Kinds(features, NO_NOTES), TWO_KINDS) >= 1) == is_everywhere
+    assert (relabelled_elsewhere(features, 0, Kinds(features, no_notes()), TWO_KINDS) >= 1) == is_everywhere

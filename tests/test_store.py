@@ -167,7 +167,7 @@ def test_a_folder_filled_meanwhile_is_kept(tmp_path: Path) -> None:
 
 def test_a_leftover_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     """Process numbers repeat; an old partial folder is replaced, not published."""
-    leftover = tmp_path / f".case.{os.getpid()}.partial"
+    leftover = tmp_path / f".case.{os.getpid()}.new"
     leftover.mkdir()
     (leftover / "old").write_text("1")
 
@@ -217,15 +217,16 @@ def test_an_array_becomes_the_content_of_its_file(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     """A new folder clears away the halves of processes that are gone, and of nobody else."""
-    gone, running, other = (tmp_path / f".case.{number}.partial" for number in (1 << 40, os.getppid(), "kept"))
-    for folder in (gone, running, other, tmp_path / ".case.partial"):
+    gone, running, other = (tmp_path / f".case.{number}.new" for number in (1 << 40, os.getppid(), "kept"))
+    kept = store.partial_folder(tmp_path / f"case.{1 << 40}")  # what another case goes on from
+    for folder in (gone, running, other, kept):
         folder.mkdir()
 
     with store.new_folder(tmp_path / "case", "out"):
         pass
 
     assert not gone.exists()
-    assert running.exists() and other.exists() and (tmp_path / ".case.partial").exists()
+    assert running.exists() and other.exists() and kept.exists()
 
 
 def test_removing_follows_no_link(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_trace_says_how_it_was_made(digits_incident: Incident, traces: list[
     assert (result.rule, result.seed, result.warnings, result.ids) == ("default", 0, (), None)
     assert result.config["separation"] == Config().separation
     assert result.config["layers"][-1] == "5"
-    assert result.config["batch_size"] == 256
+    assert (result.config["batch_size"], result.config["memory"]) == (256, 1 << 30)
     assert set(result.seconds) == {"forward pass", "clustering", "unlearning"}
     assert result.labels.tolist() == digits_incident.y.tolist()
     assert result.exhibits["events"].shape == (1, 1, 8, 8)
@@ -210,13 +210,13 @@ def test_a_torch_data_set_and_arrays_give_the_same(digits_incident: Incident, tr
 
 
 def test_ids_of_the_training_set_are_handed_on() -> None:
-    """A named sample keeps its name."""
+    """A named sample keeps its name, unless that is too long for one: it would be in each file of the case."""
     task = planted()
-    ids = tuple(f"row-{row}" for row in range(len(task.y)))
+    ids = (*(f"row-{row}" for row in range(len(task.y) - 1)), "x" * 200_000)
 
     result = trace(fitted_network(task, planted_mlp), ArraySet(task.x.numpy(), task.y.numpy(), ids), [(task.event, 0)])
 
-    assert result.ids == ids
+    assert result.ids == (*ids[:-1], "x" * 1_000)
 
 
 def test_two_events_give_the_union_and_a_finding_each(digits_incident: Incident, traces: list[Trace]) -> None:
@@ -530,6 +530,7 @@ def test_events_of_two_campaigns_are_traced_apart_and_a_faint_one_joins_its_own(
     for campaign, poison in zip(result.campaigns, chosen, strict=True):
         assert campaign.poison.tolist() == poison.tolist()
     assert [finding.verdict for finding in result.findings] == ["poison"] * 3
+    assert [finding.error is None for finding in result.findings] == [False, False, True]
     assert result.poison.tolist() == np.sort(np.concatenate(chosen)).tolist()
     assert np.flatnonzero(result.scores >= 0.5).tolist() == result.poison.tolist()
 
@@ -729,6 +730,8 @@ def test_clusters_too_small_to_split_are_refused() -> None:
     """A threshold below what cross-fitting needs would break in the middle of a trace."""
     with pytest.raises(InvalidInputError, match=r"'min_cluster' must be at least 10 \(got 9\)"):
         Config(min_cluster=9)
+    with pytest.raises(InvalidInputError, match=r"'faint_rise' must be above 0 \(got 0\.0\)"):
+        Config(faint_rise=0.0)
 
 
 def test_the_front_door_is_the_same_function() -> None:

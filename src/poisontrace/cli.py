@@ -538,7 +538,7 @@ def _kept(console: Console, folder: Path) -> Iterator[None]:
 
 def _bytes(text: str) -> int:
     """Return a size written as 512M, 2G, 1.5GiB or in bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if found is None:
         raise InvalidInputError(f"'memory' must be a number of bytes (got {text!r}). Write 512M or 2G.")
     number, unit = found.groups()

@@ -172,7 +172,7 @@ def separate(space: Space, start: Tensor, *, max_rounds: int = MAX_ROUNDS, patie
     """
     is_first, score = start, start.float()
     for rounds in range(1, max_rounds + 1):
-        if min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS:
+        if _is_small(is_first):
             return Split(is_first, score, 0.0)
         score = space.discriminate(is_first)
         moved = score > (score[is_first].mean() + score[~is_first].mean()) / 2
@@ -182,7 +182,13 @@ def separate(space: Space, start: Tensor, *, max_rounds: int = MAX_ROUNDS, patie
         is_first = moved
         if leads_nowhere:
             break
+    if _is_small(is_first):
+        return Split(is_first, score, 0.0)
     return Split(is_first, score, max(0.0, float(standardised_difference(score, is_first))))
+
+
+def _is_small(is_first: Tensor) -> bool:
+    return min(int(is_first.sum()), int((~is_first).sum())) < N_FOLDS
 
 
 def with_gap(split: Split, gaps: Callable[[Tensor], Tensor]) -> Split:

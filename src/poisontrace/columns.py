@@ -77,8 +77,12 @@ class Table:
 
     def find(self, names: Sequence[str]) -> str | None:
         """Return the first of some names that a column has, whatever its case."""
-        lower = {column.lower().strip(): column for column in reversed(self.columns)}
-        return next((lower[name] for name in names if name in lower), None)
+        return _first(tuple(self.columns), names)
+
+
+def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    lower = {column.lower().strip(): column for column in reversed(columns)}
+    return next((lower[name] for name in names if name in lower), None)
 
 
 def _is_text(column: Any) -> bool:
@@ -290,7 +294,7 @@ def _typed(
 ) -> dict[str, Any]:
     """Return columns of numbers where the first cells are numbers, else of text; an empty cell is a missing number."""
     parts: list[list[Any]] = [[] for _ in header]
-    labels = label_column or next((column for column in header if _is_a(column, LABELS)), None)
+    labels = label_column or _first(header, LABELS)
     words = (*LABELS, *ROW_NAMES, *SOURCES)
     is_text = [column in (labels, source_column) or _is_a(column, (*words, *INDICES)) for column in header]
     n = 0

@@ -226,7 +226,7 @@ def find(case: Mapping[str, Any], folder: Path, name: str, place: Place) -> tupl
         path, is_code = Path(spec.rpartition(":")[0]), True
         is_file = path.suffix == ".py"
         # A case may come from elsewhere: code that it brings along is not run because the case says so.
-        home = path if is_file else Path.cwd()
+        home = path if is_file else Path.cwd().joinpath(*str(path).split("."))
         if place is None and home.resolve().is_relative_to(folder.resolve()):
             raise InvalidInputError(
                 f"'{name}' must lie outside the case folder (got {str(path)!r}). Read that code, and name it with "

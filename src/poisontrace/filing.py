@@ -30,8 +30,9 @@ ADDED = {
 N_SOURCES = 100
 COLUMNS = ["index", "id", "label", "score"]
 # How the cells begin that get a quote before them, for they might be run, or be taken for quoted ones; and those then.
-_FORMULA = r"[=+\-@\t\r']"
-_QUOTED = rf"^'(?={_FORMULA})"
+# A spreadsheet may also part cells at semicolons and tabs.
+_START, _FORMULA = r"(^|[;\t])", r"(?=[=+\-@\t\r'])"
+_NUMBER = r"[+-]?[0-9]+(\.[0-9]+)?"
 AT_EVEN_ODDS = "if poison was as likely as not beforehand"  # what a chance of error rests on
 WAY_OUT = "Name a folder that 'poisontrace trace' wrote."
 
@@ -120,7 +121,9 @@ def _read_poison(path: Path) -> dict[int, Row]:
         table = csv.DictReader(stream)
         if table.fieldnames != COLUMNS:
             raise ValueError(f"columns {table.fieldnames}")
-        return {int(row["index"]): Row(re.sub(_QUOTED, "", row["id"]), int(row["label"])) for row in table}
+        return {
+            int(row["index"]): Row(re.sub(f"{_START}'{_FORMULA}", r"\1", row["id"]), int(row["label"])) for row in table
+        }
 
 
 def poison_csv(rows: Mapping[int, Row], scores: NDArray[np.float32]) -> bytes:
@@ -134,8 +137,8 @@ def poison_csv(rows: Mapping[int, Row], scores: NDArray[np.float32]) -> bytes:
     for index in sorted(rows):
         name = rows[index].id
         # A spreadsheet would run such a cell as a formula.
-        if re.match(_FORMULA, name) and not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name):
-            name = "'" + name
+        if not re.fullmatch(_NUMBER, name):
+            name = re.sub(f"{_START}{_FORMULA}", r"\1'", name)
         # csv.writer leaves a carriage return unquoted when lines end in a plain newline, which would split the row.
         if re.search(r'[",\r\n]', name):
             name = '"' + name.replace('"', '""') + '"'

@@ -34,7 +34,7 @@ class Course:
         let_go: margins of what was looked at and let go.
         statistics: of the finding.
         is_weak: whether something was seen that is too weak to accuse.
-        noisy: the noisy images of the label, if they stand out; judged when all else is.
+        noisy: the noisy images of the label, if they stand out; judged when all else is, and kept if accused.
         pruned: suspect of each node that was let go, by what unlearning says of it or because it holds one kind.
     """
 
@@ -54,6 +54,7 @@ def hear_noise(context: Context, course: Course) -> None:
     if course.responsible or noisy.losses.control_rise > context.spared:
         reason = "noisy images, but the event leans on others"
         context.tree.add(noisy.parent, noisy.cluster, noisy.losses, "pruned", reason)
+        course.noisy = None
         return
     # The last layer alone may not tell: it can be the weights below that such poison moves.
     _hold(context, course, noisy, "no other label holds noisy images so far from the rest")
@@ -68,7 +69,7 @@ def _hold(context: Context, course: Course, suspect: Suspect, reason: str, node:
         node = context.tree.add(needed.parent, needed.cluster, needed.losses, "responsible", reason)
     else:
         context.tree.decide(node, "responsible", reason)
-    course.responsible.append((node, needed, needed.apart(context.config)))
+    course.responsible.append((node, needed, needed.split_margin(context.config)))
 
 
 def hear_whispers(context: Context, course: Course) -> None:
@@ -82,7 +83,7 @@ def hear_whispers(context: Context, course: Course) -> None:
         if is_far and (losses := _beyond_chance(context, suspect.cluster)):
             reason = f"it moves the event {BEYOND_CHANCE} times as much as other samples of its label"
             context.tree.decide(node, "responsible", reason)
-            course.responsible.append((node, replace(suspect, losses=losses), suspect.apart(context.config)))
+            course.responsible.append((node, replace(suspect, losses=losses), suspect.split_margin(context.config)))
         elif _bears_trigger(context, suspect):
             context.judge.take_controls(np.setdiff1d(context.own, suspect.cluster))
             reason = "they were relabelled and bear the event's trigger, though it leans on others as well"
@@ -179,7 +180,7 @@ def follow_marks(context: Context, course: Course) -> None:
             context.tree.add(leaf.id, others, of_others, "pruned", leaf.reason)
             node = context.tree.add(leaf.id, rows, of_rows, "responsible", reason)
         suspect = Suspect(leaf.id, rows, losses, of_others, len(others), split)
-        course.responsible.append((node, suspect, suspect.apart(context.config)))
+        course.responsible.append((node, suspect, suspect.split_margin(context.config)))
 
 
 def _share_on_mark(context: Context, cluster: Indices) -> float:

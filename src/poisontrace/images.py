@@ -165,7 +165,7 @@ def read_folder(
     """
     files, names = list_images(folder, name)
     labels = np.array([file.split("/")[0] for file in files])
-    y, known = number_labels(labels, name, classes or names)
+    y, known = number_labels(labels, name, names if classes is None else classes)
     return ImageSet([folder / file for file in files], y, files, known, name, n_channels, folders_at(files, 1))
 
 

@@ -42,7 +42,7 @@ def is_minority(n: int, n_others: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Every threshold of the default rule; all are our choice, see decisions 0003, 0004 and 0006 to 0008.
+    """The thresholds that may be set; all are our choice, see decisions 0003, 0004, 0006 to 0008 and 0012.
 
     Attributes:
         separation: two clusters are two kinds of samples if their means lie this many standard deviations apart, less
@@ -68,9 +68,12 @@ class Config:
     max_depth: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse clusters too small to be told apart."""
+        """Refuse clusters too small to be told apart, and thresholds that everything is beyond."""
         if self.min_cluster < 2 * N_FOLDS:
             raise InvalidInputError(f"'min_cluster' must be at least {2 * N_FOLDS} (got {self.min_cluster}).")
+        for name in ("separation", "event_rise", "faint_rise"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(f"'{name}' must be above 0 (got {getattr(self, name)}). Leave it out.")
 
     def spared(self, n_classes: int) -> float:
         """Return by how much the loss of controls may rise, in nats."""
@@ -104,9 +107,9 @@ class Suspect:
         is_moved = max(rise / config.event_rise, min(rise / config.faint_rise, rise / (CLEARLY * of_sibling)))
         leans = max(rise / of_sibling / LEANS, rise / of_sibling * self.n_sibling / len(self.cluster) / CLEARLY)
         spares, is_marked = spared / max(self.losses.control_rise, TINY), FAMILY / max(beyond, TINY)
-        return max(0.0, min(self.apart(config), is_moved, leans, spares, is_marked))
+        return max(0.0, min(self.split_margin(config), is_moved, leans, spares, is_marked))
 
-    def apart(self, config: Config) -> float:
+    def split_margin(self, config: Config) -> float:
         """Return the margin of the split which set the cluster apart; 1 if it is a whole label."""
         return self.split.margin(config.separation) if self.split else 1.0
 
@@ -130,7 +133,7 @@ class Suspect:
     def is_far(self, config: Config) -> bool:
         """Whether the cluster is clearly the smaller one of two that lie very far apart."""
         is_smaller, split = is_minority(len(self.cluster), self.n_sibling), self.split
-        return is_smaller and split is not None and self.apart(config) >= 1 and split.is_far(config.separation)
+        return is_smaller and split is not None and self.split_margin(config) >= 1 and split.is_far(config.separation)
 
     def judge(self, config: Config, spared: float) -> tuple[Decision, str] | None:
         """Return what the test of unlearning says of the cluster, and why; None if it is guilty but not pure.

@@ -9,10 +9,10 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from poisontrace import store
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Tree
-from poisontrace._types import Cluster, Finding, Losses
+from poisontrace._types import Cluster, Decision, Finding, Losses, Verdict
 from poisontrace._validate import read_npz
 
 Form = tuple[tuple[int, ...], np.dtype[Any]]  # shape and type of an array
@@ -31,7 +31,7 @@ class Notes:
     """The notes of one pass.
 
     Attributes:
-        folder: of the pass; None keeps no notes.
+        folder: of the pass; None keeps what is known of a label for this trace only, and nothing of events.
         n: training samples.
         options: what all notes of a trace depend on.
     """
@@ -39,6 +39,7 @@ class Notes:
     folder: Path | None
     n: int
     options: str
+    _kept: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict, repr=False)  # where there is no folder
 
     def keep(self, topic: str, about: bytes, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write arrays down.
@@ -51,11 +52,13 @@ class Notes:
         Raises:
             StoreError: if that fails.
         """
-        path = self._path(topic, about)
-        if path is not None:
-            content = io.BytesIO()
-            np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for an option
-            store.write_atomically(path, content.getvalue())
+        name = self._name(topic, about)
+        if self.folder is None:
+            self._kept[name] = dict(arrays)
+            return
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes them for an option
+        store.write_atomically(self.folder / name, content.getvalue())
 
     def known(self, topic: str, about: bytes, required: Mapping[str, Form | None]) -> dict[str, NDArray[Any]] | None:
         """Return arrays that were kept; None if there are none, or not all that are required, in the form required.
@@ -65,21 +68,25 @@ class Notes:
             about: of what they say it.
             required: names, and shape and type of each; None for any.
         """
-        path = self._path(topic, about)
-        if path is None or not path.is_file():
+        arrays = self._written(self._name(topic, about), tuple(required))
+        forms = ((name, form) for name, form in required.items() if form is not None)
+        if arrays is None or any((arrays[name].shape, arrays[name].dtype) != form for name, form in forms):
+            return None
+        return arrays
+
+    def _written(self, name: str, required: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
+        if self.folder is None:
+            return self._kept.get(name)
+        if not (self.folder / name).is_file():
             return None
         try:
-            arrays = read_npz(path, "store", required=tuple(required))
+            return read_npz(self.folder / name, "store", required=required)
         except InvalidInputError:
             return None  # unusable: worked out again
-        forms = ((arrays[name], form) for name, form in required.items() if form is not None)
-        return arrays if all((array.shape, array.dtype) == form for array, form in forms) else None
 
-    def _path(self, topic: str, about: bytes) -> Path | None:
-        if self.folder is None:
-            return None
+    def _name(self, topic: str, about: bytes) -> str:
         options = f"{self.n} {self.options} {_source_digest()}".encode()
-        return self.folder / f"{topic}-{hashlib.sha256(hashlib.sha256(options).digest() + about).hexdigest()[:32]}.npz"
+        return f"{topic}-{hashlib.sha256(hashlib.sha256(options).digest() + about).hexdigest()[:32]}.npz"
 
     def write(self, event: bytes, tree: Tree, finding: Finding, scores: NDArray[np.float32]) -> None:
         """Write down what an event led to.
@@ -93,6 +100,8 @@ class Notes:
         Raises:
             StoreError: if that fails.
         """
+        if self.folder is None:
+            return
         # Clusters are long runs of positions: steps between them take hardly any room.
         arrays = {f"cluster{i}": _steps(cluster.indices) for i, cluster in enumerate(tree.clusters)}
         facts = {
@@ -128,6 +137,9 @@ class Notes:
             return None
         try:
             facts = json.loads(arrays["facts"].tobytes())
+            decisions = {fact["decision"] for fact in facts["clusters"]}
+            if facts["verdict"] not in get_args(Verdict) or not decisions <= set(get_args(Decision)):
+                raise ValueError("no verdict or decision")
             clusters = [(fact, self._positions(arrays[f"cluster{i}"])) for i, fact in enumerate(facts["clusters"])]
             first = tree.next_id
             found = [
@@ -147,16 +159,17 @@ class Notes:
                 float(facts["probability"]),
                 facts["verdict"],
                 self._positions(arrays["poison"]),
-                facts["statistics"],
+                {str(name): float(value) for name, value in facts["statistics"].items()},
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None  # unusable: the search is done again
         tree.clusters += found
         return finding, arrays["scores"]
 
     def _positions(self, steps: NDArray[Any]) -> NDArray[np.int64]:
         indices = np.cumsum(steps.astype(np.int64))
-        if indices.ndim != 1 or (len(indices) and not 0 <= indices[0] <= indices[-1] < self.n):
+        is_sound = indices.ndim == 1 and (steps[:1] >= 0).all() and (steps[1:] > 0).all() and (indices < self.n).all()
+        if not is_sound:
             raise ValueError("positions of other samples")
         return indices
 

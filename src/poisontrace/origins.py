@@ -69,7 +69,7 @@ class Origins:
             # Not the input itself, where a label may be broader than others by nature, unless there is nothing else.
             layers = features.activations[1:] or features.activations
             views = (_view(activation, own, others, features.memory) for activation in layers)
-            self._views = [view for view in views if view and view.total >= TELLING * view.within]
+            self._views = [view for view in views if view and 0 < view.total >= TELLING * view.within]
         self.rankings = [_from_bulk(view.x) for view in self._views]
 
     def nearness(self, is_chosen: Tensor) -> list[Tensor]:
@@ -188,7 +188,7 @@ def _variance(x: Tensor) -> float:
 
     Samples differ by how strongly they are of their label, which is one direction; many labels lie apart in many.
     """
-    return float(torch.linalg.eigvalsh(torch.cov(x.T))[:-1].sum())
+    return float(torch.linalg.eigvalsh(torch.cov(x.T).reshape(x.shape[1], -1))[:-1].sum())
 
 
 def _discriminants(samples: Sequence[Tensor]) -> Tensor:

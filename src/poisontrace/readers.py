@@ -112,6 +112,11 @@ def read(
             f"'source-column' must be used with a table in 'data' (got {path.name!r}). Store an array named source in "
             "an .npz, or sort images into class/source/."
         )
+    if label_column is not None and like is None and not is_table:
+        raise InvalidInputError(
+            f"'label-column' must be used with a table in 'data' (got {path.name!r}). Leave it out: there is one place "
+            "for labels in any other form."
+        )
     if not path.exists() and is_factory(spec):
         file, factory = find_factory(spec, name)
         return _made(call(factory, name), name, classes), file

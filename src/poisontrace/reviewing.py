@@ -326,7 +326,9 @@ def _changed(
     for campaign in of_campaign:
         for event in campaign["events"]:
             n = campaign["n_poison"]
-            events[event] |= {"n_poison": n, "verdict": "poison" if n else "inconclusive"}
+            events[event] |= {"n_poison": n} | (
+                {"verdict": "poison"} if n else {"verdict": "inconclusive", "error": None}
+            )
     changed = {
         **content,
         "verdict": "poison" if len(poison) else "inconclusive",

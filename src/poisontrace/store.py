@@ -99,10 +99,11 @@ def new_folder(folder: Path, name: str) -> Iterator[Path]:
     """
     check_new_folder(folder, name)
     folder = folder.resolve()  # gives "." a name, and a link to an empty folder its end
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        # Not of the ending of a partial folder, which another folder of that name with a number behind it may have.
+        for stale in folder.parent.glob(f".{glob.escape(folder.name)}.*.new"):
             if not _is_running(stale.name.split(".")[-2]):
                 remove(stale)  # of a process that was killed
         partial.mkdir()

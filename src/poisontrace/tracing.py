@@ -49,6 +49,7 @@ RULES = ("default", "paper")
 # Certainty below which a sample is let go though it lies on the responsible side, and this far from 1 one may join it.
 DOUBTED = 0.1
 N_NEAREST, MAX_EVENTS = 6, 12  # responsible samples beside an event, and events that have them
+MAX_NAME = 1_000  # characters of an id
 
 
 @torch.inference_mode(False)  # the caller may be in it, and gradients do not work there
@@ -181,16 +182,22 @@ def trace(
         findings=tuple(findings),
         clusters=tuple(clusters),
         rule=rule,
-        config={**asdict(config), "layers": list(features.layers), "batch_size": batch_size, "precision": precision},
+        config={
+            **asdict(config),
+            "layers": list(features.layers),
+            "batch_size": batch_size,
+            "precision": precision,
+            "memory": memory,
+        },
         seed=seed,
         device=device,
         seconds=dict(clock.seconds),
         warnings=tuple(warnings_of(features, findings)),
         exhibits=exhibits_of(samples, pairs, features, poison, scores, np.stack(nearest), seed),
-        ids=getattr(samples, "ids", None),
+        ids=_names(samples, "ids"),
         campaigns=tuple(closed),
         coordinates=tuple(coordinates),
-        sources=getattr(samples, "sources", None),
+        sources=_names(samples, "sources"),
     )
 
 
@@ -236,6 +243,12 @@ def _check_shared(store: str | Path | None, ranks: Ranks) -> None:
         )
 
 
+def _names(samples: Any, kind: str) -> tuple[str, ...] | None:
+    """Return ids or sources of samples if they have any; what is too long for a name would fill the case."""
+    names = getattr(samples, kind, None)
+    return None if names is None else tuple(str(name)[:MAX_NAME] for name in names)
+
+
 def check_options(rule: str, batch_size: int, memory: int = MEMORY, precision: str = "float32") -> None:
     """Refuse options that no trace can have."""
     if rule not in RULES:
@@ -266,7 +279,8 @@ def _adopted(
         if is_moved and of_poison.control_rise <= config.spared(features.logits.shape[1]):
             campaigns.adopt(event, position)
             rises = {"event_rise": of_poison.event_rise, "control_rise": of_poison.control_rise}
-            return replace(finding, statistics={**finding.statistics, **rises})
+            kept = {name: value for name, value in finding.statistics.items() if name != "p_poison"}
+            return replace(finding, statistics=kept | rises)  # how sure its own verdict was says nothing of this one
     return finding
 
 
@@ -313,7 +327,8 @@ def _follow(context: Context) -> tuple[Finding, NDArray[np.float32]]:
             # mark does, so none join them.
             poison = _as_certain(own, poison, certainty, may_join=not (mark or context.kinds.are_rows))
         scores[own] = np.where(np.isin(own, poison), np.maximum(certainty, 0.5), np.minimum(certainty, 0.49))
-        after = responsible[0][1].losses if len(responsible) == 1 else context.judge.losses(poison)[0]
+        is_as_tested = len(responsible) == 1 and np.array_equal(poison, responsible[0][1].cluster)
+        after = responsible[0][1].losses if is_as_tested else context.judge.losses(poison)[0]
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
     statistics |= {"margin": margin, "p_poison": p_poison(margin)}
     probability = float(features.event_logits[context.event].softmax(0)[label])
