@@ -142,7 +142,8 @@ def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
     ("part", "taken", "told", "harm", "is_accused"),
     [
         (0.2, 0.8, 3.8, 0.06, True),
-        (0.1, 0.8, 3.8, 0.06, False),
+        (0.1, 0.8, 3.8, 0.06, True),
+        (0.07, 0.8, 3.8, 0.06, False),
         (0.2, 0.6, 3.8, 0.06, False),
         (0.2, 0.8, 2.8, 0.06, False),
         (0.2, 0.8, 3.8, 0.88, False),
@@ -213,7 +214,10 @@ def test_what_was_relabelled_does_not_look_like_its_label(
     margin: float,
     is_let_go: bool,
 ) -> None:
-    """Asked of what rests on that alone, or with doubt; of half of a label or more the rest may be what was planted."""
+    """Asked of what rests on that alone, or with doubt; of half of a label or more the rest may be what was planted.
+
+    The rest of a part is: what looks like it may look like poison.
+    """
     context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(0.05, 0.0), diversity=1.2, at_home=at_home, variety=1.0, spread_of_most=1)
     monkeypatch.setattr(Kinds, "smallest_beside", lambda kinds, cluster: 0)
@@ -224,6 +228,8 @@ def test_what_was_relabelled_does_not_look_like_its_label(
     against, reason, _ = contradicted(context, dataclasses.replace(suspect, split=split), margin)
 
     assert (against >= 1, "look like their label" in reason) == (is_let_go, is_let_go)
+    part = dataclasses.replace(suspect, split=split, cluster=suspect.cluster[5:])
+    assert part.is_part and "look like their label" not in contradicted(context, part, margin)[1]
 
 
 @pytest.mark.parametrize(

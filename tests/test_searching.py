@@ -163,6 +163,40 @@ def test_what_a_label_grew_by_is_a_kind_of_its_own(
     assert not is_found or (split.n_smaller, split.diversity) == (20, pytest.approx(split.apartness / grown))
 
 
+@pytest.mark.parametrize(
+    ("apart", "larger", "elsewhere", "is_turned", "has_grown"),
+    [
+        (14.0, "either", (0.9, 0.1), True, True),
+        (14.0, "either", (0.1, 0.9), False, True),
+        (14.0, "first", (0.9, 0.1), False, True),
+        (14.0, "neither", (0.9, 0.1), False, False),
+        (8.0, "either", (0.9, 0.1), False, False),
+    ],
+)
+def test_of_two_halves_a_label_grew_by_the_one_that_is_rarer_elsewhere(
+    features: Features,
+    monkeypatch: pytest.MonkeyPatch,
+    apart: float,
+    larger: str,
+    elsewhere: tuple[float, float],
+    is_turned: bool,
+    has_grown: bool,
+) -> None:
+    """Whichever the event is more like, by a hair; the other half holds the ordinary samples."""
+    sight = _own(features)
+    first = sight.indices[: len(sight.indices) // 2]
+    is_first = torch.from_numpy(np.isin(sight.indices, first))
+    sides = {"either": (True, True), "first": (True, False), "neither": (False, False)}[larger]
+    monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: sides[cluster[0] not in first])
+    monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere[cluster[0] not in first], 0.0))
+
+    split = searching._grown(sight, Kinds(features, no_notes()), Split(is_first, is_first.float(), apart, 0.2))
+
+    assert torch.equal(split.is_first, ~is_first if is_turned else is_first)
+    assert split.gap == (-0.2 if is_turned else 0.2)
+    assert split.diversity == (split.apartness / searching.GROWN if has_grown else 0)
+
+
 def test_parts_at_the_input_are_told_by_what_the_event_shares_there(features: Features, looked: list[Space]) -> None:
     """The mark, whatever the layers above make of it; nothing else is looked at, and no part is too small."""
     sight = _own(features)

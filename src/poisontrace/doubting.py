@@ -25,7 +25,7 @@ MORE_THAN_A_FILM = 0.2  # of a label: fewer may be one film, of which each pictu
 ONE_SCENE, SEVERAL_SCENES = 0.1, 0.3
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
-AS_COMMON = 3.0  # times as common in the median other label as in its own: who plants in all plants as much in each
+AS_COMMON = 5.0  # times as common in the median other label as in its own: who plants in all plants as much in each
 LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from another label does hardly any to its own
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
 # hold samples like them, or most of the samples barely are of many labels; and where some labels hold such.
@@ -36,7 +36,7 @@ BARELY = 0.5  # of what relabelled samples are spread, by most of them: natural 
 def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032, 0044 and 0045).
+    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032, 0044, 0045 and 0047).
     """
     share = len(suspect.cluster) / len(context.own)
     is_doubtful, is_few = margin < DOUBTFUL or share > NEARLY_HALF, share < MORE_THAN_A_FILM
@@ -49,7 +49,8 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
             or usual < share
             or context.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
         )
-        if share <= 1 / 2 and _rests_on_labels(suspect, is_doubtful):
+        # The rest of a part is poison as well, which is no home.
+        if share <= 1 / 2 and not suspect.is_part and _rests_on_labels(suspect, is_doubtful):
             at_home = context.sight.at_home(suspect.cluster)
             if at_home >= AT_HOME:
                 return at_home / AT_HOME, "they look like their label, as nothing does that was relabelled", {}
@@ -59,7 +60,6 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
             variety = context.sight.variety(suspect.cluster)
             if variety < ONE_SCENE:
                 return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
-        # The rest of a part is poison as well.
         diversity = (context.sight.spread if suspect.is_part else context.sight.diversity)(suspect.cluster)
         is_broad = is_doubtful and not suspect.is_part and _is_broad(context, suspect)
         if is_broad:

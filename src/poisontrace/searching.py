@@ -79,13 +79,24 @@ def two_kinds(sight: Sight, kinds: Kinds, separation: float, *, is_whole_label: 
         if not kinds.are_rows and not _best(found, separation).is_at_least(separation):
 
             def as_growth(split: Split) -> Split:
-                split = judge(split)
-                is_growth = split.apartness >= GROWN and kinds.is_surplus(sight.indices[split.is_first.numpy()])
-                return replace(split, diversity=split.apartness / GROWN) if is_growth else split
+                return _grown(sight, kinds, judge(split))
 
             # A label that is too large holds what it grew by, even if the event is hardly less of the rest.
             found.append(search(space, [], _starts(space), judge=as_growth))
     return _best(found, separation)
+
+
+def _grown(sight: Sight, kinds: Kinds, split: Split) -> Split:
+    """Return a split as one of relabelled samples, if the label grew by one of its clusters, that as the first.
+
+    Of two halves it may have grown by either; it did by the one that fewer samples outside are like (decision 0047).
+    """
+    first, second = (sight.indices[side.numpy()] for side in (split.is_first, ~split.is_first))
+    if split.apartness < GROWN or not kinds.is_surplus(first):
+        return split
+    if kinds.is_surplus(second) and sight.share_elsewhere(second)[0] < sight.share_elsewhere(first)[0]:
+        split = replace(split.flipped(), gap=-split.gap)
+    return replace(split, diversity=split.apartness / GROWN)
 
 
 def _unless_broad(sight: Sight, split: Split, separation: float) -> Split:
