@@ -107,7 +107,7 @@ RULES = (
     Rule("a label that grew", (36,), ((Kinds, "is_surplus"),), says(False)),
     Rule("noisy images", (7,), ((Kinds, "hidden"),), says(None)),
     Rule("families of rows", (9,), ((Kinds, "beyond_mark"),), says(0.0)),
-    Rule("marks of rows", (25, 32), ((hearing, "_share_on_mark"),), says(0.0)),
+    Rule("marks of rows", (25, 32, 48), ((hearing, "_marks"),), says([])),
     Rule("parts are asked", (24,), ((tracing, "parted"), (hearing, "parted")), says(None)),
     Rule("parts of other campaigns", (24, 39), ((parting, "_without_campaigns"),), says(None)),
     Rule("the event's trigger across others", (33, 37), ((parting, "_sides_of_event"),), says(None)),

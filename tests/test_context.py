@@ -17,7 +17,7 @@ def test_rows_of_many_labels_are_no_family(monkeypatch: pytest.MonkeyPatch, digi
     context = context_of(collect(digits_incident.model, samples, [events_of(digits_incident)[0]]))
     chosen = np.flatnonzero(digits_incident.is_poison)
     context.kinds.are_rows = True
-    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 2.0)
+    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster, but: 2.0)
 
     for diversity, beyond in ((1.0, 0.0), (0.9, 2.0)):
         monkeypatch.setattr(Sight, "diversity", lambda sight, cluster, diversity=diversity: diversity)

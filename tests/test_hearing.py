@@ -142,9 +142,31 @@ def test_a_family_with_a_mark_is_not_accused(
 ) -> None:
     """Rows that differ from others in more than the mark; the event then rests on too little else."""
     task, context = two_marks
-    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster: 0.5)
+    monkeypatch.setattr(Kinds, "beyond_mark", lambda kinds, event, cluster, but: 0.7)
 
     assert _marks_followed(context, task.poison[:60], accuses=False).tolist() == []
+
+
+def test_rows_with_a_mark_are_held_against_those_without_any(
+    two_marks: tuple[Planted, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with another mark differ from them by that; unless most of the label would be left out."""
+    task, context = two_marks
+    first, second = task.poison[:60], task.poison[60:]
+    asked: list[tuple[int, int]] = []
+
+    def beyond(kinds: Kinds, event: int, cluster: NDArray[np.int64], but: NDArray[np.int64]) -> float:
+        asked.append((len(cluster), len(but)))
+        return 0.0
+
+    monkeypatch.setattr(Kinds, "beyond_mark", beyond)
+    monkeypatch.setattr(Kinds, "share_on_mark", lambda kinds, event, cluster: 0.3)
+    most = context.own[: round(0.6 * len(context.own))]
+    for sets in ([first, second], [first, most]):
+        monkeypatch.setattr(hearing, "sharing", lambda features, event, own, sets=sets: sets)
+        assert [rows.tolist() for rows, _ in hearing._marks(context)] == [rows.tolist() for rows in sets]
+
+    assert asked == [(60, 60), (60, 60), (60, 0), (len(most), 60)]
 
 
 def test_rows_whose_unlearning_harms_controls_are_not_accused(

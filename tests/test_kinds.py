@@ -1,5 +1,6 @@
 """Kinds within labels: poison stands out against them, natural ones do not, and rows must share a mark and no more."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_a_family_of_rows_differs_from_others_in_more_than_a_mark(kind: str, lea
     features, chosen = _rows_with_a_kind(kind)
 
     assert least <= Kinds(features, no_notes()).beyond_mark(0, chosen) <= most
+
+
+def test_rows_with_another_mark_make_no_family_of_those_that_lack_it() -> None:
+    """If those are left out; they are nearly half of the rest of the label."""
+    features, chosen = _rows_with_a_kind("marked")
+    activations = features.activations[0].clone()
+    other = np.arange(50, 120)
+    activations[torch.from_numpy(other), 2:7] = 6.0
+    kinds = Kinds(replace(features, activations=(activations, *features.activations[1:])), no_notes())
+
+    assert kinds.beyond_mark(0, chosen, other) < 0.5 < kinds.beyond_mark(0, chosen)
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,14 @@ class Context:
         depth = self.tree.depth(suspect.parent)
         return len(suspect.cluster) >= self.config.min_cluster and depth < self.config.max_depth
 
-    def beyond_mark(self, cluster: Indices) -> float:
-        """Return how far a cluster of rows lies from others but for the mark; 0 if it is of many labels: no family."""
+    def beyond_mark(self, cluster: Indices, but: Indices | None = None) -> float:
+        """Return how far a cluster of rows lies from others but for the mark; 0 if it is of many labels: no family.
+
+        ``but`` are rows that it is not held against.
+        """
         if self.kinds.are_rows and self.sight.diversity(cluster) >= 1:
             return 0.0
-        return self.kinds.beyond_mark(self.event, cluster)
+        return self.kinds.beyond_mark(self.event, cluster, but)
 
     def margin(self, suspect: Suspect, beyond: float = 0.0) -> float:
         """Return how well the conditions for accusing a suspect are met."""

@@ -15,7 +15,7 @@ from poisontrace._types import Losses
 from poisontrace.clustering import ONE_KIND, separate
 from poisontrace.context import Context
 from poisontrace.doubting import contradicted
-from poisontrace.judging import FAMILY, TINY, Suspect
+from poisontrace.judging import FAMILY, TINY, Suspect, is_minority
 from poisontrace.parting import parted
 from poisontrace.scoring import sharing
 
@@ -23,6 +23,7 @@ from poisontrace.scoring import sharing
 WHISPER, BEYOND_CHANCE = 0.002, 5
 # Of an event's margin: what marks, or a planted word, must hold together, and each of several marks.
 NEEDED, OF_EACH = 0.5, 0.1
+PICKED = 0.65  # standard deviations from rows without any mark, the own one apart: less are rows picked to carry it
 
 
 @dataclass
@@ -150,13 +151,11 @@ def follow_marks(context: Context, course: Course) -> None:
     if not context.kinds.are_rows:
         return
     with context.clock.stage("clustering"):
-        sets = sharing(context.features, context.event, context.own)
-        shares = [(rows, _share_on_mark(context, rows)) for rows in sets]
-    marked = [rows for rows, share in shares if share]
+        marks = _marks(context)
     accused = {node: suspect.cluster for node, suspect, _ in course.responsible}
     known = np.concatenate([context.own[:0], *accused.values()])
-    new = np.setdiff1d(np.concatenate([context.own[:0], *marked]), known)
-    resting = sum(share for _, share in shares)
+    new = np.setdiff1d(np.concatenate([context.own[:0], *(rows for rows, _ in marks)]), known)
+    resting = sum(share for _, share in marks)
     if not len(new) or resting < NEEDED:
         return
     together = np.union1d(new, known)
@@ -183,9 +182,19 @@ def follow_marks(context: Context, course: Course) -> None:
         course.responsible.append((node, suspect, suspect.split_margin(context.config)))
 
 
-def _share_on_mark(context: Context, cluster: Indices) -> float:
-    """Return how much of the event's margin rests on the mark of rows; 0 if that is no part, or they share more."""
-    share = context.kinds.share_on_mark(
-        context.event, cluster
-    )  # asked first, for how they differ from others takes longer
-    return share if share >= OF_EACH and context.beyond_mark(cluster) < FAMILY else 0.0
+def _marks(context: Context) -> list[tuple[Indices, float]]:
+    """Return rows that share a mark of the event and nothing else, a set each, and how much of its margin rests on it.
+
+    Each set is held against rows of its label that are in none of the others, which differ by marks of their own, as
+    long as those are less than half of it (decision 0048).
+    """
+    sets = sharing(context.features, context.event, context.own)
+    shares = [(rows, context.kinds.share_on_mark(context.event, rows)) for rows in sets]
+    parts = [(rows, share) for rows, share in shares if share >= OF_EACH]
+    marks = []
+    for rows, share in parts:
+        others = np.unique(np.concatenate([rows[:0], *(other for other, _ in parts if other is not rows)]))
+        but = others if is_minority(len(others), len(context.own) - len(others)) else rows[:0]
+        if context.beyond_mark(rows, but) < PICKED:
+            marks.append((rows, share))
+    return marks

@@ -162,11 +162,12 @@ class Kinds:
         of_mark = saliency[marked(self._features, event, cluster, siblings)].sum()
         return float(of_mark / saliency.sum().clamp_min(1e-30))
 
-    def beyond_mark(self, event: int, cluster: Indices) -> float:
+    def beyond_mark(self, event: int, cluster: Indices, but: Indices | None = None) -> float:
         """Return how far a cluster of rows lies from others, in standard deviations, but for the mark; 0 for images.
 
         A mark is planted in rows like any: without it, they are like the rest of their label, or of another label if
-        they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009).
+        they were relabelled. A family of programs is a kind of its own in all that it is (decision 0009). ``but`` are
+        rows that it is not held against.
         """
         if not self.are_rows:
             return 0.0
@@ -174,6 +175,8 @@ class Kinds:
         if min(len(siblings), len(cluster)) < N_FOLDS:
             return 0.0
         is_marked = marked(features, event, cluster, siblings)
+        if but is not None and len(others := np.setdiff1d(siblings, but)) >= N_FOLDS:
+            siblings = others
         rest = [np.flatnonzero(self._labels == other) for other in np.unique(self._labels) if other != label]
         distances = []
         for others in (siblings, *rest):
