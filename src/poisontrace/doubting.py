@@ -1,6 +1,7 @@
 """What speaks against an accusation: that it is of what is ordinary.
 
-A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, and 0040 to 0045).
+A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, 0040 to 0045, and
+0047).
 """
 
 from math import inf

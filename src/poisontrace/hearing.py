@@ -1,7 +1,7 @@
 """Clusters that are heard again once the tree is done: noisy images, what lies very far apart, and several marks.
 
 The last layer need not know what the event is owed to, so what unlearning says of a cluster is not all there is to ask
-(decisions 0006, 0014, 0025, 0031, 0032 and 0039).
+(decisions 0006, 0014, 0025, 0031, 0032, 0039 and 0048).
 """
 
 from dataclasses import dataclass, field, replace
