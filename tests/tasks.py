@@ -18,7 +18,7 @@ from poisontrace._rng import global_seed, numpy_generator
 from poisontrace._types import Finding, Trace, Verdict
 from poisontrace.attacks import ATTACKS, Attack, Attacker
 from poisontrace.context import Context
-from poisontrace.data import ArraySet, to_inputs
+from poisontrace.data import ArraySet, TrainSet, to_inputs
 from poisontrace.datasets import Dataset, load_dataset
 from poisontrace.embedding import Features, collect
 from poisontrace.incidents import Incident, Plan
@@ -26,6 +26,7 @@ from poisontrace.judging import Config
 from poisontrace.kinds import Kinds
 from poisontrace.marks import Marks
 from poisontrace.notes import Notes
+from poisontrace.pictures import Pictures
 from poisontrace.sights import Sights
 
 Event = tuple[Tensor, int]
@@ -318,8 +319,9 @@ def events_of(incident: Incident) -> list[Event]:
     return [(x, int(y)) for x, y in zip(to_inputs(incident.event_x), incident.event_y, strict=True)]
 
 
-def context_of(features: Features) -> Context:
-    """Return what the first event is traced with."""
+def context_of(features: Features, samples: TrainSet | None = None) -> Context:
+    """Return what the first event is traced with; with the samples, their pixels are asked as well."""
     notes = Notes(None, len(features.labels), "")
-    about = (Sights(features), Kinds(features, notes), Marks(features))
+    pictures = None if samples is None else Pictures(samples, features, notes)
+    about = (Sights(features, pictures), Kinds(features, notes), Marks(features))
     return Context(features, Tree(0, 0), *about, notes, Config(), Clock())

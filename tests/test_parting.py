@@ -21,6 +21,9 @@ from poisontrace.judging import Judge
 from poisontrace.parting import needed_part
 from poisontrace.searching import two_parts
 from poisontrace.sights import Sight
+from poisontrace.spaces import Space
+
+Accepts = Callable[[Split], bool]
 
 
 def _features(incident: Incident, event: int) -> Features:
@@ -51,7 +54,7 @@ def test_another_campaign_is_found_beside_samples_with_both_triggers(
     own, poison = (np.flatnonzero(mask) for mask in (two_campaigns.is_responsible[0], two_campaigns.is_poison))
     both = own[:30]
 
-    def parts(sight: Sight, least: int, promising: float, accepts: Callable[[Split], bool] | None = None) -> Split:
+    def parts(sight: Sight, least: int, promising: float, accepts: Accepts | None = None) -> Split:
         is_first = torch.from_numpy(np.isin(sight.indices, own if accepts else both))
         return Split(is_first, is_first.float(), 15.0 if is_first.any() and not is_first.all() else 0.0)
 
@@ -182,6 +185,60 @@ def test_poison_with_one_trigger_is_of_one_campaign(options: dict[str, float]) -
     plan = incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=1, options={"size": 3, **options})
 
     assert _part_needed(incidents.make(plan), 0) is None
+
+
+@pytest.mark.parametrize(("share", "is_cut"), [(0.2, True), (0.3, False)])
+def test_what_bears_the_same_trigger_in_the_images_stays(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, share: float, is_cut: bool
+) -> None:
+    """Though the event does without it, and samples outside lie between the two: one half may be fainter."""
+    monkeypatch.setattr(Sight, "bears", lambda sight, needed, rest: share)
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (torch.full((10,), 0.5), torch.zeros(10)))
+
+    assert (_part_needed(two_campaigns, 0) is not None) == is_cut
+
+
+@pytest.mark.parametrize("reach", [0.5, 0.7])
+def test_what_tells_two_triggers_apart_is_in_no_other_image(
+    two_campaigns: Incident, monkeypatch: pytest.MonkeyPatch, reach: float
+) -> None:
+    """Whatever the network makes of others: it may draw them apart along the same direction."""
+    poison = np.flatnonzero(two_campaigns.is_poison)
+    wide = torch.linspace(0, 1, 20)
+    monkeypatch.setattr(Sight, "elsewhere", lambda sight, cluster: (wide, torch.zeros(20)))
+    monkeypatch.setattr(parting, "_sides_of_event", lambda *_: None)
+    for given, is_cut in ((Sight.reach, True), (lambda *_: reach, reach < 0.6)):
+        monkeypatch.setattr(Sight, "reach", given)
+        samples = ArraySet(two_campaigns.x, two_campaigns.y)
+        context = context_of(_features(two_campaigns, 0), samples)
+        context.judge.take_controls(np.setdiff1d(context.own, poison))
+        assert (needed_part(context, poison) is not None) == is_cut
+
+
+def test_the_event_s_trigger_is_found_in_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of samples that carry either trigger or both, where the network shows the other one only."""
+    options = {"size": 3, "campaigns": 2, "planted": "mixed"}
+    incident = incidents.make(incidents.Plan(attack="badnets", dataset="digits", rate=0.1, n_events=5, options=options))
+    poison, own = (np.flatnonzero(mask) for mask in (incident.is_poison, incident.is_responsible[0]))
+    of_other = next(mask for mask in incident.is_responsible if (mask != incident.is_responsible[0]).any())
+
+    def parts(
+        sight: Sight, least: int, promising: float, accepts: Accepts | None = None, space: Space | None = None
+    ) -> Split:
+        if accepts and space:
+            return two_parts(sight, least, promising, accepts, space)
+        is_first = torch.from_numpy(of_other[sight.indices])
+        return Split(is_first, is_first.float(), 0.0 if accepts else 15.0)
+
+    monkeypatch.setattr(parting, "two_parts", parts)
+    needed = []
+    for samples in (None, ArraySet(incident.x, incident.y)):
+        context = context_of(_features(incident, 0), samples)
+        context.judge.take_controls(np.setdiff1d(context.own, poison))
+        found = needed_part(context, poison)
+        needed.append(found and found.needed.tolist())
+
+    assert needed == [None, own.tolist()]
 
 
 def test_decoys_that_kept_their_label_are_told_from_what_was_relabelled() -> None:

@@ -1,6 +1,7 @@
 """What an event sees is what working it out anew gives, and it is worked out once."""
 
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def _split(chosen: NDArray[np.int64], apart: float = 9.0, gap: float = 0.4) -> S
 def test_the_diverse_side_comes_first(is_flipped: bool) -> None:
     """Even where the other one is more like the event."""
     sight = Sight(relabelled_toy(), 0, np.arange(240))
-    split = _split(RELABELLED, gap=-0.4 if is_flipped else 0.4)
+    split = _split(RELABELLED)
 
     told = sight.relabelled(split.flipped() if is_flipped else split)
 
@@ -340,6 +341,27 @@ def test_what_was_relabelled_looks_like_what_it_was(
     assert sight.at_home(STAMPED[:20]) < 0.1
     assert sight.at_home(np.arange(80, 160, 2)) > 0.9
     assert Sight(stamped[1], 0, sight.indices).at_home(STAMPED) == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "strength", "expected"), [((3, 3), 0.5, 0.5), ((3, 3), 1, 1), ((5, 5), 1, 0)], ids=str
+)
+def test_a_fainter_trigger_is_borne_in_part(
+    stamped: tuple[ArraySet, Features], place: tuple[int, int], strength: float, expected: float
+) -> None:
+    """And another one not at all; what tells such clusters apart is in no other image."""
+    samples, features = stamped
+    x, second = samples.x.copy(), STAMPED[20:]
+    x[second, :, 3, 3] = x[second, :, 3, 4]
+    x[second, :, place[0], place[1]] += np.float32(strength)
+    sight = _looking((ArraySet(x, samples.y), features))
+
+    assert sight.bears(STAMPED[:20], second) == pytest.approx(expected, abs=0.2)
+    if strength != 1 or place != (3, 3):
+        assert sight.reach(STAMPED[:20], second) < 0.6
+    assert sight.reach(np.arange(80, 160, 2), np.arange(160, 240, 2)) > 1
+    without = Sight(features, 0, sight.indices)
+    assert (without.bears(STAMPED[:20], second), without.reach(STAMPED[:20], second)) == (0, inf)
 
 
 def test_an_event_sees_its_own_label_and_the_last_sight_is_kept(features: Features) -> None:

@@ -62,8 +62,8 @@ class Split:
         return min(n_first, len(self.is_first) - n_first)
 
     def flipped(self) -> "Split":
-        """Return the same split with first and second exchanged."""
-        return replace(self, is_first=~self.is_first, score=1 - self.score)
+        """Return the same split with first and second exchanged, and the gap turned."""
+        return replace(self, is_first=~self.is_first, score=1 - self.score, gap=-self.gap)
 
     @property
     def apartness(self) -> float:
@@ -203,7 +203,7 @@ def with_gap(split: Split, gaps: Callable[[Tensor], Tensor]) -> Split:
     by_layer = gaps(split.is_first)
     if by_layer.max() >= -by_layer.min():
         return replace(split, gap=float(by_layer.max()))
-    return replace(split.flipped(), gap=float(-by_layer.min()))
+    return replace(split, gap=float(by_layer.min())).flipped()
 
 
 def against_nature(space: Space, split: Split, k: int) -> Split:

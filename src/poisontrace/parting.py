@@ -1,7 +1,7 @@
 """The part of a responsible cluster that the event needs: not what is another campaign's, decoys, or came along.
 
 One cluster may hold the poison of several campaigns for one label, and ordinary samples of it besides (decisions 0024,
-0026, 0029, 0031, 0033, 0037, 0039 and 0041).
+0026, 0029, 0031, 0033, 0037, 0039, 0041 and 0049).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poisontrace._blocks import Blocks
 from poisontrace._record import Indices, evenly
 from poisontrace._types import Losses
 from poisontrace.clustering import Split, separate
@@ -20,7 +21,7 @@ from poisontrace.judging import CLEARLY, Suspect
 from poisontrace.origins import SOME_SIGN
 from poisontrace.searching import glance_at_parts, two_parts, two_parts_at_input, two_parts_by_origin
 from poisontrace.sights import Sight
-from poisontrace.spaces import N_FOLDS
+from poisontrace.spaces import N_FOLDS, Space, leading
 
 # Of a responsible cluster, to be taken for a campaign of its own, and times the separation of two kinds.
 MIN_PART, APART = 0.2, 1.2
@@ -35,6 +36,7 @@ CARRIED = 1.3
 # Of what the needed part does for the event: the rest does something. And of how far the needed part lies on that way.
 SOMETHING, FARTHEST = 0.05, 0.9
 CLEARER = CLEARLY / 2  # times what the rest does, where the event's own trigger tells it from what the event needs
+BORNE = 0.25  # of what the needed part has in its pixels: of its own trigger 0.38 and more, of another 0.12 at most
 HALFWAY, BETWEEN = 0.5, 0.75  # of the way from one part to another, and up to which samples outside lie between the two
 
 
@@ -143,12 +145,15 @@ def _without_campaigns(context: Context, sight: Sight, sides: Sides, *, is_acros
         low, middle, high = others.quantile(others.new_tensor([0.1, 0.5, 0.9]))
         # What tells two triggers apart is in no other sample: those lie together, and between the two. Source classes
         # draw them apart, and where one side carries more of a trigger, or more triggers, they lie beyond it.
-        is_of_trigger = own is not None or high - low <= TOGETHER
+        is_of_trigger = own is not None or high - low <= TOGETHER or context.sight.reach(needed, rest) <= TOGETHER
         if is_across and middle > BETWEEN:
             return None  # both carry the event's trigger, and the rest another one besides
         if not is_of_trigger or middle >= 1 + BEYOND or _carries(context, rest, max(0.0, -float(middle))):
             return None
         if of_rest.event_rise >= SOMETHING * of_needed.event_rise and _has_more(context, needed, rest):
+            return None
+        # A network may be taught by one half alone of what bears the same trigger, whole and faint; the images show it.
+        if context.sight.bears(needed, rest) >= BORNE:
             return None
     reason, whose = f"two campaigns, {apart}", "another campaign's"
     return Parts(needed, rest, of_needed, of_rest, reason, whose, is_across=is_across or own is not None)
@@ -244,11 +249,22 @@ def _sides_of_event(context: Context, sight: Sight, known: Sides) -> Sides | Non
             return None
         least, promising = context.config.min_cluster, context.config.weak_separation
         split = two_parts(sight, least, promising, accepts)
+        if not accepts(split) and (pictured := _pictured(context, sight)):
+            split = two_parts(sight, least, promising, accepts, pictured)
         if not accepts(split):
             return None
     _, (_, of_rest), (needed, of_needed) = sides = _unlearned(context, sight, split)
     crosses = all(np.isin(part, needed).mean() > MIN_PART for part, _ in known[1:])
     return sides if crosses and _does_without(context, split, of_rest, of_needed, by=CLEARER) else None
+
+
+def _pictured(context: Context, sight: Sight) -> Space | None:
+    """Return a cluster's pixels along the directions in which those of other labels vary least; None if it has none."""
+    pixels = context.sight.pixels(sight.indices, context.sight.outside)
+    if pixels is None or len(context.sight.outside) < N_FOLDS:
+        return None
+    own, outside = (Blocks.of(part, context.features.memory) for part in pixels)
+    return leading(own).against(outside)
 
 
 def _unlearned(context: Context, sight: Sight, split: Split) -> Sides:

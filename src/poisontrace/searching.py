@@ -95,7 +95,7 @@ def _grown(sight: Sight, kinds: Kinds, split: Split) -> Split:
     if split.apartness < GROWN or not kinds.is_surplus(first):
         return split
     if kinds.is_surplus(second) and sight.share_elsewhere(second)[0] < sight.share_elsewhere(first)[0]:
-        split = replace(split.flipped(), gap=-split.gap)
+        split = split.flipped()
     return replace(split, diversity=split.apartness / GROWN)
 
 
@@ -105,7 +105,7 @@ def _unless_broad(sight: Sight, split: Split, separation: float) -> Split:
     A label may be, and is broader still beside samples of one other kind that were planted in it. Those are fewer, the
     event is clearly of them, and no trigger tells the others from samples outside.
     """
-    by_event = replace(split.flipped(), gap=-split.gap, diversity=0.0)
+    by_event = replace(split.flipped(), diversity=0.0)
     first = sight.indices[split.is_first.numpy()]
     is_larger = len(first) > MORE_THAN_HALF * len(sight.indices)
     if is_larger and by_event.is_at_least(separation) and sight.told_from_others(first) < ONE_KIND:
@@ -125,7 +125,11 @@ def _best(splits: Sequence[Split], separation: float) -> Split:
 
 
 def two_parts(
-    sight: Sight, least: int, promising: float, accepts: Callable[[Split], bool] = lambda split: False
+    sight: Sight,
+    least: int,
+    promising: float,
+    accepts: Callable[[Split], bool] = lambda split: False,
+    space: Space | None = None,
 ) -> Split:
     """Return the best split of a cluster into parts, whichever the event is of; a separation of 0 if there is none.
 
@@ -137,8 +141,9 @@ def two_parts(
         least: samples of each part.
         promising: standard deviations that a first find must lie apart to be followed up.
         accepts: says which splits come before all others.
+        space: coordinates of the cluster to look in; None for what it leans on.
     """
-    space = sight.contrasted or sight.leaning
+    space = space or sight.contrasted or sight.leaning
     return _parts(sight, space, least, promising, [*few_directions(space)], accepts)
 
 

@@ -6,6 +6,7 @@ label through the same event.
 
 from dataclasses import replace
 from functools import cached_property
+from math import inf
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ class Sight:
         first, second = (self.indices[side.numpy()] for side in (split.is_first, ~split.is_first))
         diversity = self.diversity(first)
         if diversity < 1 and (of_second := self.diversity(second)) >= 1:
-            split, diversity = replace(split.flipped(), gap=-split.gap), of_second
+            split, diversity = split.flipped(), of_second
         return replace(split, diversity=max(0.0, diversity))
 
     def spread(self, cluster: Indices) -> float:
@@ -283,14 +284,49 @@ class Sight:
         from_bulk, others = torch.stack(self.origins.rankings).sum(0).numpy(), ~self._among(cluster).numpy()
         rest = self.indices[others][from_bulk[others].argsort(kind="stable")]
         rest = np.sort(rest[: max(N_FOLDS, len(rest) // 2)])
-        n_known = len(rest) + len(self.outside)
-        rows = np.concatenate([rest, self.outside, cluster])
-        pixels = self._pictures.pixels(rows) if self._pictures else None
+        pixels = self.pixels(rest, self.outside, cluster)
         if pixels is None:
             return 0.0
-        known, asked = (Blocks.of(part, self.features.memory) for part in (pixels[:n_known], pixels[n_known:]))
-        position = leading(known).place(asked, torch.arange(n_known) < len(rest))
+        position = _placed(*pixels, memory=self.features.memory)
         return float((position > 0.5).float().mean())
+
+    def bears(self, cluster: Indices, others: Indices) -> float:
+        """Return how much of what a cluster has, and samples outside have not, others have, pixel by pixel.
+
+        The median of them: 1 if it is all of it, as of a trigger that both bear, 0 if it is nothing.
+
+        Args:
+            cluster: some of ``indices``, ``N_FOLDS`` at least.
+            others: training samples.
+
+        Returns:
+            how much; 0 if they are no images, or if hardly any are outside.
+        """
+        pixels = self.pixels(cluster, self.outside, others) if len(self.outside) >= N_FOLDS else None
+        return 0.0 if pixels is None else float(_placed(*pixels, memory=self.features.memory).median())
+
+    def reach(self, first: Indices, second: Indices) -> float:
+        """Return how far four in five of the samples outside lie from each other along what tells two clusters apart.
+
+        Pixel by pixel, in distances between the two; infinite if they are no images.
+
+        Args:
+            first: some of ``indices``, ``N_FOLDS`` at least.
+            second: others of them, as many.
+        """
+        pixels = self.pixels(first, second, self.outside)
+        if pixels is None or not len(self.outside):
+            return inf
+        places = _placed(*pixels, memory=self.features.memory)
+        return float(places.quantile(0.9) - places.quantile(0.1))
+
+    def pixels(self, *clusters: Indices) -> tuple[Tensor, ...] | None:
+        """Return the pixels of the samples of each cluster, (n, d) each; None if they are no images."""
+        pixels = self._pictures.pixels(np.concatenate(clusters)) if self._pictures else None
+        if pixels is None:
+            return None
+        ends = np.cumsum([len(cluster) for cluster in clusters])
+        return tuple(pixels[end - len(cluster) : end] for cluster, end in zip(clusters, ends, strict=True))
 
     def certainty(self, poison: Indices) -> NDArray[np.float32]:
         """Return how surely each sample is poison, (n,) in [0, 1], where that is told apart best."""
@@ -313,6 +349,12 @@ class Sight:
             first = poison[np.argsort(-likeness, kind="stable")[:n]]
             nearest[: len(first)] = first
         return nearest
+
+
+def _placed(first: Tensor, others: Tensor, asked: Tensor, *, memory: int) -> Tensor:
+    """Return where rows (m, d) lie, (m,), along what tells some (a, d) from others (b, d): 1 and 0 are their means."""
+    known = leading(Blocks.of(torch.cat([first, others]), memory))
+    return known.place(Blocks.of(asked, memory), torch.arange(len(known.x)) < len(first))
 
 
 class Sights:
