@@ -193,6 +193,54 @@ def test_pictures_of_one_scene_are_not_accused_with_doubt(
 
 
 @pytest.mark.parametrize(
+    ("share", "in_pixels", "at_home", "variety", "margin", "is_let_go"),
+    [
+        (0.3, 12.5, 0.1, 1.0, 1.5, False),
+        (0.3, 11.5, 0.1, 1.0, 1.5, True),
+        (0.3, 12.5, 0.9, 1.0, 1.5, True),
+        (0.6, 12.5, 0.9, 1.0, 1.5, False),
+        (0.1, 12.5, 0.1, 1.0, 1.5, False),
+        (0.1, 12.5, 0.1, 0.2, 1.5, True),
+    ],
+)
+def test_what_was_put_into_images_is_planted(
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    in_pixels: float,
+    at_home: float,
+    variety: float,
+    margin: float,
+    is_let_go: bool,
+) -> None:
+    """Though the network makes the same of others; but what looks like its label, or is a film, may be natural."""
+    context = context_of(_features(digits_incident, 0))
+    _sees(monkeypatch, share_elsewhere=(0.9, 0.9), diversity=0.2, told_from_others=0.0, taken_from=(context.own, 0.0))
+    _sees(monkeypatch, told_in_pixels=in_pixels, at_home=at_home, variety=variety)
+    suspect = _suspect(context, context.own[: round(share * len(context.own))])
+
+    against, _, figures = contradicted(context, suspect, margin)
+
+    assert (against >= 1, figures.get("in_pixels")) == (is_let_go, None if is_let_go else in_pixels)
+
+
+@pytest.mark.parametrize(("at_home", "is_let_go"), [(0.75, False), (0.85, True)])
+@pytest.mark.usefixtures("is_narrow")
+def test_what_is_seen_early_but_looks_like_its_label_is_natural(
+    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, at_home: float, is_let_go: bool
+) -> None:
+    """Hardly another sample is like some kinds of a label, and they are told early as well."""
+    context = context_of(_features(digits_incident, 0))
+    _sees(monkeypatch, share_elsewhere=(0.05, 0.0), diversity=0.2, told_from_others=7.0, taken_from=(context.own, 0.0))
+    _sees(monkeypatch, at_home=at_home)
+    monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster: False)
+
+    against, _, _ = contradicted(context, _suspect(context, context.own[: len(context.own) // 3]), 1.5)
+
+    assert (against >= 1) == is_let_go
+
+
+@pytest.mark.parametrize(
     ("share", "at_home", "diversity", "gap", "margin", "is_let_go"),
     [
         (0.3, 0.85, 1.2, 2.0, 1.5, True),
@@ -233,13 +281,13 @@ def test_what_was_relabelled_does_not_look_like_its_label(
 
 
 @pytest.mark.parametrize(
-    ("share", "elsewhere", "diversity", "is_known", "is_let_go"),
+    ("share", "elsewhere", "diversity", "is_known", "enough"),
     [
-        (0.5, 0.2, 0.4, True, True),
-        (0.1, 0.2, 0.4, True, True),
-        (0.1, 0.0, 0.4, True, True),
-        (0.5, 0.2, 0.6, True, False),
-        (0.1, 0.2, 0.4, False, False),
+        (0.5, 0.2, 0.4, True, 2),
+        (0.1, 0.2, 0.4, True, 2),
+        (0.1, 0.0, 0.4, True, 2),
+        (0.5, 0.2, 0.6, True, 1.2),
+        (0.1, 0.2, 0.4, False, 1),
     ],
 )
 def test_what_shows_no_sign_of_having_been_planted_is_not_accused_with_doubt(
@@ -249,11 +297,11 @@ def test_what_shows_no_sign_of_having_been_planted_is_not_accused_with_doubt(
     elsewhere: float,
     diversity: float,
     is_known: bool,
-    is_let_go: bool,
+    enough: float,
 ) -> None:
     """However much of its label it is, and whether other labels hold it or not; a label may grow as well.
 
-    Where nothing tells labels apart nobody knows.
+    Some sign takes less of a margin. Where nothing tells labels apart nobody knows.
     """
     context = context_of(_features(digits_incident, 0))
     _sees(
@@ -263,10 +311,12 @@ def test_what_shows_no_sign_of_having_been_planted_is_not_accused_with_doubt(
         context.sight.origins.rankings = []
     suspect = _suspect(context, context.own[: round(share * len(context.own))])
 
-    for margin, is_surplus, may_be in ((1.5, False, True), (2.5, False, False), (1.5, True, False)):
-        monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster, is_surplus=is_surplus: is_surplus)
-        against, reason, _ = contradicted(context, suspect, margin)
-        assert (against >= 1, "nothing shows" in reason) == (is_let_go and may_be, is_let_go and may_be)
+    for margin in (1.1, 1.3, 1.9, 2.1):
+        for is_surplus in (False, True):
+            monkeypatch.setattr(Kinds, "is_surplus", lambda kinds, cluster, is_surplus=is_surplus: is_surplus)
+            against, reason, _ = contradicted(context, suspect, margin)
+            is_let_go = margin < enough and not is_surplus
+            assert (against >= 1, "nothing shows" in reason) == (is_let_go, is_let_go)
 
 
 def test_in_a_label_that_is_broad_by_nature_no_kind_shows_that_it_was_planted(

@@ -343,6 +343,15 @@ def test_what_was_relabelled_looks_like_what_it_was(
     assert Sight(stamped[1], 0, sight.indices).at_home(STAMPED) == 0
 
 
+def test_a_trigger_tells_images_from_those_of_other_labels(stamped: tuple[ArraySet, Features]) -> None:
+    """Pixel by pixel; a natural kind is told from those no better than chance tells halves, and without images none."""
+    sight = _looking(stamped)
+
+    assert sight.told_in_pixels(STAMPED) > 2 * TWO_KINDS
+    assert sight.told_in_pixels(np.arange(80, 160, 2)) < TWO_KINDS / 2
+    assert sight.told_in_pixels(STAMPED[:4]) == Sight(stamped[1], 0, sight.indices).told_in_pixels(STAMPED) == 0
+
+
 @pytest.mark.parametrize(
     ("place", "strength", "expected"), [((3, 3), 0.5, 0.5), ((3, 3), 1, 1), ((5, 5), 1, 0)], ids=str
 )

@@ -1,7 +1,7 @@
 """What speaks against an accusation: that it is of what is ordinary.
 
-A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, 0040 to 0045, and
-0047).
+A search for two kinds finds some in natural labels now and then (decisions 0022, 0025, 0028 to 0030, 0040 to 0045,
+0047 and 0050).
 """
 
 from math import inf
@@ -24,6 +24,7 @@ LEFT = 0.5  # of the smallest other label, that is left of one at least that was
 MORE_THAN_A_FILM = 0.2  # of a label: fewer may be one film, of which each picture lies apart from all others
 # Of the variance of the rest of a label, at the input: of what is nearly copies of one another, and of many scenes.
 ONE_SCENE, SEVERAL_SCENES = 0.1, 0.3
+PUT_IN = 2 * TWO_KINDS  # standard deviations from other images, in pixels: natural kinds come to 7, a film to 10
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
 AS_COMMON = 5.0  # times as common in the median other label as in its own: who plants in all plants as much in each
@@ -37,7 +38,7 @@ BARELY = 0.5  # of what relabelled samples are spread, by most of them: natural 
 def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[float, str, dict[str, float]]:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032, 0044, 0045 and 0047).
+    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032, 0044, 0045, 0047 and 0050).
     """
     share = len(suspect.cluster) / len(context.own)
     is_doubtful, is_few = margin < DOUBTFUL or share > NEARLY_HALF, share < MORE_THAN_A_FILM
@@ -50,17 +51,24 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
             or usual < share
             or context.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
         )
+        rests_on_labels, at_home = _rests_on_labels(suspect, is_doubtful), 0.0
         # The rest of a part is poison as well, which is no home.
-        if share <= 1 / 2 and not suspect.is_part and _rests_on_labels(suspect, is_doubtful):
+        if share <= 1 / 2 and not suspect.is_part and (is_doubtful or rests_on_labels):
             at_home = context.sight.at_home(suspect.cluster)
-            if at_home >= AT_HOME:
-                return at_home / AT_HOME, "they look like their label, as nothing does that was relabelled", {}
+        is_at_home = at_home >= AT_HOME
+        if is_at_home and rests_on_labels:
+            return at_home / AT_HOME, "they look like their label, as nothing does that was relabelled", {}
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
         if is_doubtful and is_few and not context.kinds.are_rows:
             variety = context.sight.variety(suspect.cluster)
             if variety < ONE_SCENE:
                 return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
+        # What tells them from images of other labels so clearly, pixel by pixel, was put into them.
+        if is_doubtful and not is_at_home and variety >= SEVERAL_SCENES:
+            in_pixels = context.sight.told_in_pixels(suspect.cluster)
+            if in_pixels >= PUT_IN:
+                return 0.0, "", {"in_pixels": in_pixels}
         diversity = (context.sight.spread if suspect.is_part else context.sight.diversity)(suspect.cluster)
         is_broad = is_doubtful and not suspect.is_part and _is_broad(context, suspect)
         if is_broad:
@@ -77,13 +85,13 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         is_doubted = is_alike or (margin < enough and (elsewhere > HARDLY or is_barely))
         against, more = _as_wrong_labels(context, suspect, margin / enough) if is_doubted else (0.0, {})
         return against, "wrong labels: other labels hold relabelled samples as well", figures | more
-    shows_sign = diversity >= SOME_SIGN or context.kinds.is_surplus(suspect.cluster)
+    has_grown = context.kinds.is_surplus(suspect.cluster)
     reasons = {} if is_rarer else {"it is as common in labels that the event was not given": usual / share}
     if share > NEARLY_HALF:
         # Samples that were relabelled are like those of the labels they are from.
         limit = EVERYWHERE if share <= MOST else ELSEWHERE + (EVERYWHERE - ELSEWHERE) * max(0.0, diversity)
         reasons["most samples of other labels are of this kind"] = elsewhere / limit
-    may_be_told = is_doubtful and is_rarer and not is_broad and not context.kinds.are_rows
+    may_be_told = is_doubtful and is_rarer and not is_broad and not is_at_home and not context.kinds.are_rows
     if may_be_told and elsewhere <= HARDLY and variety >= SEVERAL_SCENES:
         with context.clock.stage("clustering"):
             figures["told"] = context.sight.told_from_others(suspect.cluster)
@@ -93,9 +101,10 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
         is_doubtful = figures["told"] < enough and (is_few or diversity < SOME_SIGN)
     if is_doubtful:
         reasons["ordinary samples of the label suffer with the event"] = suspect.harm()
-    if is_doubtful and margin < DOUBTFUL and not shows_sign and context.sight.origins.rankings:
-        # Natural kinds lie as far apart as that in any label (decision 0044).
-        reasons["nothing shows that anyone planted them"] = DOUBTFUL / max(margin, TINY)
+    # Natural kinds lie as far apart as that in any label, and some are nearly as broad as that (decisions 0044, 0050).
+    enough = SURE_OF_LABELS if diversity >= SOME_SIGN else DOUBTFUL
+    if is_doubtful and margin < enough and not has_grown and context.sight.origins.rankings:
+        reasons["nothing shows clearly that anyone planted them"] = enough / max(margin, TINY)
     if share > MOST:
         # What is left of a label that was planted in is what it holds by nature, hardly less than any other label does.
         left = LEFT * context.kinds.smallest_beside(suspect.cluster) / max(1, len(context.own) - len(suspect.cluster))

@@ -266,6 +266,17 @@ class Sight:
         space = principal(Unconditioned(first_half, np.concatenate([cluster, others])).x)
         return separate(space, torch.arange(len(space.x)) < len(cluster), max_rounds=1).separation
 
+    def told_in_pixels(self, cluster: Indices) -> float:
+        """Return how far a cluster lies from samples outside pixel by pixel, in standard deviations (decision 0050).
+
+        The same trigger in the same place shows there, whatever the network makes of it. 0 if they are no images, or if
+        there are too few to say.
+        """
+        if min(len(cluster), len(self.outside)) < N_FOLDS or (pixels := self.pixels(cluster, self.outside)) is None:
+            return 0.0
+        space = leading(Blocks.of(torch.cat(pixels), self.features.memory))
+        return separate(space, torch.arange(len(space.x)) < len(cluster), max_rounds=1).separation
+
     def at_home(self, cluster: Indices) -> float:
         """Return how many of a cluster, as a share, look like the rest of its label rather than like other labels.
 
