@@ -45,6 +45,7 @@ from poisontrace.filing import (
 FACTS = {
     "separation": "apart, in std. deviations",
     "pixels": "apart in pixels, in std. deviations",
+    "in_pixels": "from other labels in pixels, in std. deviations",
     "certainty": "unlike its label, in std. errors",
     "event_rise": "rise of the event’s loss",
     "control_rise": "rise of others’ loss",
