@@ -175,16 +175,29 @@ def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_
 
 
 @pytest.mark.parametrize(
-    ("n", "variety", "margin", "is_let_go"),
-    [(10, 0.02, 1.3, True), (10, 0.2, 1.3, False), (10, 0.02, 2.5, False), (60, 0.02, 1.3, False)],
+    ("n", "variety", "margin", "at_home", "is_let_go"),
+    [
+        (10, 0.02, 1.3, 0.0, True),
+        (10, 0.2, 1.3, 0.0, False),
+        (10, 0.02, 2.5, 0.0, False),
+        (10, 0.02, 2.5, 0.9, True),
+        (10, 0.2, 2.5, 0.9, False),
+        (60, 0.02, 1.3, 0.0, False),
+    ],
 )
 @pytest.mark.usefixtures("is_narrow")
 def test_pictures_of_one_scene_are_not_accused_with_doubt(
-    digits_incident: Incident, monkeypatch: pytest.MonkeyPatch, n: int, variety: float, margin: float, is_let_go: bool
+    digits_incident: Incident,
+    monkeypatch: pytest.MonkeyPatch,
+    n: int,
+    variety: float,
+    margin: float,
+    at_home: float,
+    is_let_go: bool,
 ) -> None:
-    """A few that are nearly copies of one another lie apart by nature; copies that were planted do so clearly."""
+    """A few that are nearly copies of one another lie apart by nature; copies that were planted look like no label."""
     context = context_of(_features(digits_incident, 0))
-    _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.2, variety=variety, spread_of_most=0.6)
+    _sees(monkeypatch, share_elsewhere=(0.0, 0.0), diversity=1.2, variety=variety, spread_of_most=0.6, at_home=at_home)
 
     against, reason, _ = contradicted(context, _suspect(context, context.own[:n]), margin)
 

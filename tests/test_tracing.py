@@ -404,6 +404,7 @@ def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
     data, event = (digits_incident.x, digits_incident.y), events_of(digits_incident)[:1]
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (0.2, 0.0))
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: 2.6)
+    monkeypatch.setattr(Sight, "told_in_pixels", lambda sight, cluster: 6.0)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
     monkeypatch.setattr(doubting, "DOUBTFUL", 0.0)
     assert trace(digits_incident.model, data, event).verdict == "poison"
@@ -445,6 +446,7 @@ def test_what_is_as_common_elsewhere_is_not_accused(
     data, event = (digits_incident.x[kept], digits_incident.y[kept]), events_of(digits_incident)[:1]
     monkeypatch.setattr(Sight, "share_elsewhere", lambda sight, cluster: (elsewhere, elsewhere))
     monkeypatch.setattr(Sight, "told_from_others", lambda sight, cluster, **options: told)
+    monkeypatch.setattr(Sight, "told_in_pixels", lambda sight, cluster: 6.0)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: 0.0)
     monkeypatch.setattr(Sight, "diversity", lambda sight, cluster: 0.6)
 

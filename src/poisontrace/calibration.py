@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 # What ``fit`` gives on the committed rows; a test fits again.
-INTERCEPT, SLOPE, STEP = -2.630, 3.552, 4.375
+INTERCEPT, SLOPE, STEP = -2.629, 3.553, 4.379
 RANGE = (0.1, 10.0)  # a margin beyond says no more
 
 

@@ -51,19 +51,19 @@ def contradicted(context: Context, suspect: Suspect, margin: float) -> tuple[flo
             or usual < share
             or context.sight.told_from_others(suspect.cluster, are_alike=True) >= TWO_KINDS
         )
-        rests_on_labels, at_home = _rests_on_labels(suspect, is_doubtful), 0.0
+        if is_few and not context.kinds.are_rows:
+            variety = context.sight.variety(suspect.cluster)
+        rests_on_labels, is_scene, at_home = _rests_on_labels(suspect, is_doubtful), variety < ONE_SCENE, 0.0
         # The rest of a part is poison as well, which is no home.
-        if share <= 1 / 2 and not suspect.is_part and (is_doubtful or rests_on_labels):
+        if share <= 1 / 2 and not suspect.is_part and (is_doubtful or rests_on_labels or is_scene):
             at_home = context.sight.at_home(suspect.cluster)
         is_at_home = at_home >= AT_HOME
         if is_at_home and rests_on_labels:
             return at_home / AT_HOME, "they look like their label, as nothing does that was relabelled", {}
+        if is_scene and (is_doubtful or is_at_home):
+            return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
         if not is_doubtful and is_rarer:
             return 0.0, "", {}
-        if is_doubtful and is_few and not context.kinds.are_rows:
-            variety = context.sight.variety(suspect.cluster)
-            if variety < ONE_SCENE:
-                return ONE_SCENE / max(variety, TINY), "they are nearly copies of one another", {"variety": variety}
         # What tells them from images of other labels so clearly, pixel by pixel, was put into them.
         if is_doubtful and not is_at_home and variety >= SEVERAL_SCENES:
             in_pixels = context.sight.told_in_pixels(suspect.cluster)
