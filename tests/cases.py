@@ -79,6 +79,19 @@ def make_empty_trace(verdict: types.Verdict = "no-poison") -> types.Trace:
     )
 
 
+def make_suspecting_trace(**changes: Any) -> types.Trace:
+    """Return a trace that accuses nobody, but suspects samples 0..9 of label 1."""
+    trace, suspects = make_empty_trace("inconclusive"), np.arange(10)
+    x = make_trace().exhibits["poison"]
+    return replace(
+        trace,
+        scores=np.where(np.arange(len(trace.labels)) < 10, 0, trace.scores).astype(np.float32),
+        findings=(replace(trace.findings[0], suspects=suspects, doubt="they look ordinary"),),
+        exhibits={**trace.exhibits, "suspects": x, "suspects_index": suspects},
+        **changes,
+    )
+
+
 def read_csv(case: Path) -> list[list[str]]:
     """Return the rows of poison.csv with its header."""
     with (case / "poison.csv").open(encoding="utf-8", newline="") as stream:

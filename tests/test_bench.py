@@ -24,6 +24,8 @@ TRACE_KEYS = {
         "verdict",
         "n_found",
         "n_responsible",
+        "n_suspects",
+        "n_suspects_right",
         "n_found_of_others",
         "n_found_decoys",
         "precision",

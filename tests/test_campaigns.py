@@ -80,7 +80,7 @@ def test_an_adopted_event_has_no_vote_and_the_campaigns_samples() -> None:
     """It led nowhere itself; the others stay as they were."""
     campaigns = _campaigns(_found(0, [1, 2, 3, 5]), _found(0, [1, 2, 4, 5]))
     before = campaigns.scores(20)
-    nothing = Finding(0, 0.9, "no-poison", np.array([], np.int64), {})
+    nothing = Finding(0, 0.9, "no-poison", np.array([], np.int64), {}, np.array([7]), "like others")
 
     campaigns.adopt(2, 0)
     findings = settled([_found(0, [1, 2, 3, 5])[0], _found(0, [1, 2, 4, 5])[0], nothing, nothing], campaigns.closed())
@@ -89,3 +89,4 @@ def test_an_adopted_event_has_no_vote_and_the_campaigns_samples() -> None:
     np.testing.assert_allclose(campaigns.scores(20), before, rtol=1e-6)
     assert [finding.verdict for finding in findings] == ["poison", "poison", "poison", "no-poison"]
     assert [finding.poison.tolist() for finding in findings] == [[1, 2, 3, 4, 5]] * 3 + [[]]
+    assert [(finding.suspects.tolist(), finding.doubt) for finding in findings[2:]] == [([], ""), ([7], "like others")]

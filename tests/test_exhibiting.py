@@ -23,13 +23,20 @@ def features(digits_incident: Incident) -> Features:
     return collect(digits_incident.model, data, events_of(digits_incident)[:2])
 
 
-def _shown(incident: Incident, features: Features, poison: NDArray[np.int64], seed: int = 0) -> dict[str, NDArray]:
+def _shown(
+    incident: Incident,
+    features: Features,
+    poison: NDArray[np.int64],
+    seed: int = 0,
+    suspects: NDArray[np.int64] | None = None,
+) -> dict[str, NDArray]:
     """Return the exhibits of a trace whose scores rise with the index; nearest is the middle one."""
     scores = np.linspace(0, 1, len(incident.y)).astype(np.float32)
     nearest = np.full((2, 6), -1)
     nearest[0, : len(poison[:1])] = poison[len(poison) // 2 : len(poison) // 2 + 1]
     samples = ArraySet(incident.x, incident.y)
-    return exhibits_of(samples, events_of(incident)[:2], features, poison, scores, nearest, seed)
+    suspects = poison[:0] if suspects is None else suspects
+    return exhibits_of(samples, events_of(incident)[:2], features, poison, suspects, scores, nearest, seed)
 
 
 def test_the_certain_the_doubtful_and_the_nearest_are_shown(
@@ -59,6 +66,23 @@ def test_ordinary_samples_are_of_the_same_label_and_drawn_by_the_seed(
     assert len(first) == exhibiting.N_BENIGN
     assert not digits_incident.is_poison[first].any()
     assert set(digits_incident.y[first]) == {digits_incident.event_y[0]}
+
+
+def test_suspects_are_shown_and_none_of_them_as_ordinary(
+    digits_incident: Incident, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there is room for, evenly spread."""
+    monkeypatch.setattr(exhibiting, "N_SHOWN", 0)
+    suspects = np.flatnonzero(digits_incident.y == digits_incident.event_y[0])[5:]
+
+    shown = _shown(digits_incident, features, suspects[:0], suspects=suspects)
+
+    assert len(shown["suspects_index"]) == exhibiting.N_BENIGN
+    assert set(shown["suspects_index"]) < set(suspects)
+    assert {shown["suspects_index"][0], shown["suspects_index"][-1]} == {suspects[0], suspects[-1]}
+    samples = ArraySet(digits_incident.x, digits_incident.y)
+    assert np.array_equal(shown["suspects"], samples.inputs(shown["suspects_index"]).numpy())
+    assert not set(shown["benign_index"]) & set(suspects)
 
 
 def test_of_no_poison_ordinary_samples_of_the_events_label_are_shown(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CONTEXT, make_trace, read_csv
+from cases import CONTEXT, make_suspecting_trace, make_trace, read_csv
 
 from poisontrace import _types as types
 from poisontrace import filing
@@ -18,6 +18,7 @@ from poisontrace.report import save_case
 
 KEYS = {
     *("schema", "tool", "created", "verdict", "summary", "n_samples", "n_classes", "n_poison", "rule", "seed"),
+    "n_suspects",
     *(
         "device",
         "config",
@@ -67,6 +68,8 @@ def test_trace_json_holds_the_schema(tmp_path: Path) -> None:
         "n_poison": 10,
         "error": None,
         "statistics": {"event_rise": 9.49},
+        "n_suspects": 0,
+        "doubt": "",
     }
     root, responsible, _ = case["clusters"]
     assert (root["event_before"], root["parent"]) == (None, None)
@@ -180,3 +183,20 @@ def test_what_is_no_file_is_not_read(name: str, tmp_path: Path) -> None:
 
         with pytest.raises(StoreError, match=rf"'case' must be a folder with a readable {name} \(got no plain file\)"):
             filing.read_case(folder)
+
+
+def test_suspects_have_a_file_of_their_own(tmp_path: Path) -> None:
+    """In the form of poison.csv; a case without any has none, and one with a broken file is refused."""
+    assert filing.read_suspects(save_case(make_trace(), tmp_path / "without", CONTEXT)) == {}
+
+    folder = save_case(make_suspecting_trace(), tmp_path / "with", CONTEXT)
+
+    case = json.loads((folder / "trace.json").read_text())
+    assert (case["n_suspects"], case["events"][0]["n_suspects"], case["n_poison"]) == (10, 10, 0)
+    assert case["events"][0]["doubt"] == "they look ordinary"
+    assert case["summary"].endswith("Forgetting 10 samples undoes it, but they may be ordinary.")
+    assert filing.read_suspects(folder) == {index: filing.Row(str(index), 1) for index in range(10)}
+    assert read_csv(folder) == [["index", "id", "label", "score"]]
+    (folder / "suspects.csv").write_text("index\n0\n")
+    with pytest.raises(StoreError, match=r"readable suspects\.csv"):
+        filing.read_suspects(folder)

@@ -303,5 +303,7 @@ def test_what_lies_far_apart_is_heard_once_an_accusation_falls(
         [task.poison[:60].tolist()] if second_stands else []
     )
     assert course.statistics["usual"] == (0.2 if second_stands else 1.0)
+    assert [len(cluster) for cluster, _ in course.doubted] == [len(ordinary), 60][: 1 if second_stands else 2]
+    assert {reason for _, reason in course.doubted} == {"it is ordinary"}
     assert course.is_weak
     assert max(course.let_go) == 0.5 or second_stands

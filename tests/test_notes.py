@@ -14,7 +14,7 @@ from poisontrace.notes import Notes
 
 N = 9
 SCORES = np.linspace(0, 1, N, dtype=np.float32)
-FOUND = Finding(2, 0.1 + 0.2, "poison", np.array([3, 4, 8]), {"separation": 1 / 3})
+FOUND = Finding(2, 0.1 + 0.2, "poison", np.array([3, 4, 8]), {"separation": 1 / 3}, np.array([2, 5]), "a\nb")
 
 
 def _tree(first_id: int) -> Tree:
@@ -41,6 +41,7 @@ def test_a_note_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert np.array_equal(scores, SCORES)
     assert repr(finding) == repr(FOUND)
     assert np.array_equal(finding.poison, FOUND.poison)
+    assert np.array_equal(finding.suspects, FOUND.suspects)
     assert repr(tree.clusters) == repr(want.clusters)
     for got, cluster in zip(tree.clusters, want.clusters, strict=True):
         assert np.array_equal(got.indices, cluster.indices)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CONTEXT, HOSTILE, added, make_empty_trace, make_trace, read_csv
+from cases import CONTEXT, HOSTILE, added, make_empty_trace, make_suspecting_trace, make_trace, read_csv
 
 from poisontrace import _types as types
 from poisontrace._errors import InvalidInputError, StoreError
@@ -174,6 +174,25 @@ def test_inconclusive_result_accuses_nobody(tmp_path: Path) -> None:
     page = render(save_case(make_empty_trace("inconclusive"), tmp_path / "case", {}))
     assert "<h1>The evidence is too weak" in page
     assert "No sample is accused" in page
+
+
+def test_suspects_are_shown_and_nobody_is_accused(tmp_path: Path) -> None:
+    """With why they are none, whatever that says, and pictures to look at with and without scripts."""
+    trace = make_suspecting_trace(ids=tuple(HOSTILE for _ in range(120)))
+    trace = replace(trace, findings=(replace(trace.findings[0], doubt=HOSTILE),))
+
+    folder = save_case(trace, tmp_path / "case", CONTEXT)
+
+    page = render(folder)
+    assert page == (folder / "report.html").read_text("utf-8")
+    assert markup(page) == OURS
+    assert "Suspects beside benign ones" in page and "They are not called responsible because" in page
+    assert page.count('<li class="suspect">') == 10
+    items = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.S)[0])["items"]
+    assert [(item["index"], item["is_suspect"], item["is_responsible"]) for item in items] == [
+        (index, True, False) for index in range(10)
+    ]
+    assert all(item["picture"] for item in items)
 
 
 def test_small_rises_draw_short_bars(tmp_path: Path) -> None:
@@ -358,8 +377,8 @@ def test_the_script_is_given_every_responsible_sample(tmp_path: Path) -> None:
     assert sum(item["picture"] is not None for item in data["items"]) == 10
     assert data["items"][59] == {
         **{"index": 59, "id": "59.png", "label": CONTEXT["classes"][trace.labels[59]], "source": "uploader 2"},
-        **{"score": round(float(trace.scores[59]), 4), "is_responsible": True, "picture": None},
-        **{"text": None, "values": [], "mark": None},
+        **{"score": round(float(trace.scores[59]), 4), "is_responsible": True, "is_suspect": False},
+        **{"picture": None, "text": None, "values": [], "mark": None},
     }
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CONTEXT, HOSTILE, make_trace
+from cases import CONTEXT, HOSTILE, make_suspecting_trace, make_trace
 
 from poisontrace import _types as types
 from poisontrace.report import save_case
+from poisontrace.reviewing import review
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -173,6 +174,23 @@ def test_samples_are_marked_and_the_decisions_downloaded(opened: Any, tmp_path: 
     page.get_by_text("5", exact=True).and_(page.locator("#n-marked")).wait_for()
     page.set_input_files("#load", {"name": "a.json", "mimeType": "", "buffer": b'{"case": {}}'})
     page.locator("#status", has_text="another case").wait_for()
+
+
+def test_suspects_are_looked_at_and_confirmed(opened: Any, tmp_path: Path) -> None:
+    """What is downloaded of a case that accuses nobody makes those responsible that a person says are."""
+    page = opened(make_suspecting_trace())
+    assert page.inner_text("#h-samples") == "Suspects beside benign ones"
+    assert shown(page) == list(range(10))
+    assert page.locator("#list img").count() == 10 and page.locator("#list .is-let-go").count() == 0
+
+    page.click('[data-index="4"] .clear')
+    page.select_option("select[name=marks]", "none")
+    page.click("#confirm-all")
+    with page.expect_download() as download:
+        page.click("#download")
+    done = review(tmp_path / "case", download.value.path())
+
+    assert (done.verdict, done.poison.tolist()) == ("poison", [0, 1, 2, 3, 5, 6, 7, 8, 9])
 
 
 def test_rows_and_texts_are_listed(opened: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CONTEXT, HOSTILE, make_trace
+from cases import CONTEXT, HOSTILE, make_suspecting_trace, make_trace
 
 from poisontrace import _types as types
 from poisontrace import filing, report, store
@@ -279,6 +279,26 @@ def test_hostile_decisions_stay_text(tmp_path: Path) -> None:
 
     page = (case / "report.html").read_text()
     assert HOSTILE not in page and "<b id=evil>" not in page and "&lt;b id=evil&gt;" in page
+
+
+def test_suspects_are_responsible_once_a_person_says_so(tmp_path: Path) -> None:
+    """And only those: a suspect without a decision, or a cleared one, stays what it was."""
+    case = report.save_case(make_suspecting_trace(), tmp_path / "case", CONTEXT)
+
+    done = review(case, decide(case, confirmed=range(6), cleared=[7]))
+
+    assert (done.verdict, done.poison.tolist(), indices(case)) == ("poison", list(range(6)), list(range(6)))
+    scores, content = np.load(case / "scores.npy"), json.loads((case / "trace.json").read_text())
+    assert (scores[:6] == 1).all() and (scores[6:10] < 0.5).all() and scores[7] == 0
+    assert (content["events"][0]["verdict"], content["events"][0]["n_poison"]) == ("poison", 6)
+    assert content["summary"].startswith("6 of 120 training samples")
+    page = (case / "report.html").read_text()
+    assert page == report.render(case)
+    items = json.loads(page.split('id="data">')[1].split("</script>")[0])["items"]
+    assert [item["is_responsible"] for item in items] == [True] * 6 + [False] * 4
+    again = review(case, decide(case, cleared=range(6)))
+    assert (again.verdict, again.poison.tolist(), indices(case)) == ("inconclusive", [], [])
+    assert review(case, decide(case, confirmed=[9])).poison.tolist() == [9]
 
 
 def test_a_case_that_accused_nobody_cannot_be_reviewed(tmp_path: Path) -> None:

@@ -416,6 +416,10 @@ def test_a_doubtful_accusation_that_harms_ordinary_samples_is_dropped(
     assert result.findings[0].statistics["margin"] <= 1 / harm
     assert any("suffer" in cluster.reason for cluster in result.clusters) == (verdict == "inconclusive")
     assert (len(result.poison) > 0) == (verdict == "poison")
+    suspects, found = result.findings[0].suspects, np.flatnonzero(digits_incident.is_poison)
+    assert suspects.tolist() == ([] if verdict == "poison" else found.tolist())
+    assert ("suffer" in result.findings[0].doubt) == (verdict == "inconclusive")
+    assert result.exhibits["suspects_index"].tolist() == suspects.tolist()
 
 
 @pytest.mark.parametrize(

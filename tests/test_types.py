@@ -56,3 +56,12 @@ def test_the_error_is_that_of_the_verdict(
 ) -> None:
     """The probability of the other thing."""
     assert _types.Finding(0, 0.9, verdict, np.array([], np.int64), statistics).error == error
+
+
+def test_suspects_are_whom_no_event_holds_responsible() -> None:
+    """Of all events together, each once."""
+    found = [([], [1, 4, 5]), ([4, 6], []), ([], [1, 7])]
+    findings = [_types.Finding(0, 0.9, "poison", np.array(p, int), {}, np.array(s, int)) for p, s in found]
+
+    assert _types.suspects_of(findings).tolist() == [1, 5, 7]
+    assert _types.suspects_of([]).tolist() == []

@@ -1,6 +1,6 @@
 """The nouns of the method: frozen, without behaviour beyond their invariants. Ground truth has no place here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,9 @@ class Finding:
         verdict: this event's verdict.
         poison: responsible samples for this event, int64, ascending; with several events, those of its campaign.
         statistics: the numbers that led to the verdict, by name.
+        suspects: samples whose unlearning undoes the event, but that may be ordinary, int64, ascending; empty unless
+            the verdict is "inconclusive" (decision 0051).
+        doubt: why those are not called responsible, in a few words; empty if there are none.
     """
 
     label: int
@@ -77,6 +80,8 @@ class Finding:
     verdict: Verdict
     poison: NDArray[np.int64] = field(repr=False)
     statistics: Mapping[str, float]
+    suspects: NDArray[np.int64] = field(default_factory=lambda: np.array([], np.int64), repr=False)
+    doubt: str = ""
 
     @property
     def error(self) -> float | None:
@@ -88,6 +93,13 @@ class Finding:
         if p_poison is None or self.verdict == "inconclusive":
             return None
         return 1 - p_poison if self.verdict == "poison" else p_poison
+
+
+def suspects_of(findings: Iterable[Finding]) -> NDArray[np.int64]:
+    """Return the suspects of all events that no other event holds responsible, int64, ascending."""
+    nobody, listed = np.array([], np.int64), list(findings)
+    suspects, poison = ([nobody, *(getattr(one, kind) for one in listed)] for kind in ("suspects", "poison"))
+    return np.setdiff1d(np.concatenate(suspects), np.concatenate(poison))
 
 
 @dataclass(frozen=True)
@@ -139,9 +151,9 @@ class Trace:
         device: where the network ran.
         seconds: wall time of each stage.
         warnings: sentences on what may mislead.
-        exhibits: inputs for the report: ``events``, ``poison`` and ``benign`` (as the model takes them), the two latter
-            with their indices ``poison_index`` and ``benign_index``; and ``nearest_index`` (m, 6), the responsible
-            samples most like each event, filled up with -1.
+        exhibits: inputs for the report: ``events``, ``poison``, ``suspects`` and ``benign`` (as the model takes them),
+            the three latter with their indices ``poison_index``, ``suspects_index`` and ``benign_index``; and
+            ``nearest_index`` (m, 6), the responsible samples most like each event, filled up with -1.
         ids: (n,) sample ids of the data set, or None where the position is the id.
         campaigns: events with the verdict "poison", put together where they led to the same samples.
         coordinates: one for each campaign, or none.

@@ -370,11 +370,13 @@ class Subject:
         if event >= len(self.incident.event_y):
             return None
         trace, seconds = self._trace(rule, event)
-        poison = np.flatnonzero(self.incident.is_responsible[event])
+        poison, suspects = np.flatnonzero(self.incident.is_responsible[event]), trace.findings[0].suspects
         return {
             "verdict": trace.verdict,
             "n_found": len(trace.poison),
             "n_responsible": len(poison),
+            "n_suspects": len(suspects),
+            "n_suspects_right": len(np.intersect1d(suspects, poison)),
             "n_found_of_others": len(np.setdiff1d(trace.poison[self.incident.is_poison[trace.poison]], poison)),
             "n_found_decoys": int(self.incident.is_decoy[trace.poison].sum()),
             "precision": metrics.precision(trace.poison, poison),
@@ -411,6 +413,7 @@ class Subject:
             "probability": finding.probability,
             "verdict": trace.verdict,
             "n_found": len(trace.poison),
+            "n_suspects": len(finding.suspects),
             "statistics": dict(finding.statistics),
             "seconds": sum(trace.seconds.values()),
         }

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poisontrace._record import Indices
+from poisontrace._record import Indices, evenly
 from poisontrace._rng import numpy_generator
 from poisontrace._types import Finding
 from poisontrace.data import TrainSet
@@ -52,14 +52,15 @@ def exhibits_of(
     events: Sequence[tuple[Tensor, int]],
     features: Features,
     poison: Indices,
+    suspects: Indices,
     scores: NDArray[np.float32],
     nearest: NDArray[np.int64],
     seed: int,
 ) -> dict[str, NDArray[Any]]:
-    """Pick what the report shows: the events, responsible samples, random other ones with the same labels.
+    """Pick what the report shows: the events, responsible samples, suspects, random other ones with the same labels.
 
-    Three in four of the former are the most certain ones, the others the least certain; and all that are ``nearest``
-    (m, 6) to an event.
+    Of the responsible ones three in four are the most certain, the others the least certain; and all that are
+    ``nearest`` (m, 6) to an event.
     """
     n_shown = max(N_BENIGN, min(N_SHOWN, MAX_SHOWN // max(1, 4 * events[0][0].numel())))
     certain = poison[np.argsort(-scores[poison], kind="stable")]
@@ -68,12 +69,12 @@ def exhibits_of(
     certain = np.union1d(certain, nearest[nearest >= 0])
     labels = features.labels.numpy()
     wanted = labels[poison] if len(poison) else np.array([int(logits.argmax()) for logits in features.event_logits])
-    others = np.setdiff1d(np.flatnonzero(np.isin(labels, wanted)), poison)
+    others = np.setdiff1d(np.flatnonzero(np.isin(labels, wanted)), np.union1d(poison, suspects))
     rng = numpy_generator(seed, "exhibits")
     benign = np.sort(rng.choice(others, min(N_BENIGN, len(others)), replace=False))
     exhibits = {"events": torch.stack([x for x, _ in events]).numpy(), "poison_index": certain, "benign_index": benign}
-    exhibits["nearest_index"] = nearest
-    for name, chosen in (("poison", certain), ("benign", benign)):
+    exhibits |= {"suspects_index": evenly(suspects, n_shown), "nearest_index": nearest}
+    for name, chosen in (("poison", certain), ("suspects", exhibits["suspects_index"]), ("benign", benign)):
         if len(chosen):
             exhibits[name] = samples.inputs(chosen).numpy()
     return exhibits

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poisontrace._errors import StoreError
-from poisontrace._types import Cluster, Trace
+from poisontrace._types import Cluster, Trace, suspects_of
 from poisontrace._validate import check_archive
 
 SCHEMA = 1
@@ -58,6 +58,15 @@ def read_case(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
     if not folder.is_dir():
         raise StoreError(f"'case' must be an existing folder (got {str(folder)!r}). {WAY_OUT}")
     return _read_json(folder, "trace.json"), _read(folder, "poison.csv", _read_poison)
+
+
+def read_suspects(folder: Path) -> dict[int, Row]:
+    """Read the suspects of a case by their index; none if it has none.
+
+    Raises:
+        StoreError: if the file is broken.
+    """
+    return _read(folder, "suspects.csv", _read_poison) if (folder / "suspects.csv").exists() else {}
 
 
 def read_sections(folder: Path) -> dict[str, Any]:
@@ -126,11 +135,17 @@ def _read_poison(path: Path) -> dict[int, Row]:
         }
 
 
+def rows_of(trace: Trace, indices: NDArray[np.int64]) -> dict[int, Row]:
+    """Return the lines of some training samples by their index."""
+    names = map(str, indices.tolist()) if trace.ids is None else (trace.ids[index] for index in indices)
+    return dict(zip(indices.tolist(), map(Row, names, trace.labels[indices].tolist()), strict=True))
+
+
 def poison_csv(rows: Mapping[int, Row], scores: NDArray[np.float32]) -> bytes:
-    """Return the content of ``poison.csv``.
+    """Return the content of ``poison.csv``, or of ``suspects.csv``.
 
     Args:
-        rows: the responsible samples by their index.
+        rows: the responsible samples, or the suspects, by their index.
         scores: of each training sample, (n,).
     """
     lines = [",".join(COLUMNS)]
@@ -186,6 +201,7 @@ def describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
         "n_samples": len(trace.labels),
         "n_classes": len(classes) or highest + 1,
         "n_poison": len(trace.poison),
+        "n_suspects": len(suspects_of(trace.findings)),
         "rule": trace.rule,
         "seed": trace.seed,
         "device": trace.device,
@@ -204,6 +220,8 @@ def describe(trace: Trace, context: Mapping[str, Any]) -> dict[str, Any]:
                 "n_poison": len(finding.poison),
                 "error": finding.error,
                 "statistics": finding.statistics,
+                "n_suspects": len(finding.suspects),
+                "doubt": finding.doubt,
             }
             for finding in trace.findings
         ],
@@ -281,7 +299,10 @@ def summarise(case: Mapping[str, Any]) -> str:
     if case["verdict"] == "inconclusive" and case.get("reviews"):
         return f"Reviewers cleared every sample that the trace held responsible for {event}."
     if case["verdict"] == "inconclusive":
-        return f"The evidence is too weak to call any sample responsible for {event}; {tested} were tested."
+        said = f"The evidence is too weak to call any sample responsible for {event}; {tested} were tested"
+        if not (n_suspects := case.get("n_suspects")):
+            return f"{said}."
+        return f"{said}. Forgetting {n_suspects:,} samples undoes it, but they may be ordinary."
     return f"No cluster tested responsible for {event}; {tested} were tested."
 
 

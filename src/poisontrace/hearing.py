@@ -37,6 +37,7 @@ class Course:
         is_weak: whether something was seen that is too weak to accuse.
         noisy: the noisy images of the label, if they stand out; judged when all else is, and kept if accused.
         pruned: suspect of each node that was let go, by what unlearning says of it or because it holds one kind.
+        doubted: clusters that were accused and let go because they may be ordinary, and why.
     """
 
     responsible: list[tuple[int, Suspect, float]] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Course:
     is_weak: bool = False
     noisy: Suspect | None = None
     pruned: dict[int, Suspect] = field(default_factory=dict)
+    doubted: list[tuple[Indices, str]] = field(default_factory=list)
 
 
 def hear_noise(context: Context, course: Course) -> None:
@@ -132,8 +134,9 @@ def challenge(context: Context, course: Course) -> None:
     if against < 1:
         course.responsible = [(node, suspect, min(margin, own)) for node, suspect, own in course.responsible]
     else:
-        for node, _, _ in course.responsible:
+        for node, suspect, _ in course.responsible:
             context.tree.decide(node, "pruned", reason)
+            course.doubted.append((suspect.cluster, reason))
         course.is_weak, course.responsible, course.let_go = True, [], [margin]
         hear_whispers(context, course)
         if course.responsible:

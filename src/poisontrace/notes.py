@@ -118,11 +118,11 @@ class Notes:
             "probability": finding.probability,
             "verdict": finding.verdict,
             "statistics": dict(finding.statistics),
+            "doubt": finding.doubt,
         }
         facts_of_event = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-        self.keep(
-            "event", event, {"facts": facts_of_event, "poison": _steps(finding.poison), "scores": scores, **arrays}
-        )
+        found = {"poison": _steps(finding.poison), "suspects": _steps(finding.suspects)}
+        self.keep("event", event, {"facts": facts_of_event, "scores": scores, **found, **arrays})
 
     def read(self, event: bytes, tree: Tree) -> tuple[Finding, NDArray[np.float32]] | None:
         """Return what an event led to and fill its tree; None if that is not known, or the note is not sound.
@@ -132,7 +132,7 @@ class Notes:
             tree: empty.
         """
         form = (self.n,), np.dtype(np.float32)
-        arrays = self.known("event", event, {"facts": None, "poison": None, "scores": form})
+        arrays = self.known("event", event, {"facts": None, "poison": None, "suspects": None, "scores": form})
         if arrays is None:
             return None
         try:
@@ -160,6 +160,8 @@ class Notes:
                 facts["verdict"],
                 self._positions(arrays["poison"]),
                 {str(name): float(value) for name, value in facts["statistics"].items()},
+                self._positions(arrays["suspects"]),
+                str(facts["doubt"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None  # unusable: the search is done again

@@ -48,7 +48,7 @@
   controls.source.parentElement.hidden = sources.length < 2;
   controls.view.parentElement.hidden = !hasPictures;
 
-  const stateOf = (item) => marks.get(item.index)?.decision ?? (item.is_responsible ? "none" : "let go");
+  const stateOf = (item) => marks.get(item.index)?.decision ?? (item.is_responsible || item.is_suspect ? "none" : "let go");
 
   const chosen = () => {
     const query = controls.query.value.trim().toLowerCase();
@@ -101,7 +101,7 @@
 
   const card = (item) => {
     const caption = element("span", { className: "caption" }, element("b", { textContent: item.index }), ` ${item.score.toFixed(3)}`);
-    const node = element("li", { className: "responsible" }, element("img", { src: item.picture, alt: `training sample ${item.index}` }), caption);
+    const node = element("li", { className: item.is_responsible ? "responsible" : "" }, element("img", { src: item.picture, alt: `training sample ${item.index}` }), caption);
     for (const text of [item.id === String(item.index) ? null : item.id, item.source]) {
       if (text) node.append(element("span", { className: "caption id", title: text }, element("bdi", { textContent: text })));
     }

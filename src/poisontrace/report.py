@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from poisontrace import plots, store
 from poisontrace._errors import StoreError
-from poisontrace._types import Trace
+from poisontrace._types import Trace, suspects_of
 from poisontrace.filing import (
     ADDED,
     AT_EVEN_ODDS,
@@ -39,6 +39,8 @@ from poisontrace.filing import (
     read_case,
     read_scores,
     read_sections,
+    read_suspects,
+    rows_of,
 )
 
 # What is said of each event, of the statistics in trace.json.
@@ -64,8 +66,8 @@ SURE = 0.9  # score from which on a sample is counted as a sure one
 def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
     """Write the case folder.
 
-    ``trace.json``, ``poison.csv``, ``scores.npy`` and ``report.html`` are for people and programs; ``exhibits.npz`` is
-    what the report shows, ``coordinates.npz`` what its map and a review need.
+    ``trace.json``, ``poison.csv``, ``suspects.csv`` if there are any, ``scores.npy`` and ``report.html`` are for people
+    and programs; ``exhibits.npz`` is what the report shows, ``coordinates.npz`` what its map and a review need.
 
     Args:
         trace: what to write.
@@ -83,10 +85,9 @@ def save_case(trace: Trace, folder: Path, context: Mapping[str, Any]) -> Path:
     """
     with store.new_folder(folder, "out") as partial:
         store.write_atomically(partial / "trace.json", as_json(describe(trace, context)))
-        names = map(str, trace.poison.tolist()) if trace.ids is None else (trace.ids[row] for row in trace.poison)
-        labels = trace.labels[trace.poison].tolist()
-        rows = dict(zip(trace.poison.tolist(), map(Row, names, labels), strict=True))
-        store.write_atomically(partial / "poison.csv", poison_csv(rows, trace.scores))
+        store.write_atomically(partial / "poison.csv", poison_csv(rows_of(trace, trace.poison), trace.scores))
+        if len(suspects := suspects_of(trace.findings)):
+            store.write_atomically(partial / "suspects.csv", poison_csv(rows_of(trace, suspects), trace.scores))
         np.save(partial / "scores.npy", np.asarray(trace.scores, np.float32))
         kinds = {name: np.int64 if name.endswith("_index") else np.float32 for name in trace.exhibits}
         arrays = {name: np.asarray(trace.exhibits[name], kind) for name, kind in kinds.items()}
@@ -138,7 +139,7 @@ def render(folder: Path, added: Mapping[str, Any] | None = None) -> str:
             f"rows for {wanted[0]} samples and {wanted[1]} responsible ones). {WAY_OUT}"
         )
     try:
-        return page(case, scores, rows, *arrays, sections)
+        return page(case, scores, rows, read_suspects(folder), *arrays, sections)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise StoreError(f"'case' must hold files as poisontrace wrote them (got {reason}). {WAY_OUT}") from error
@@ -177,6 +178,7 @@ def page(
     case: Mapping[str, Any],
     scores: NDArray[Any],
     rows: Mapping[int, Row],
+    suspects: Mapping[int, Row],
     exhibits: Mapping[str, Any],
     coordinates: Mapping[str, Any],
     sections: Mapping[str, Any],
@@ -187,6 +189,7 @@ def page(
         case: content of ``trace.json``.
         scores: of each training sample, (n,).
         rows: the responsible samples by their index.
+        suspects: the suspects by theirs.
         exhibits: content of ``exhibits.npz``.
         coordinates: content of ``coordinates.npz``.
         sections: what was added later, by a key of ``ADDED``.
@@ -199,11 +202,12 @@ def page(
     files = resources.files("poisontrace")
     template = environment.from_string(files.joinpath("report.html.j2").read_text("utf-8"))
     script = files.joinpath("report.js").read_text("utf-8")
-    events, poison, benign = (np.nan_to_num(exhibits.get(name, [])) for name in ("events", "poison", "benign"))
-    poison_index, benign_index = (np.array(exhibits.get(f"{name}_index", []), int) for name in ("poison", "benign"))
+    kinds = "poison", "suspects", "benign"
+    events, poison, suspected, benign = (np.nan_to_num(exhibits.get(name, [])) for name in ("events", *kinds))
+    poison_index, suspects_index, benign_index = (np.array(exhibits.get(f"{name}_index", []), int) for name in kinds)
     is_held = np.isin(poison_index, list(rows))  # a review may have let some go
     poison, poison_index = poison[is_held], poison_index[is_held]
-    is_image = any(len(x) and x.ndim == 4 and x.shape[1] in (1, 2, 3, 4) for x in (events, poison, benign))
+    is_image = any(len(x) and x.ndim == 4 and x.shape[1] in (1, 2, 3, 4) for x in (events, poison, suspected, benign))
     seconds = {name: value for name, value in case["seconds"].items() if value is not None}
     differences = [] if is_image or case.get("texts") else _differences(events, poison, benign)
     columns = dict(enumerate(case.get("columns") or []))
@@ -238,11 +242,13 @@ def page(
         event_values=[[float(event.reshape(-1)[column]) for column in shown] for event in events[:N_EVENTS]],
         poison_images=_gallery(poison, poison_index.tolist(), scores, rows) if is_image else [],
         benign_images=_gallery(benign, benign_index.tolist(), scores, {}) if is_image else [],
-        is_smooth=is_image and max(x.shape[-1] for x in (events, poison, benign) if x.ndim == 4) > 96,
+        is_smooth=is_image and max(x.shape[-1] for x in (events, poison, suspected, benign) if x.ndim == 4) > 96,
+        doubts=list(dict.fromkeys(event["doubt"] for event in case["events"] if event.get("doubt"))),
         differences=differences,
         columns=columns,
         texts=case.get("texts") or {},
-        data=plain(_data(case, scores, rows, exhibits, coordinates, is_image, shown, names)),
+        suspect_images=_gallery(suspected, suspects_index.tolist(), scores, suspects) if is_image else [],
+        data=plain(_data(case, scores, rows, suspects, exhibits, coordinates, is_image, shown, names)),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         added=[(name, *ADDED[name], sections[name]) for name in ADDED if name in sections],
@@ -299,14 +305,15 @@ def _data(
     case: Mapping[str, Any],
     scores: NDArray[Any],
     rows: Mapping[int, Row],
+    suspects: Mapping[int, Row],
     exhibits: Mapping[str, Any],
     coordinates: Mapping[str, Any],
     is_image: bool,
     shown: Sequence[int],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Return what the page's script works on: every responsible sample, and those that a review let go."""
-    listed = dict(rows)
+    """Return what the page's script works on: every responsible sample, suspects, and those that a review let go."""
+    listed = {**suspects, **rows}
     for place, campaign in enumerate(case.get("campaigns") or []):
         ids = dict(
             zip(
@@ -319,7 +326,11 @@ def _data(
             if not 0 <= index < len(scores):
                 raise ValueError(f"sample {index} among {len(scores)}")
             listed.setdefault(index, Row(str(ids.get(index, index)), campaign["label"]))
-    inputs = dict(zip(map(int, exhibits.get("poison_index", [])), exhibits.get("poison", []), strict=True))
+    inputs = {
+        int(index): x
+        for kind in ("suspects", "poison")
+        for index, x in zip(exhibits.get(f"{kind}_index", []), exhibits.get(kind, []), strict=True)
+    }
     texts = dict(case.get("texts", {}).get("poison", []))
     sources, source = coordinates.get("sources"), coordinates.get("source")
     marks = {mark["index"]: mark for mark in case.get("decisions", [])}
@@ -334,6 +345,7 @@ def _data(
                 "score": round(float(scores[index]), 4),
                 "source": None if source is None or sources is None else str(sources[source[index]]),
                 "is_responsible": index in rows,
+                "is_suspect": index in suspects,
                 "picture": _png(inputs[index], THUMBNAIL) if is_image and index in inputs else None,
                 "text": texts.get(index),
                 "values": [float(inputs[index].reshape(-1)[column]) for column in shown] if index in inputs else [],

@@ -116,7 +116,7 @@ def review(case: str | Path, decisions: str | Path) -> Review:
     the decisions that stand, not on how they came about.
 
     Args:
-        case: a case folder that accuses samples, or did before it was reviewed.
+        case: a case folder that accuses or suspects samples, or did before it was reviewed.
         decisions: the file that its report downloads.
 
     Raises:
@@ -126,13 +126,14 @@ def review(case: str | Path, decisions: str | Path) -> Review:
     folder, path = Path(case), Path(decisions)
     try:
         content, rows = filing.read_case(folder)
+        suspects = filing.read_suspects(folder)
         report.render(folder)
         exhibits, arrays = (filing.read_arrays(folder, f"{name}.npz") for name in ("exhibits", "coordinates"))
         sections = filing.read_sections(folder)
     except StoreError as error:
         raise InvalidInputError(str(error)) from error  # the folder named is at fault
     try:
-        done, files = _merged(path, content, rows, exhibits, arrays, sections, filing.read_scores(folder))
+        done, files = _merged(path, content, rows, suspects, exhibits, arrays, sections, filing.read_scores(folder))
     except PoisontraceError:
         raise
     except Exception as error:  # a folder from elsewhere may hold anything
@@ -148,6 +149,7 @@ def _merged(
     path: Path,
     content: dict[str, Any],
     rows: Mapping[int, Row],
+    suspects: Mapping[int, Row],
     exhibits: Mapping[str, Any],
     arrays: dict[str, Any],
     sections: Mapping[str, Any],
@@ -156,6 +158,7 @@ def _merged(
     """Return what a file of decisions changes, and the files of the case as they are then."""
     if rows and "found_0" not in arrays:
         content, arrays = _by_label(content, rows, {**arrays, "scores": scores})
+    content, arrays = _with_suspects(content, suspects, arrays)
     campaigns = _campaigns(content, rows, arrays)
     scores = np.array(arrays["scores"], np.float32) if "scores" in arrays else scores
     if scores.shape != (content["n_samples"],):
@@ -218,7 +221,7 @@ def _merged(
     content["summary"] = filing.summarise(content)
     new_rows = {index: rows.get(index) or Row(known[index], label_of[index]) for index in poison.tolist()}
     text = filing.as_json(content)
-    page = report.page(json.loads(text), scores, new_rows, exhibits, arrays, sections)
+    page = report.page(json.loads(text), scores, new_rows, suspects, exhibits, arrays, sections)
     files = {
         "coordinates.npz": store.npz(arrays),
         "scores.npy": store.npy(scores),
@@ -241,6 +244,29 @@ def _by_label(
         events = [number for number, event in enumerate(content["events"]) if event["label"] == label]
         name = filing.class_name(content["classes"], label)
         campaigns.append({"label": label, "label_name": name, "events": events, "n_poison": len(rows)})
+    return {**content, "campaigns": campaigns}, arrays
+
+
+def _with_suspects(
+    content: Mapping[str, Any], suspects: Mapping[int, Row], arrays: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a case with a campaign for the suspects of each label that has none, which led to nobody yet."""
+    campaigns = list(content.get("campaigns") or [])
+    for label in sorted({row.label for row in suspects.values()} - {campaign["label"] for campaign in campaigns}):
+        place, of_label = len(campaigns), {index: row for index, row in suspects.items() if row.label == label}
+        indices = np.array(sorted(of_label), np.int64)
+        arrays |= {
+            f"found_{place}": indices[:0],
+            f"index_{place}": indices,
+            f"ids_{place}": np.array([of_label[index].id for index in indices.tolist()], np.str_),
+        }
+        events = [
+            number
+            for number, event in enumerate(content["events"])
+            if event["label"] == label and event.get("n_suspects")
+        ]
+        name = filing.class_name(content["classes"], label)
+        campaigns.append({"label": label, "label_name": name, "events": events, "n_poison": 0})
     return {**content, "campaigns": campaigns}, arrays
 
 

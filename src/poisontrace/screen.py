@@ -79,6 +79,8 @@ def print_trace(case: Mapping[str, Any], out: Path) -> None:
         "verdict": case["verdict"],
         "responsible": f"{case['n_poison']:,} of {case['n_samples']:,} training samples",
     }
+    if case.get("n_suspects"):
+        rows["suspects"] = f"{case['n_suspects']:,}, that may be ordinary; they are in {out / 'suspects.csv'}"
     chance = chance_of_error(case)
     if chance is not None:
         rows["error"] = f"{percent(chance)} chance that this verdict is wrong, {AT_EVEN_ODDS}"

@@ -20,7 +20,7 @@ from poisontrace import embedding, paper, unlearning
 from poisontrace._blocks import MEMORY
 from poisontrace._errors import InvalidInputError
 from poisontrace._record import Clock, Indices, Tree
-from poisontrace._types import Finding, Trace, Verdict
+from poisontrace._types import Finding, Trace, Verdict, suspects_of
 from poisontrace.calibration import p_poison
 from poisontrace.campaigns import Campaigns, settled
 from poisontrace.context import Context
@@ -193,7 +193,7 @@ def trace(
         device=device,
         seconds=dict(clock.seconds),
         warnings=tuple(warnings_of(features, findings)),
-        exhibits=exhibits_of(samples, pairs, features, poison, scores, np.stack(nearest), seed),
+        exhibits=exhibits_of(samples, pairs, features, poison, suspects_of(findings), scores, np.stack(nearest), seed),
         ids=_names(samples, "ids"),
         campaigns=tuple(closed),
         coordinates=tuple(coordinates),
@@ -332,7 +332,10 @@ def _follow(context: Context) -> tuple[Finding, NDArray[np.float32]]:
         statistics |= {"event_rise": after.event_rise, "control_rise": after.control_rise}
     statistics |= {"margin": margin, "p_poison": p_poison(margin)}
     probability = float(features.event_logits[context.event].softmax(0)[label])
-    return Finding(label, probability, verdict, poison, statistics), scores
+    doubted = course.doubted if verdict == "inconclusive" else []
+    suspects = np.unique(np.concatenate([own[:0], *(cluster for cluster, _ in doubted)]))
+    doubt = "; ".join(dict.fromkeys(reason for _, reason in doubted))
+    return Finding(label, probability, verdict, poison, statistics, suspects, doubt), scores
 
 
 def _as_certain(own: Indices, poison: Indices, certainty: NDArray[np.float32], *, may_join: bool) -> Indices:
