@@ -139,15 +139,16 @@ def test_a_kind_as_broad_as_relabelled_samples_are_is_in_other_labels_as_well(
 
 
 @pytest.mark.parametrize(
-    ("part", "taken", "told", "harm", "is_accused"),
+    ("part", "taken", "told", "gathered", "harm", "is_accused"),
     [
-        (0.2, 0.8, 3.8, 0.06, True),
-        (0.1, 0.8, 3.8, 0.06, True),
-        (0.07, 0.8, 3.8, 0.06, False),
-        (0.2, 0.6, 3.8, 0.06, False),
-        (0.2, 0.8, 2.8, 0.06, False),
-        (0.2, 0.8, 3.8, 0.88, False),
-        (0.5, 0.8, 3.8, 0.06, False),
+        (0.2, 0.8, 3.8, 0.0, 0.06, True),
+        (0.1, 0.8, 3.8, 0.0, 0.06, True),
+        (0.07, 0.8, 3.8, 0.0, 0.06, False),
+        (0.2, 0.6, 3.8, 0.3, 0.06, False),
+        (0.2, 0.8, 2.8, 0.15, 0.06, False),
+        (0.2, 0.8, 2.8, 0.25, 0.06, True),
+        (0.2, 0.8, 3.8, 0.3, 0.88, False),
+        (0.5, 0.8, 3.8, 0.3, 0.06, False),
     ],
 )
 def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_before(
@@ -156,17 +157,19 @@ def test_a_trigger_may_be_in_every_label_if_its_samples_were_taken_from_the_one_
     part: float,
     taken: float,
     told: float,
+    gathered: float,
     harm: float,
     is_accused: bool,
 ) -> None:
-    """Not so what is like another label but not of it, wrong labels, what ordinary samples suffer with, or half.
+    """Or if they lie together there. Not so what is like another label but not of it, wrong labels, or half.
 
-    Nor what is several times as common in other labels: who plants in all of them plants as much in each.
+    Nor what ordinary samples suffer with, or what is several times as common in other labels: who plants in all of them
+    plants as much in each.
     """
     context = context_of(_features(digits_incident, 0))
     _sees(monkeypatch, share_elsewhere=(0.4, 0.4), diversity=0.0, told_from_others=4.0)
     monkeypatch.setattr(Sight, "taken_from", lambda sight, cluster: (sight.outside[:40], taken))
-    _sees(monkeypatch, told=told)
+    _sees(monkeypatch, told=told, gathered=gathered)
     monkeypatch.setattr(Suspect, "harm", lambda suspect: harm)
 
     against, _, _ = contradicted(context, _suspect(context, context.own[: round(part * len(context.own))]), 1.5)

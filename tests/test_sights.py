@@ -352,6 +352,29 @@ def test_a_trigger_tells_images_from_those_of_other_labels(stamped: tuple[ArrayS
     assert sight.told_in_pixels(STAMPED[:4]) == Sight(stamped[1], 0, sight.indices).told_in_pixels(STAMPED) == 0
 
 
+def test_samples_of_one_kind_lie_together_and_drawn_ones_do_not(stamped: tuple[ArraySet, Features]) -> None:
+    """As a loop over all pairs counts; without images, or among too few, nothing is said."""
+    sight, others = _looking(stamped), np.arange(1, 240, 2)
+    x = stamped[0].inputs(np.arange(240)).reshape(240, -1).double().numpy()
+
+    def counted(cluster: NDArray[np.int64]) -> float:
+        everybody, share = np.concatenate([cluster, others]), 0.0
+        for index in cluster:
+            distance = np.sqrt(((x[everybody] - x[index]) ** 2).sum(1))
+            near = everybody[np.argsort(distance)][1:11]
+            share += np.isin(near, cluster).mean() / len(cluster)
+        chance = (len(cluster) - 1) / (len(everybody) - 1)
+        return max(0.0, (share - chance) / (1 - chance))
+
+    drawn = np.arange(80, 160, 2)
+    assert sight.gathered(STAMPED, others) == pytest.approx(counted(STAMPED), abs=1e-3)
+    assert sight.gathered(drawn, others) == pytest.approx(counted(drawn), abs=0.01)
+    assert sight.gathered(STAMPED, others) > 0.9
+    assert sight.gathered(drawn, others) < 0.1
+    assert sight.gathered(STAMPED[:10], others) == sight.gathered(STAMPED, others[:10]) == 0
+    assert Sight(stamped[1], 0, sight.indices).gathered(STAMPED, others) == 0
+
+
 @pytest.mark.parametrize(
     ("place", "strength", "expected"), [((3, 3), 0.5, 0.5), ((3, 3), 1, 1), ((5, 5), 1, 0)], ids=str
 )

@@ -28,6 +28,7 @@ ONE_SCENE, SEVERAL_SCENES = 0.1, 0.3
 PUT_IN = 2 * TWO_KINDS  # standard deviations from other images, in pixels: natural kinds come to 7, a film to 10
 # Times as often nearest to another label as that one's own samples, and how far from those where the network begins.
 TAKEN, MARKED = 0.7, 3.3
+GATHERED = 0.2  # of all that lie near: wrong labels come to 0, lying scattered among samples of the label they are of
 AS_COMMON = 5.0  # times as common in the median other label as in its own: who plants in all plants as much in each
 LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from another label does hardly any to its own
 # The margin of an accusation that rests on samples having been relabelled and nothing else: where half of the labels
@@ -220,12 +221,16 @@ def _is_broad(context: Context, suspect: Suspect) -> bool:
 def _taken(context: Context, suspect: Suspect) -> float:
     """Return how clearly a suspect was taken from one other label; 0 if not so.
 
-    Not so either if nothing marks it among samples of that label, or if ordinary samples of its own suffer with it.
+    Not so either if nothing marks it among samples of that label, and it does not lie together there, as wrong labels
+    do not; or if ordinary samples of its own suffer with it.
     """
+    sight, cluster = context.sight, suspect.cluster
     if suspect.harm() > LITTLE_HARM:
         return 0.0
-    others, share = context.sight.taken_from(suspect.cluster)
-    return share if share >= TAKEN and context.sight.told(suspect.cluster, others) >= MARKED else 0.0
+    others, share = sight.taken_from(cluster)
+    if share < TAKEN:
+        return 0.0
+    return share if sight.told(cluster, others) >= MARKED or sight.gathered(cluster, others) >= GATHERED else 0.0
 
 
 def _as_wrong_labels(context: Context, suspect: Suspect, clearness: float) -> tuple[float, dict[str, float]]:

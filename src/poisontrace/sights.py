@@ -26,6 +26,7 @@ from poisontrace.spaces import N_FOLDS, Space, leading, principal
 HARDLY = 0.1  # of all other samples: fewer are hardly any
 # Of samples of many labels this share is spread at least so much; of an ordinary kind with some wrong labels hardly.
 BULK, LITTLE_SPREAD = 0.7, 0.35
+N_NEAREST, N_GATHERED = 10, 500  # samples that are near to one, and of a cluster at most that are asked for theirs
 N_ELSEWHERE = 2_000  # samples that stand for all of other labels: a share to within about a hundredth
 
 
@@ -276,6 +277,21 @@ class Sight:
             return 0.0
         space = leading(Blocks.of(torch.cat(pixels), self.features.memory))
         return separate(space, torch.arange(len(space.x)) < len(cluster), max_rounds=1).separation
+
+    def gathered(self, cluster: Indices, others: Indices) -> float:
+        """Return how much a cluster lies together among other training samples, pixel by pixel (decision 0052).
+
+        Of the ``N_NEAREST`` samples nearest to each of it, the share that is of it as well: 0 is what chance comes to,
+        1 is all of them (a test of two samples: Schilling, *Multivariate two-sample tests based on nearest neighbors*,
+        JASA 1986). 0 if they are no images, or too few.
+        """
+        cluster = evenly(cluster, N_GATHERED)
+        if min(len(cluster), len(others)) <= N_NEAREST or (pixels := self.pixels(cluster, others)) is None:
+            return 0.0
+        distances = torch.cdist(pixels[0], torch.cat(pixels)).fill_diagonal_(inf)
+        share = float((distances.topk(N_NEAREST, largest=False).indices < len(cluster)).float().mean())
+        chance = (len(cluster) - 1) / (len(cluster) + len(others) - 1)
+        return max(0.0, (share - chance) / (1 - chance))
 
     def at_home(self, cluster: Indices) -> float:
         """Return how many of a cluster, as a share, look like the rest of its label rather than like other labels.
