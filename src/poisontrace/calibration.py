@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 # What ``fit`` gives on the committed rows; a test fits again.
-INTERCEPT, SLOPE, STEP = -2.651, 3.656, 4.314
+INTERCEPT, SLOPE, STEP = -2.630, 3.642, 4.327
 RANGE = (0.1, 10.0)  # a margin beyond says no more
 
 
