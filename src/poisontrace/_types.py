@@ -1,6 +1,6 @@
 """The nouns of the method: frozen, without behaviour beyond their invariants. Ground truth has no place here."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -95,11 +95,11 @@ class Finding:
         return 1 - p_poison if self.verdict == "poison" else p_poison
 
 
-def suspects_of(findings: Iterable[Finding]) -> NDArray[np.int64]:
+def suspects_of(findings: Sequence[Finding]) -> NDArray[np.int64]:
     """Return the suspects of all events that no other event holds responsible, int64, ascending."""
-    nobody, listed = np.array([], np.int64), list(findings)
-    suspects, poison = ([nobody, *(getattr(one, kind) for one in listed)] for kind in ("suspects", "poison"))
-    return np.setdiff1d(np.concatenate(suspects), np.concatenate(poison))
+    nobody = np.array([], np.int64)
+    suspects = np.concatenate([nobody, *(finding.suspects for finding in findings)])
+    return np.setdiff1d(suspects, np.concatenate([nobody, *(finding.poison for finding in findings)]))
 
 
 @dataclass(frozen=True)

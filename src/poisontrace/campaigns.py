@@ -90,6 +90,6 @@ def settled(findings: list[Finding], campaigns: list[Campaign]) -> list[Finding]
     settled = list(findings)
     for campaign in campaigns:
         for event in campaign.events:
-            changed = replace(settled[event], verdict="poison", poison=campaign.poison)
-            settled[event] = replace(changed, suspects=campaign.poison[:0], doubt="")
+            found = campaign.poison
+            settled[event] = replace(settled[event], verdict="poison", poison=found, suspects=found[:0], doubt="")
     return settled

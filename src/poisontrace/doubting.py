@@ -36,7 +36,6 @@ LITTLE_HARM = 0.25  # of the harm that lets a suspect go; what was taken from an
 SURE_OF_LABELS, CLEAR_OF_LABELS = 1.2, 1.1
 BARELY = 0.5  # of what relabelled samples are spread, by most of them: natural kinds come to 0.39, in broad labels more
 
-
 # How strongly something speaks against an accusation, the reason, and figures of it.
 Answer = tuple[float, str, dict[str, float]]
 
@@ -44,8 +43,8 @@ Answer = tuple[float, str, dict[str, float]]
 def contradicted(context: Context, suspect: Suspect, margin: float) -> Answer:
     """Return how strongly what is ordinary contradicts an accusation, the reason for it, and figures.
 
-    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032, 0044, 0045, 0047 and 0050). The first question
-    that has an answer decides.
+    At least 1 lets the suspect go (decisions 0022, 0028 to 0030, 0032, 0044, 0045, 0047, 0050 and 0052). The first
+    question that has an answer decides.
     """
     accused = _Accused(context, suspect, margin)
     with context.clock.stage("clustering"):
